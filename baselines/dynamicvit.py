@@ -1,0 +1,75 @@
+"""DynamicViT (Rao et al., NeurIPS 2021, https://arxiv.org/abs/2106.02034): a predictor at every stage learns whom to keep.
+
+In training nothing is removed: hard Gumbel-softmax decisions mask the attention, with a gradient. At inference the K
+tokens most likely kept stay. Three extra losses: the keep rate of every stage, and the frozen unreduced model's
+logits and tokens. The backbone stands still first and learns slowly later.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tpbench.downsampler import Downsampler, Output, Probe, Setup, stable_topk
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+@register(
+    "dynamicvit",
+    title="DynamicViT",
+    paper="DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification",
+    venue="NeurIPS",
+    year=2021,
+    url="https://arxiv.org/abs/2106.02034",
+    differs="reduces where the recipe says and not before the block; epochs are the harness's",
+)
+class DynamicViT(Downsampler):
+    teacher = True
+    backbone_lr_scale = 0.01
+    frozen_share = 1 / 6  # the first 5 of 30 epochs
+
+    @dataclass(frozen=True)
+    class Config:
+        rate_weight: float = 2.0
+        logits_weight: float = 0.5
+        tokens_weight: float = 0.5
+
+    def __init__(self, setup: Setup, config: Config | None = None):
+        super().__init__(setup, config)
+        c = setup.width
+        self.local = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, c), nn.GELU())
+        self.decide = nn.Sequential(
+            nn.Linear(c, c // 2), nn.GELU(), nn.Linear(c // 2, c // 4), nn.GELU(), nn.Linear(c // 4, 2), nn.LogSoftmax(dim=-1)
+        )
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
+        scores = self.predict(tokens.body, alive)
+        if not self.training:
+            return tokens.keep(stable_topk(scores[..., 0], self.setup.k).sort(dim=1).values)
+        kept = F.gumbel_softmax(scores.float(), hard=True)[..., 0] * alive
+        off = (kept.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
+        rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
+        return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})
+
+    def predict(self, body: Tensor, alive: Tensor) -> Tensor:
+        """Log-probabilities of (keep, drop): body [B, N, C], alive [B, N] -> [B, N, 2] (eqs. 2-5)."""
+        own, shared = self.local(body).chunk(2, dim=-1)
+        weight = (alive / alive.sum(dim=1, keepdim=True).clamp(min=1e-6)).to(shared.dtype)[:, :, None]
+        shared = (shared * weight).sum(dim=1, keepdim=True).expand_as(own)
+        return self.decide(torch.cat([own, shared], dim=-1))
+
+    def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
+        logits = F.kl_div(
+            F.log_softmax(out.logits.float(), dim=-1), F.log_softmax(teacher.logits.float(), dim=-1), reduction="batchmean", log_target=True
+        )
+        kept = out.tokens.alive.detach()
+        off = (out.tokens.body.float() - teacher.tokens.body.float()).square().mean(dim=-1)
+        features = (off * kept).sum() / kept.sum().clamp(min=1)
+        return {"teacher_logits": self.config.logits_weight * logits, "teacher_tokens": self.config.tokens_weight * features}
+
+    def macs(self) -> int:
+        c = self.setup.width
+        return self.setup.tokens * (c * c + c * (c // 2) + (c // 2) * (c // 4) + (c // 4) * 2)

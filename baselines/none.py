@@ -1,0 +1,13 @@
+"""The unreduced model: the reference of every comparison, trained as long as the others."""
+
+from tpbench.downsampler import Downsampler, Probe
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+@register("none", title="Unreduced model", unreduced=True)
+class Unreduced(Downsampler):
+    reduces = False
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        return tokens

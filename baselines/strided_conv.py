@@ -1,0 +1,46 @@
+"""Strided convolution on the token grid, the learned fixed downsampling of pyramid transformers.
+
+Depthwise, as the pooling layer of PiT (Heo et al., ICCV 2021, https://arxiv.org/abs/2103.16302). Kernel and stride
+follow from the two grids; the kernel starts as an average, so that an untrained one pools.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from baselines.avgpool import GridPooling
+from tpbench.downsampler import Probe, Setup
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+@register(
+    "strided_conv",
+    title="Strided convolution",
+    paper="Rethinking Spatial Dimensions of Vision Transformers",
+    venue="ICCV",
+    year=2021,
+    url="https://arxiv.org/abs/2103.16302",
+    count="at_most",
+    differs="width stays as it is; the class token passes through; Token Pooling does not state its baseline's kernel",
+)
+class StridedConv(GridPooling):
+    @dataclass(frozen=True)
+    class Config:
+        depthwise: bool = True
+
+    def __init__(self, setup: Setup, config: Config | None = None):
+        super().__init__(setup, config)
+        stride = tuple(source // target for source, target in zip(setup.grid, self.target))
+        kernel = tuple(s - (t - 1) * step for s, t, step in zip(setup.grid, self.target, stride))
+        groups = setup.width if self.config.depthwise else 1
+        self.conv = nn.Conv2d(setup.width, setup.width, kernel, stride, groups=groups)
+        nn.init.zeros_(self.conv.bias)
+        if self.config.depthwise:
+            nn.init.constant_(self.conv.weight, 1 / (kernel[0] * kernel[1]))
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        return self.from_grid(tokens, self.conv(self.on_grid(tokens)))
+
+    def macs(self) -> int:
+        return self.setup.k * self.conv.weight.numel()

@@ -1,0 +1,24 @@
+"""Top-K by the class token's attention, mean over heads: the selection rule of EViT without its fused token.
+
+EViT: Liang et al., ICLR 2022, https://arxiv.org/abs/2202.07800.
+"""
+
+from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+@register(
+    "topk_cls",
+    title="Top-K by class attention",
+    paper="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations (selection only)",
+    venue="ICLR",
+    year=2022,
+    url="https://arxiv.org/abs/2202.07800",
+    differs="the dropped tokens are not fused into one",
+)
+class TopKClass(Downsampler):
+    needs = Needs.CLS
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        return tokens.keep(stable_topk(probe.cls, self.setup.k).sort(dim=1).values)

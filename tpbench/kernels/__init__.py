@@ -1,0 +1,1 @@
+"""Fused operations beside their plain PyTorch definitions."""

@@ -1,0 +1,123 @@
+"""Attention that also says how much attention every token received.
+
+Shapes: B images, H heads, N tokens (prefix included), D head width. Attention is softmax(q k^T scale + bias) v;
+`received` is its column sum over the N queries, mean over heads: [B, N] float32, the diagonal apart as `own`.
+It carries no gradient: significance scores choose tokens, they are not learned through.
+Two custom operators, each with a fake and a FLOP formula: the scores alone beside a fused attention, and on a CPU
+both in one pass, a few images at a time so that the scores stay in the cache and [B, H, N, N] never exists.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+CACHE_SCORES = 2**18  # scores at a time on a CPU: 1 MiB of float32
+DEVICE_SCORES = 2**28  # scores at a time elsewhere: 1 GiB of float32
+
+
+def attention_with_received(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, H, N, D], bias [B, 1, 1, N] or None -> out [B, H, N, D], received [B, N], own [B, N]."""
+    inference = not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+    if q.device.type == "cpu" and inference and dropout == 0.0:
+        return torch.ops.tpbench.attend_and_receive(q, k, v, bias, scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+    received, own = torch.ops.tpbench.receive(q.detach(), k.detach(), None if bias is None else bias.detach(), scale)
+    return out, received, own
+
+
+def extra_pass(device: torch.device) -> bool:
+    """Whether inference on this device computes the scores a second time to learn the attention received."""
+    return device.type != "cpu"
+
+
+def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """The first token's row of the attention, mean over heads: [B, N] float32."""
+    scores = (q[:, :, :1].detach() @ k.detach().transpose(-2, -1)).float() * scale
+    scores = scores if bias is None else scores + bias.detach()
+    return scores.softmax(dim=-1).mean(dim=1)[:, 0]
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float) -> Tensor:
+    """Attention to key j multiplied by alive [B, N], a token always seeing itself (DynamicViT, eq. 11).
+
+    Multiplied and not biased by its logarithm, so that gradients reach alive where it is 0. [B, H, N, D].
+    """
+    scores = (q @ k.transpose(-2, -1)).float() * scale
+    own = torch.eye(alive.shape[1], device=alive.device, dtype=scores.dtype)
+    visible = alive[:, None, None, :].to(scores.dtype)
+    visible = visible + (1 - visible) * own
+    weight = (scores - scores.amax(dim=-1, keepdim=True).detach()).exp() * visible
+    return (weight / weight.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
+
+
+@torch.library.custom_op("tpbench::receive", mutates_args=())
+def receive(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention received [B, N] and its diagonal [B, N], from the scores alone."""
+    batch, heads, n, _ = q.shape
+    received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
+    for part in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale)
+        _column_sums(attention, received[part], own[part])
+    return received, own
+
+
+@torch.library.custom_op("tpbench::attend_and_receive", mutates_args=())
+def attend_and_receive(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention's output [B, H, N, D] with the attention received [B, N] and its diagonal [B, N], in one pass."""
+    batch, heads, n, width = q.shape
+    out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
+    received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
+    for part in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale)
+        out[part] = attention @ v[part]
+        _column_sums(attention, received[part], own[part])
+    return out, received, own
+
+
+def _chunks(q: Tensor) -> list[slice]:
+    batch, heads, n, _ = q.shape
+    step = max(1, (CACHE_SCORES if q.device.type == "cpu" else DEVICE_SCORES) // (heads * n * n))
+    return [slice(start, start + step) for start in range(0, batch, step)]
+
+
+def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    scores = (q * scale) @ k.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
+
+
+def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:
+    heads = attention.shape[1]
+    received.copy_(attention.sum(dim=(1, 2), dtype=torch.float32) / heads)
+    own.copy_(attention.diagonal(dim1=-2, dim2=-1).sum(dim=1, dtype=torch.float32) / heads)
+
+
+@receive.register_fake
+def _(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    sums = q.new_empty(q.shape[0], q.shape[2], dtype=torch.float32)
+    return sums, torch.empty_like(sums)
+
+
+@attend_and_receive.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+    batch, heads, n, _ = q.shape
+    sums = q.new_empty(batch, n, dtype=torch.float32)
+    return q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2), sums, torch.empty_like(sums)
+
+
+@register_flop_formula(torch.ops.tpbench.receive)
+def _receive_flops(q, k, *args, **kwargs) -> int:  # noqa: ANN001, ARG001
+    batch, heads, n, width = q
+    return 2 * batch * heads * n * n * width
+
+
+@register_flop_formula(torch.ops.tpbench.attend_and_receive)
+def _attend_flops(q, k, v, *args, **kwargs) -> int:  # noqa: ANN001, ARG001
+    batch, heads, n, width = q
+    return 2 * batch * heads * n * n * (width + v[-1])

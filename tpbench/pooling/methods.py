@@ -1,0 +1,128 @@
+"""Token Pooling: K-Means, K-Medoids and their weighted forms (Marin et al., arXiv 2110.03860, WACV 2023).
+
+The paper leaves open whether the token's attention to itself counts, where the clustering starts, what a cluster is
+replaced by, and whether tokens are normalised first. Each is a knob here; its default is the likeliest reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from tpbench.pooling import cluster
+from tpbench.registry import register
+from tpbench.tokens import Tokens, segment_sum
+
+
+class TokenPooling(Downsampler):
+    """Cluster the body tokens, weighted by the attention each receives, and keep one token for each cluster."""
+
+    needs = Needs.RECEIVED
+    weighted: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Config:
+        iterations: int = 5
+        init: Literal["topk", "grid", "random"] = "topk"
+        own: bool = True  # whether the attention a token pays to itself counts as received
+        normalise: bool = False  # cluster directions instead of tokens
+
+    def significance(self, probe: Probe) -> Tensor:
+        """[B, N] float32: attention received (PoWER-BERT's significance score)."""
+        received = probe.received if self.config.own else probe.received - probe.own
+        return received.clamp(min=0)
+
+    def clustering(self, tokens: Tokens, probe: Probe) -> tuple[Tensor, Tensor, Tensor]:
+        """What to cluster [B, N, C], by which weights [B, N], from which tokens [B, K]."""
+        significance = self.significance(probe)
+        weight = significance if self.weighted else torch.ones_like(significance)
+        points = F.normalize(tokens.body.float(), dim=-1) if self.config.normalise else tokens.body
+        if self.config.init == "topk":  # by significance for the unweighted forms too
+            return points, weight, stable_topk(significance, self.setup.k)
+        return points, weight, cluster.initial(self.config.init, weight, self.setup.k)
+
+    def pair_macs(self) -> int:
+        """The inner products of all pairs, and one multiply-add for each pair and iteration."""
+        n = self.setup.tokens
+        return n * n * (self.setup.width + self.config.iterations)
+
+
+@register(
+    "wkmedoids",
+    title="Token Pooling, weighted K-Medoids",
+    paper="Token Pooling in Vision Transformers for Image Classification",
+    venue="WACV",
+    year=2023,
+    url="https://arxiv.org/abs/2110.03860",
+    differs="placement, start and diagonal are not stated in the paper: after attention, top-K by significance, diagonal in",
+)
+class WeightedKMedoids(TokenPooling):
+    """Each cluster is replaced by its medoid, so that the kept tokens are a subset of the tokens."""
+
+    @dataclass(frozen=True)
+    class Config(TokenPooling.Config):
+        output: Literal["medoid", "mean", "weighted_mean"] = "medoid"
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        points, weight, first = self.clustering(tokens, probe)
+        medoids, assignment = cluster.kmedoids(points, weight, self.setup.k, self.config.iterations, first)
+        if self.config.output == "medoid":
+            return tokens.keep(medoids, segment_sum(tokens.size, assignment, self.setup.k))
+        return tokens.merge(assignment, self.setup.k, weight if self.config.output == "weighted_mean" else None)
+
+    def macs(self) -> int:
+        return self.pair_macs()
+
+
+@register(
+    "kmedoids",
+    title="Token Pooling, K-Medoids",
+    paper="Token Pooling in Vision Transformers for Image Classification",
+    venue="WACV",
+    year=2023,
+    url="https://arxiv.org/abs/2110.03860",
+    differs="as wkmedoids; every token weighs the same, the start is still top-K by significance",
+)
+class KMedoids(WeightedKMedoids):
+    weighted = False
+
+
+@register(
+    "wkmeans",
+    title="Token Pooling, weighted K-Means",
+    paper="Token Pooling in Vision Transformers for Image Classification",
+    venue="WACV",
+    year=2023,
+    url="https://arxiv.org/abs/2110.03860",
+    differs="as wkmedoids; the iterations run on inner products, with the same iterates",
+)
+class WeightedKMeans(TokenPooling):
+    """Each cluster is replaced by its centre, the weighted mean of its members."""
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        points, weight, first = self.clustering(tokens, probe)
+        centres, assignment = cluster.kmeans(points, weight, self.setup.k, self.config.iterations, first)
+        if self.config.normalise:  # centres of directions are no tokens: average the tokens themselves
+            return tokens.merge(assignment, self.setup.k, weight)
+        return tokens.with_body(centres, segment_sum(tokens.size, assignment, self.setup.k))
+
+    def macs(self) -> int:
+        return self.pair_macs() + self.setup.k * self.setup.tokens * self.setup.width
+
+
+@register(
+    "kmeans",
+    title="Token Pooling, K-Means",
+    paper="Token Pooling in Vision Transformers for Image Classification",
+    venue="WACV",
+    year=2023,
+    url="https://arxiv.org/abs/2110.03860",
+    differs="as wkmeans; every token weighs the same, the start is still top-K by significance",
+)
+class KMeans(WeightedKMeans):
+    weighted = False

@@ -1,0 +1,129 @@
+"""Recipes: everything that decides a result, as frozen values. The command line only picks one.
+
+A recipe is a function `recipe() -> Recipe` in `tpbench/recipes/NAME.py` or in a file of the user's. Its module
+docstring opens with the command, the machine, the time and the numbers to expect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import pkgutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpbench.errors import UsageError
+from tpbench.registry import nearest
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where images come from and how they are prepared.
+
+    source: "digits" (scikit-learn's), "parquet" (train.parquet and test.parquet of encoded images under root), or any
+    timm data set name ("torch/cifar100", "hfds/...", "wds/...", "" for an ImageFolder) with its root.
+    """
+
+    source: str = "digits"
+    root: str = ""
+    image_size: int = 16  # pixels; smaller or larger images are resized
+    channels: int = 3
+    classes: int = 10
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    validation: float = 0.08  # share of the training side set apart for choosing anything
+    shift: int = 0  # random shift of every training image, pixels (data held in memory)
+    flip: bool = False  # random horizontal flip of every training image (data held in memory)
+    transform: dict[str, Any] = field(default_factory=dict)  # timm.data.create_transform (timm data sets)
+    loader_processes: int = 0  # timm data sets
+    train_limit: int | None = None  # images, for cut-down recipes
+    test_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Optim:
+    """One training run. Learning rates are as given, not scaled by the batch."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 32  # images per optimiser step, over all ranks and accumulation steps
+    optimizer: str = "adamw"  # any of timm's
+    weight_decay: float = 0.05
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+    clip: float = 1.0  # gradient norm; 0 is off
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float | None = None  # decay of the averaged weights that are then evaluated
+    accumulation: int = 1
+    zero_stage: int = 0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a model's speed is sampled. Reduced and unreduced models take turns, sample by sample."""
+
+    batch_sizes: tuple[int, ...] = (1, 32)
+    repeats: int = 30
+    warmup: int = 5
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One benchmark: the whole truth about what is trained, reduced and measured."""
+
+    name: str
+    model: str  # a timm model name
+    data: Data
+    base: Optim
+    finetune: Optim
+    schedules: tuple[str, ...]
+    model_args: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
+    site: str = "mid"  # mid | end: where in the named blocks every method reduces
+    knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by method
+    seeds: int = 2
+    dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
+    workers: int = 1  # one-thread processes side by side (CPU)
+    measure: Measure = Measure()
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with any line that can change a result."""
+        truth = {name: value for name, value in asdict(self).items() if name not in ("seeds", "workers", "schedules")}
+        return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def names() -> list[str]:
+    """The packaged recipes."""
+    import tpbench.recipes
+
+    return sorted(module.name for module in pkgutil.iter_modules(tpbench.recipes.__path__))
+
+
+def load(name: str) -> Recipe:
+    """A packaged recipe by name, or the recipe in a Python file by path."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"recipe file {name} does not exist")
+        spec = importlib.util.spec_from_file_location(f"tpbench_recipe_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UsageError(f"recipe file {name} is broken: {type(error).__name__}: {error}") from error
+    elif name in names():
+        module = importlib.import_module(f"tpbench.recipes.{name}")
+    else:
+        raise UsageError(f"unknown recipe {name!r}; {nearest(name, names())}")
+    made = module.recipe() if hasattr(module, "recipe") else None
+    if not isinstance(made, Recipe):
+        raise UsageError(f"recipe {name} has no function recipe() that returns a Recipe")
+    return made

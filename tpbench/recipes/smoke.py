@@ -1,0 +1,25 @@
+"""The digits recipe cut down until it only shows that everything works.
+
+    python -m tpbench run --recipe smoke --methods all
+
+Machine: 2 CPU cores, under a minute. The accuracies mean nothing.
+"""
+
+from dataclasses import replace
+
+from tpbench.recipe import Measure, Optim, Recipe
+from tpbench.recipes import digits
+
+
+def recipe() -> Recipe:
+    whole = digits.recipe()
+    return replace(
+        whole,
+        name="smoke",
+        data=replace(whole.data, train_limit=320, test_limit=100),
+        base=Optim(epochs=2, lr=2e-3),
+        finetune=Optim(epochs=1, lr=5e-4),
+        schedules=("0.5@0,1,2",),
+        seeds=1,
+        measure=Measure(batch_sizes=(1, 32), repeats=10, warmup=2),
+    )

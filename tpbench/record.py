@@ -1,0 +1,113 @@
+"""Records: one small JSON file for every cell (method, schedule, seed) on one machine. No torch, no pandas.
+
+    OUT/records/MACHINE/METHOD_SCHEDULE_seedS.json   what was measured; committed
+    OUT/tables, OUT/figures                          made from records alone, one set per machine
+    OUT/work/                                        base weights, checkpoints, this checkout's host id; never committed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpbench.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass
+class Record:
+    """One cell. Seconds, bytes, multiply-adds and shares in [0, 1]; nothing is rounded here.
+
+    metrics is what a rerun must reproduce: {"off_the_shelf_top1", "off_the_shelf_loss", "fine_tuned_top1",
+    "fine_tuned_loss", the same for "validation_...", ...}; top1 are shares, not percent.
+    tokens: {"blocks": [...], "requested": [...], "achieved": [...], "after_block": [...]}.
+    macs: {"total", "unreduced", "reducers", "closed_form", "layers": [{"name", "macs"}]}, per image.
+    latency: batch size -> {"reduced": [seconds], "unreduced": [seconds]}, raw samples taken in turns.
+    """
+
+    recipe: str
+    recipe_digest: str
+    machine: str
+    method: str
+    schedule: str
+    seed: int
+    title: str = ""
+    count: str = "exact"
+    unreduced: bool = False
+    site: str = "mid"
+    config: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    macs: dict[str, Any] = field(default_factory=dict)
+    layers_seconds: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)  # images, epochs, seconds, loss per epoch
+    evaluation: dict[str, int] = field(default_factory=dict)  # images
+    data: dict[str, Any] = field(default_factory=dict)  # source, fingerprint, images per part
+    environment: dict[str, Any] = field(default_factory=dict)
+    git: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.method}_{slug(self.schedule)}_seed{self.seed}.json"
+
+
+def slug(text: str) -> str:
+    """Letters, digits, dots and dashes only: "0.7@3,6,9" becomes "0.7-at-3-6-9"."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("@", " at ")).strip("-").lower()
+
+
+def read(path: Path) -> Record:
+    """A record from its file. Corrupt files and other schema versions are refused by name."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise UsageError(f"record {path} has schema {values['schema']}, this version reads {SCHEMA}")
+        return Record(**values)
+    except UsageError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"record {path} is corrupt ({type(error).__name__}: {error}); delete it to measure its cell again") from error
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record whole or not at all."""
+    replace_text(path, json.dumps(asdict(record), indent=1) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step, so that a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Every record under a results folder, in the order of their paths."""
+    if not (folder / "records").is_dir():
+        raise UsageError(f"{folder} holds no records")
+    return [read(path) for path in sorted((folder / "records").glob("*/*.json"))]
+
+
+def host_id(work: Path) -> str:
+    """Four hexadecimal digits kept in the work folder: two checkouts on equal machines never mix their records."""
+    path = work / "host-id"
+    if not path.exists():
+        replace_text(path, secrets.token_hex(2) + "\n")
+    return path.read_text(encoding="utf-8").strip()

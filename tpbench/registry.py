@@ -1,0 +1,160 @@
+"""The register of methods: who they are (read without importing anything) and, when needed, their classes.
+
+A method file says `@register("name", paper="...", ...)` over its class, in literals. `catalogue()` reads these cards
+from the source, so listing costs no import of torch; `discover()` imports the files and checks each against its card.
+Files are found through the entry-point group `tpbench.methods`, each entry naming a module or a package of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from tpbench.downsampler import Downsampler
+
+GROUP = "tpbench.methods"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method says of itself."""
+
+    name: str
+    title: str
+    count: str = "exact"  # exact | at_most: how requested tokens are met
+    paper: str = ""
+    venue: str = ""
+    year: int = 0
+    url: str = ""
+    differs: str = ""  # where the implementation departs from the paper, and why
+    module: str = ""
+    unreduced: bool = False  # the baseline itself
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A method file that could not be read or imported, and why."""
+
+    module: str
+    reason: str
+
+
+_classes: dict[str, type[Downsampler]] = {}
+_cards: dict[str, Card] = {}
+
+
+def register(name: str, **card: str | int | bool) -> Callable[[type[Downsampler]], type[Downsampler]]:
+    """Class decorator: enter a Downsampler under a name. A second class of the same name is refused."""
+
+    def enter(cls: type[Downsampler]) -> type[Downsampler]:
+        known = _classes.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"method {name!r} is defined twice: in {known.__module__} and in {cls.__module__}")
+        _classes[name] = cls
+        _cards[name] = Card(name=name, module=cls.__module__, **card)
+        cls.name = name
+        return cls
+
+    return enter
+
+
+def catalogue() -> tuple[dict[str, Card], list[Broken]]:
+    """Every method's card by name, in order of the files, without importing them; and what could not be read."""
+    cards: dict[str, Card] = {}
+    broken: list[Broken] = []
+    for module, path in _files():
+        try:
+            for card in _read_cards(module, path):
+                if card.name in cards:
+                    broken.append(Broken(module, f"method {card.name!r} is already defined in {cards[card.name].module}"))
+                cards.setdefault(card.name, card)
+        except (SyntaxError, ValueError, TypeError, OSError) as error:
+            broken.append(Broken(module, str(error)))
+    return dict(sorted(cards.items(), key=lambda item: (not item[1].unreduced, item[0]))), broken
+
+
+def discover() -> dict[str, type[Downsampler]]:
+    """Import every method file and return the classes by name; a broken file is fatal and named."""
+    cards, broken = catalogue()
+    for module, _ in _files():
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            broken.append(Broken(module, f"{type(error).__name__}: {error}"))
+    broken += [Broken(c.module, f"{c.name!r} is on its card but was not registered") for c in cards.values() if c.name not in _classes]
+    if broken:
+        raise UsageError("; ".join(f"method file {b.module} is broken: {b.reason}" for b in dict.fromkeys(broken)))
+    return {name: _classes[name] for name in cards}
+
+
+def method(name: str) -> type[Downsampler]:
+    """The class registered under a name. Imports only the file whose card carries it."""
+    if name not in _classes:
+        card = select([name])[0]
+        try:
+            importlib.import_module(card.module)
+        except Exception as error:
+            raise UsageError(f"method file {card.module} is broken: {type(error).__name__}: {error}") from error
+    return _classes[name]
+
+
+def select(names: str | Iterable[str]) -> list[Card]:
+    """The cards of "all" or of some names, the unreduced model first; an unknown name is refused with the nearest ones."""
+    cards, broken = catalogue()
+    if names == "all":
+        if broken:
+            raise UsageError("; ".join(f"method file {b.module} is broken: {b.reason}" for b in broken))
+        return list(cards.values())
+    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    for name in wanted:
+        if name not in cards and name not in _cards:
+            raise UsageError(f"unknown method {name!r}; {nearest(name, cards)}")
+    return [cards.get(name) or _cards[name] for name in dict.fromkeys(wanted)]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A phrase that names what the caller may have meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def _files() -> Iterator[tuple[str, Path]]:
+    """(module, source file) of every module that the entry points name, packages opened, nothing imported."""
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    if not entries:
+        raise UsageError("no methods are installed: run `python -m pip install -e .` in the checkout")
+    seen: set[str] = set()
+    for entry in entries:
+        spec = importlib.util.find_spec(entry.value)
+        if spec is None or spec.origin is None:
+            raise UsageError(f"entry point {entry.name!r} names {entry.value!r}, which cannot be found")
+        if spec.submodule_search_locations is None:
+            found = [(entry.value, Path(spec.origin))]
+        else:
+            folders = [Path(folder) for folder in spec.submodule_search_locations]
+            found = [(f"{entry.value}.{path.stem}", path) for folder in folders for path in sorted(folder.glob("[!_]*.py"))]
+        for module, path in found:
+            if module not in seen:
+                seen.add(module)
+                yield module, path
+
+
+def _read_cards(module: str, path: Path) -> Iterator[Card]:
+    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "register":
+                fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
+                yield Card(name=ast.literal_eval(decorator.args[0]), module=module, **fields)

@@ -1,0 +1,98 @@
+"""Tokens: the one value that flows through the blocks.
+
+Shapes: B images, P prefix tokens (class, distillation, registers), N body tokens (patches or what became of
+them), K body tokens after a step, C width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Tokens:
+    """Prefix and body tokens of a batch, with what each body token stands for.
+
+    x      [B, P + N, C]  prefix tokens first; they are never reduced
+    prefix P
+    size   [B, N] float32, patches each body token stands for (1 after pruning, more after merging)
+    grid   (rows, columns) while the body tokens lie on a full grid in row order, else None
+    alive  [B, N] in [0, 1] or None: padding, or a differentiable keep decision; 0 is invisible to the others
+    aux    loss terms met on the way, by name: scalars
+    """
+
+    x: Tensor
+    prefix: int
+    size: Tensor
+    grid: tuple[int, int] | None = None
+    alive: Tensor | None = None
+    aux: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def body(self) -> Tensor:
+        """[B, N, C]"""
+        return self.x[:, self.prefix :]
+
+    @property
+    def count(self) -> int:
+        """N: body tokens per image."""
+        return self.x.shape[1] - self.prefix
+
+    def with_body(self, body: Tensor, size: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
+        """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches."""
+        x = torch.cat([self.x[:, : self.prefix], body], dim=1)
+        return replace(self, x=x, size=size, grid=grid, alive=None)
+
+    def keep(self, index: Tensor, size: Tensor | None = None) -> Tokens:
+        """Prune: keep the body tokens index [B, K] int64, in that order.
+
+        size [B, K] says what the kept tokens stand for when the others were absorbed; by default each keeps its own.
+        """
+        prefix = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
+        x = rows(self.x, torch.cat([prefix, index + self.prefix], dim=1))
+        alive = None if self.alive is None else self.alive.gather(1, index)
+        size = self.size.gather(1, index) if size is None else size
+        return replace(self, x=x, size=size, grid=None, alive=alive)
+
+    def merge(self, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tokens:
+        """Pool: body tokens with the same assignment [B, N] int64 in [0, k) become their weighted mean, sizes added.
+
+        weight [B, N] >= 0 defaults to the sizes. Every one of the k clusters needs a member; where the weights of
+        all members are 0, the members count equally.
+        """
+        weight = self.size if weight is None else weight
+        body = segment_mean(self.body, weight, assignment, k)
+        return self.with_body(body, segment_sum(self.size, assignment, k))
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, N, C], index [B, K] int64 -> [B, K, C]: copies whole rows, several times faster on a CPU than gather."""
+    batch, n, width = x.shape
+    flat = index + torch.arange(batch, device=index.device)[:, None] * n
+    return x.reshape(batch * n, width).index_select(0, flat.reshape(-1)).view(batch, -1, width)
+
+
+def segment_sum(value: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """value [B, N] summed per cluster: [B, k], in the order of the tokens."""
+    return value.new_zeros(value.shape[0], k).scatter_add_(1, assignment, value)
+
+
+def segment_mean(x: Tensor, weight: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """Weighted mean of x [B, N, C] per cluster, in float32 or better: [B, k, C] in x's dtype.
+
+    Clusters whose members all weigh 0 take their plain mean; clusters without members are 0.
+    """
+    batch, _, width = x.shape
+    exact = torch.promote_types(x.dtype, torch.float32)
+    weight = weight.to(exact)
+    total = segment_sum(weight, assignment, k)
+    weight = torch.where(total.gather(1, assignment) > 0, weight, torch.ones_like(weight))
+    total = segment_sum(weight, assignment, k)
+    share = weight / total.gather(1, assignment)
+    flat = (assignment + torch.arange(batch, device=x.device)[:, None] * k).reshape(-1)
+    weighted = (x.to(exact) * share[:, :, None]).reshape(-1, width)
+    mean = weighted.new_zeros(batch * k, width).index_add_(0, flat, weighted)
+    return mean.view(batch, k, width).to(x.dtype)
