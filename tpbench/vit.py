@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import timm
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, build_sincos2d_pos_embed
 from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -66,6 +67,22 @@ def reduce(
     where = next(model.parameters())
     reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
     return TokenViT.around(model, reducers, requested, Site(site))
+
+
+def create(name: str, args: dict[str, Any], pretrained: bool = False, sincos: float | None = None) -> VisionTransformer:
+    """A timm model by name; an unknown one is refused with the nearest names.
+
+    sincos is the temperature of a 2-D sine-cosine start of the learned position embedding.
+    """
+    if not timm.is_model(name):
+        raise UsageError(f"unknown model {name!r}; {registry.nearest(name, timm.list_models(module='vision_transformer'))}")
+    model = timm.create_model(name, pretrained=pretrained, **args)
+    if sincos is not None:
+        table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)
+        with torch.no_grad():
+            model.pos_embed.zero_()
+            model.pos_embed[0, -len(table) :] = table.to(model.pos_embed)
+    return model
 
 
 def plan(
@@ -163,13 +180,16 @@ class TokenBlock(Block):
 
     reducer: Downsampler | None
     site: Site
+    prefix: int
     weighted: bool  # whether keys count as often as the patches they stand for
 
     @classmethod
-    def around(cls, block: Block, reducer: Downsampler | None, site: Site, weighted: bool) -> TokenBlock:
+    def around(
+        cls, block: Block, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool
+    ) -> TokenBlock:
         adopted = adopt(cls, block)
         adopted.attn = adopt(ProbedAttention, block.attn)
-        adopted.site, adopted.weighted, adopted.reducer = site, weighted, reducer
+        adopted.site, adopted.prefix, adopted.weighted, adopted.reducer = site, prefix, weighted, reducer
         return adopted
 
     def forward(self, tokens: Tokens) -> Tokens:
@@ -219,7 +239,8 @@ class TokenViT(VisionTransformer):
         adopted = adopt(TokenViTDistilled if isinstance(model, VisionTransformerDistilled) else TokenViT, model)
         by_block = {reducer.setup.block: reducer for reducer in reducers}
         weighted = any(reducer.weighted_attention for reducer in reducers)
-        blocks = [TokenBlock.around(b, by_block.get(i), site, weighted) for i, b in enumerate(model.blocks)]
+        prefix = model.num_prefix_tokens
+        blocks = [TokenBlock.around(b, by_block.get(i), site, prefix, weighted) for i, b in enumerate(model.blocks)]
         adopted.blocks = nn.Sequential(*blocks)
         adopted.requested, adopted.site = requested, site
         return adopted

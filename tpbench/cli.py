@@ -1,0 +1,180 @@
+"""The command line: run, profile, report, list. Few flags; everything else is a line of the recipe.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
+run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from tpbench.errors import CellFailed, UsageError
+
+DONE, FAILED, WRONG = 0, 1, 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # must stand before torch is loaded
+    try:
+        arguments = parser().parse_args(words)
+        return arguments.verb(arguments)
+    except (UsageError, CellFailed) as error:
+        return say(error, WRONG if isinstance(error, UsageError) else FAILED)
+    except KeyboardInterrupt:
+        return say("interrupted; finished cells are kept, the same command continues", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
+            raise
+        return say(f"cannot write {error.filename or 'results'}: {error.strerror}", FAILED if error.errno == errno.ENOSPC else WRONG)
+
+
+def say(what: object, code: int) -> int:
+    print(f"tpbench: {what}", file=sys.stderr)
+    return code
+
+
+def parser() -> Parser:
+    from tpbench import __version__
+
+    top = Parser(prog="tpbench", description="Benchmark token reduction in vision transformers under one harness.")
+    top.add_argument("--version", action="version", version=f"tpbench {__version__}")
+    verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+
+    run = _verb(verbs, "run", do_run, "train, evaluate and measure every method x schedule x seed, and write the tables",
+                "tpbench run --recipe smoke --methods wkmedoids,topk")  # fmt: skip
+    run.add_argument("--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file")
+    run.add_argument("--methods", default="all", help="all (default), or names separated by commas; see `tpbench list`")
+    run.add_argument("--schedules", help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s')
+    run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
+    run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
+    run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    run.add_argument("--fresh", action="store_true", help="discard this machine's records and checkpoints in the folder and start again")
+
+    profile = _verb(verbs, "profile", do_profile, "MACs and latency of one model and method, layer by layer, without training",
+                    "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9")  # fmt: skip
+    profile.add_argument("--model", required=True, help="a timm model name")
+    profile.add_argument("--method", required=True, help="a method's name; see `tpbench list`")
+    profile.add_argument("--schedule", default="none", help="a budget, e.g. 0.7@3,6,9 (blocks count from 0)")
+    profile.add_argument("--batch-sizes", default="1,32", help="images per forward pass, e.g. 1,32 (default)")
+    profile.add_argument("--repeats", type=int, default=20, help="samples per batch size (default 20)")
+    profile.add_argument("--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)")
+    profile.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    profile.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    profile.add_argument("--compile", action="store_true", help="torch.compile both models; the faster unreduced one is the reference")
+    profile.add_argument("--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in")
+    profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+    report = _verb(verbs, "report", do_report, "rebuild the tables and figures of a results folder from its records",
+                   "tpbench report results/digits")  # fmt: skip
+    report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+
+    listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
+    listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    return top
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, do: object, text: str, example: str) -> Parser:
+    verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}")
+    verb.set_defaults(verb=do)
+    return verb
+
+
+def do_list(arguments: argparse.Namespace) -> int:
+    from tpbench import registry
+
+    cards, broken = registry.catalogue()
+    if arguments.json:
+        print(json.dumps([asdict(card) for card in cards.values()], indent=1))
+    else:
+        for card in cards.values():
+            source = f"{card.venue} {card.year}" if card.venue else ""
+            print(f"{card.name:<14} {card.count:<8} {source:<14} {card.title}")
+    for problem in broken:
+        say(f"method file {problem.module} is broken: {problem.reason}", FAILED)
+    return FAILED if broken else DONE
+
+
+def do_run(arguments: argparse.Namespace) -> int:
+    from tpbench import recipe as recipes
+    from tpbench import registry, schedule
+
+    recipe = recipes.load(arguments.recipe)
+    cards = registry.select(arguments.methods)
+    schedules = schedule.parse_all(arguments.schedules or recipe.schedules)
+    seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: at least 1 is needed")
+    out = arguments.out or Path("results") / recipe.name
+
+    from tpbench import environment, runner
+    from tpbench.workers import Progress
+
+    environment.device(arguments.device)
+    plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device)
+    records = runner.run(plan, arguments.fresh, Progress())
+    if environment.rank() != 0:
+        return DONE
+
+    from tpbench.report import show, write
+
+    write.write(out)
+    show.comparison(records)
+    failed = list(runner.failures(records))
+    for record in failed:
+        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
+    return FAILED if failed else DONE
+
+
+def do_profile(arguments: argparse.Namespace) -> int:
+    from tpbench.measure import profile
+
+    sizes = _batch_sizes(arguments.batch_sizes)
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats {arguments.repeats}: at least 1 is needed")
+    result = profile.profile(
+        arguments.model, arguments.method, arguments.schedule, sizes, arguments.repeats,
+        site=arguments.site, dtype=arguments.dtype, device=arguments.device, compiled=arguments.compile, trace=arguments.trace,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return DONE
+    from tpbench.report import show
+
+    show.profile(result)
+    return DONE
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    from tpbench.report import write
+
+    for path in write.write(arguments.folder):
+        print(path)
+    return DONE
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--batch-sizes {text!r}: expected whole numbers separated by commas, as in 1,32") from None
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"--batch-sizes {text!r}: at least one image is needed")
+    return sizes

@@ -1,0 +1,108 @@
+"""What a measurement ran on: the machine, the packages, the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tpbench.errors import UsageError
+from tpbench.record import slug
+
+PACKAGES = ("tpbench", "torch", "torchvision", "timm", "deepspeed", "numpy", "triton")
+
+
+def device(name: str) -> torch.device:
+    """"auto" is the GPU where there is one; "cuda" without one is refused."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is available; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def dtype(name: str, where: torch.device) -> torch.dtype:
+    """The recipe's dtype; "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name == "auto":
+        return torch.bfloat16 if where.type == "cuda" else torch.float32
+    if name not in known:
+        raise UsageError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
+    return known[name]
+
+
+def machine(where: torch.device, host: str) -> str:
+    """A name for file names: the GPU or the CPU and its cores, and this checkout's host id."""
+    if where.type == "cuda":
+        return f"{slug(torch.cuda.get_device_name(where))}-{host}"
+    return f"{slug(cpu_name())}-{cores()}c-{host}"
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's model name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
+    """Hardware, threads, dtype and package versions, as a record keeps them."""
+    return {
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
+        "kind": where.type,
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+        "dtype": str(chosen).removeprefix("torch."),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def git() -> dict[str, Any]:
+    """The commit the code runs from and whether it was changed since; empty outside a checkout."""
+    folder = Path(__file__).parent
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        changed = ask("status", "--porcelain", "--", "tpbench", "baselines", str(folder))
+    except OSError:  # git is not installed
+        return {}
+    return {} if commit is None else {"commit": commit, "changed": bool(changed)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def rank() -> int:
+    """This process's number among those of torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def ranks() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,114 @@
+"""Seconds of a forward pass: raw samples, taken in turns, so that a noisy machine is noisy for all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from tpbench.vit import TokenViT
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call, `repeats` samples each after `warmup` unrecorded ones, one of every call per round."""
+    wait = _synchroniser(device)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + repeats):
+        for name, call in calls.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            if turn >= warmup:
+                samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def compare(
+    reduced: nn.Module, unreduced: nn.Module, batch_sizes: tuple[int, ...], repeats: int, warmup: int, **how: object
+) -> dict[str, dict[str, list[float]]]:
+    """Batch size -> seconds of a reduced and of the unreduced model, in turns. `how` as for `forward_call`."""
+    result = {}
+    for batch in batch_sizes:
+        images = random_images(reduced, batch)
+        calls = {"reduced": forward_call(reduced, images, **how), "unreduced": forward_call(unreduced, images, **how)}
+        result[str(batch)] = interleaved(calls, repeats, warmup, images.device)
+    return result
+
+
+def fastest(models: Mapping[str, nn.Module], batch: int, **how: object) -> str:
+    """The name of the model that is fastest at a batch size, by the median of ten samples each, in turns."""
+    if len(models) == 1:
+        return next(iter(models))
+    images = random_images(next(iter(models.values())), batch)
+    calls = {name: forward_call(model, images, **how) for name, model in models.items()}
+    samples = interleaved(calls, 10, 3, images.device)
+    return min(samples, key=lambda name: median(samples[name]))
+
+
+def forward_call(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    """One inference of `images` in evaluation mode; a lower dtype runs under autocast, as training and evaluation do."""
+    model.eval()
+
+    def call() -> Tensor:
+        with torch.inference_mode(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return model(images)
+
+    return call
+
+
+def random_images(model: nn.Module, batch: int) -> Tensor:
+    """Standard normal images of the model's size on its device: [batch, channels, height, width]."""
+    where = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, model.in_chans, *model.patch_embed.img_size)
+    return torch.randn(shape, generator=generator).to(where.device)
+
+
+def layers(
+    model: TokenViT, images: Tensor, repeats: int, warmup: int, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Median seconds of every layer in one forward pass, and of all "other" operations between them."""
+    samples: dict[str, list[float]] = {}
+    started: dict[str, float] = {}
+    wait = _synchroniser(images.device)
+
+    def watch(name: str, module: nn.Module) -> list:
+        def before(*_: object) -> None:
+            wait()
+            started[name] = time.perf_counter()
+
+        def after(*_: object) -> None:
+            wait()
+            samples.setdefault(name, []).append(time.perf_counter() - started[name])
+
+        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    hooks = [hook for name, module in named_layers(model).items() for hook in watch(name, module)]
+    try:
+        whole = interleaved({"": forward_call(model, images, dtype)}, repeats, warmup, images.device)[""]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    medians = {name: median(times[warmup:]) for name, times in samples.items()}
+    return medians | {"other": max(0.0, median(whole) - sum(medians.values()))}
+
+
+def named_layers(model: TokenViT) -> dict[str, nn.Module]:
+    """The layers that carry a row: the same names as in `measure.flops`."""
+    found: dict[str, nn.Module] = {"patch_embed": model.patch_embed}
+    for index, block in enumerate(model.blocks):
+        found[f"blocks.{index}.attn"] = block.attn
+        if block.reducer is not None:
+            found[f"blocks.{index}.reducer"] = block.reducer
+        found[f"blocks.{index}.mlp"] = block.mlp
+    return found | {"head": model.head}
+
+
+def _synchroniser(device: torch.device) -> Callable[[], None]:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

@@ -1,0 +1,29 @@
+"""Means with Student's t intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isnan, nan, sqrt
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """mean ± half_width over n values, in the values' unit; what cannot be known is NaN."""
+
+    mean: float
+    half_width: float
+    n: int
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """The 95 % interval of a mean, n - 1 degrees of freedom. NaN values are left out."""
+    known = [float(value) for value in values if not isnan(value)]
+    if len(known) < 2:
+        return Interval(known[0] if known else nan, nan, len(known))
+    from scipy.special import stdtrit  # the quantile of t; scipy.stats takes far longer to import
+
+    t = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
+    return Interval(fmean(known), t * stdev(known) / sqrt(len(known)), len(known))

@@ -1,0 +1,44 @@
+"""What the papers published (published.csv), to stand beside measurements in columns of its own."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from math import nan
+from pathlib import Path
+from typing import NamedTuple
+
+DEIT_SMALL_GMACS = 4.599  # what the published GMACs are a share of
+NEAR = 0.05  # a published point further away in share of MACs is not shown
+NAMES = {"topk": "powerbert_topk"}
+BASES = {"kmedoids": "hull"}  # published only on the hull over several widths; the others on DeiT-S
+
+
+class Point(NamedTuple):
+    """One published result; NaN and "" where there is none."""
+
+    top1: float  # ImageNet, percent
+    share: float  # of DeiT-S' MACs
+    source: str
+
+
+def nearest(method: str, macs_share: float) -> Point:
+    """The published point nearest to this share of the unreduced model's MACs, blank if none is near."""
+    points = published().get((NAMES.get(method, method), BASES.get(method, "deit_small")), [])
+    point = min(points, key=lambda point: abs(point.share - macs_share), default=None)
+    if point is None or not abs(point.share - macs_share) <= NEAR:
+        return Point(nan, nan, "")
+    return point
+
+
+@cache
+def published() -> dict[tuple[str, str], list[Point]]:
+    """Points by method and base; those without GMACs cannot be placed and are left out."""
+    points: dict[tuple[str, str], list[Point]] = {}
+    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["gmacs"]:
+                share = float(row["gmacs"]) / DEIT_SMALL_GMACS
+                point = Point(float(row["top1_percent"]), share, f"{row['source']}; {row['setting']}")
+                points.setdefault((row["method"], row["base"]), []).append(point)
+    return points
