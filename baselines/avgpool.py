@@ -22,7 +22,9 @@ class GridPooling(Downsampler):
         if k >= tokens:
             return tokens, grid
         height, width = grid
-        stretch = {(h, w): h / height / (w / width) for h in range(1, height + 1) for w in range(1, width + 1) if h * w <= k}
+        stretch = {
+            (h, w): h / height / (w / width) for h in range(1, height + 1) for w in range(1, width + 1) if h * w <= k
+        }
         even = [(h, w) for (h, w), ratio in stretch.items() if 0.5 <= ratio <= 2] or list(stretch)
         best = max(even, key=lambda g: (g[0] * g[1], -abs(g[0] * width - g[1] * height), g[0]))
         return best[0] * best[1], best

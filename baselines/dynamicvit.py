@@ -1,4 +1,4 @@
-"""DynamicViT (Rao et al., NeurIPS 2021, https://arxiv.org/abs/2106.02034): a predictor at every stage learns whom to keep.
+"""DynamicViT (Rao et al., NeurIPS 2021, https://arxiv.org/abs/2106.02034): predictors learn whom to keep.
 
 In training nothing is removed: hard Gumbel-softmax decisions mask the attention, with a gradient. At inference the K
 tokens most likely kept stay. Three extra losses: the keep rate of every stage, and the frozen unreduced model's
@@ -41,7 +41,12 @@ class DynamicViT(Downsampler):
         c = setup.width
         self.local = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, c), nn.GELU())
         self.decide = nn.Sequential(
-            nn.Linear(c, c // 2), nn.GELU(), nn.Linear(c // 2, c // 4), nn.GELU(), nn.Linear(c // 4, 2), nn.LogSoftmax(dim=-1)
+            nn.Linear(c, c // 2),
+            nn.GELU(),
+            nn.Linear(c // 2, c // 4),
+            nn.GELU(),
+            nn.Linear(c // 4, 2),
+            nn.LogSoftmax(dim=-1),
         )
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
@@ -63,12 +68,18 @@ class DynamicViT(Downsampler):
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
         logits = F.kl_div(
-            F.log_softmax(out.logits.float(), dim=-1), F.log_softmax(teacher.logits.float(), dim=-1), reduction="batchmean", log_target=True
+            F.log_softmax(out.logits.float(), dim=-1),
+            F.log_softmax(teacher.logits.float(), dim=-1),
+            reduction="batchmean",
+            log_target=True,
         )
         kept = out.tokens.alive.detach()
         off = (out.tokens.body.float() - teacher.tokens.body.float()).square().mean(dim=-1)
         features = (off * kept).sum() / kept.sum().clamp(min=1)
-        return {"teacher_logits": self.config.logits_weight * logits, "teacher_tokens": self.config.tokens_weight * features}
+        return {
+            "teacher_logits": self.config.logits_weight * logits,
+            "teacher_tokens": self.config.tokens_weight * features,
+        }
 
     def macs(self) -> int:
         c = self.setup.width

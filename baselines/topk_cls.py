@@ -11,7 +11,7 @@ from tpbench.tokens import Tokens
 @register(
     "topk_cls",
     title="Top-K by class attention",
-    paper="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations (selection only)",
+    paper="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
     venue="ICLR",
     year=2022,
     url="https://arxiv.org/abs/2202.07800",

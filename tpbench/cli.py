@@ -41,9 +41,20 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
+        if error.errno not in (
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise
-        return say(f"cannot write {error.filename or 'results'}: {error.strerror}", FAILED if error.errno == errno.ENOSPC else WRONG)
+        return say(
+            f"cannot write {error.filename or 'results'}: {error.strerror}",
+            FAILED if error.errno == errno.ENOSPC else WRONG,
+        )
 
 
 def say(what: object, code: int) -> int:
@@ -58,28 +69,43 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"tpbench {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
 
-    run = _verb(verbs, "run", do_run, "train, evaluate and measure every method x schedule x seed, and write the tables",
+    run = _verb(verbs, "run", do_run, "train, evaluate and measure methods x schedules x seeds, and write the tables",
                 "tpbench run --recipe smoke --methods wkmedoids,topk")  # fmt: skip
-    run.add_argument("--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file")
+    run.add_argument(
+        "--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file"
+    )
     run.add_argument("--methods", default="all", help="all (default), or names separated by commas; see `tpbench list`")
-    run.add_argument("--schedules", help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s')
+    run.add_argument(
+        "--schedules",
+        help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
+    )
     run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
     run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    run.add_argument("--fresh", action="store_true", help="discard this machine's records and checkpoints in the folder and start again")
+    run.add_argument(
+        "--fresh",
+        action="store_true",
+        help="discard this machine's records and checkpoints in the folder and start again",
+    )
 
-    profile = _verb(verbs, "profile", do_profile, "MACs and latency of one model and method, layer by layer, without training",
+    profile = _verb(verbs, "profile", do_profile, "MACs and latency of one model and method, layer by layer, untrained",
                     "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9")  # fmt: skip
     profile.add_argument("--model", required=True, help="a timm model name")
     profile.add_argument("--method", required=True, help="a method's name; see `tpbench list`")
     profile.add_argument("--schedule", default="none", help="a budget, e.g. 0.7@3,6,9 (blocks count from 0)")
     profile.add_argument("--batch-sizes", default="1,32", help="images per forward pass, e.g. 1,32 (default)")
     profile.add_argument("--repeats", type=int, default=20, help="samples per batch size (default 20)")
-    profile.add_argument("--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)")
+    profile.add_argument(
+        "--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)"
+    )
     profile.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     profile.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    profile.add_argument("--compile", action="store_true", help="torch.compile both models; the faster unreduced one is the reference")
-    profile.add_argument("--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in")
+    profile.add_argument(
+        "--compile", action="store_true", help="torch.compile both models; the faster unreduced one is the reference"
+    )
+    profile.add_argument(
+        "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
+    )
     profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
     report = _verb(verbs, "report", do_report, "rebuild the tables and figures of a results folder from its records",
@@ -150,9 +176,17 @@ def do_profile(arguments: argparse.Namespace) -> int:
     if arguments.repeats < 1:
         raise UsageError(f"--repeats {arguments.repeats}: at least 1 is needed")
     result = profile.profile(
-        arguments.model, arguments.method, arguments.schedule, sizes, arguments.repeats,
-        site=arguments.site, dtype=arguments.dtype, device=arguments.device, compiled=arguments.compile, trace=arguments.trace,
-    )  # fmt: skip
+        arguments.model,
+        arguments.method,
+        arguments.schedule,
+        sizes,
+        arguments.repeats,
+        site=arguments.site,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        compiled=arguments.compile,
+        trace=arguments.trace,
+    )
     if arguments.json:
         print(json.dumps(result, indent=1))
         return DONE

@@ -1,7 +1,7 @@
 """Data: a recipe's images as three parts, each a source of batches on the device.
 
-Two kinds. Resident: all images as one uint8 tensor on the device, augmented there per image (digits, parquet). Streamed:
-any timm data set behind torch's DataLoader, with timm's transforms. Both shuffle from (seed, epoch) alone, so a run
+Two kinds. Resident: all images as one uint8 tensor on the device, augmented there per image (digits, parquet).
+Streamed: any timm data set behind torch's DataLoader, with timm's transforms. Both shuffle from (seed, epoch) alone, so a run
 that continues at an epoch sees what an uninterrupted one would have seen.
 Shapes: B images of C channels, H x W pixels; labels [B] int64.
 """
@@ -34,7 +34,9 @@ class Part(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def batches(self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch]:
         """Batches of `size` images over all ranks, this rank's share of each.
 
         shuffle (seed, epoch) means training: shuffled, augmented, a last incomplete batch left out. None means
@@ -78,7 +80,9 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch]:
         order, stop = torch.arange(len(self)), len(self)
         if shuffle is not None:
             order, stop = torch.randperm(len(self), generator=generator(*shuffle)), len(self) - len(self) % size
@@ -115,7 +119,9 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch]:
         order, stop = torch.arange(len(self)), len(self)
         if shuffle is not None:
             order, stop = torch.randperm(len(self), generator=generator(*shuffle)), len(self) - len(self) % size
@@ -166,15 +172,16 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
     table = table if limit is None else table.slice(0, limit)
     labels = torch.tensor(table["label"].to_pylist())
     if len(labels) and not (labels.min() >= 0 and labels.max() < data.classes):
-        raise DataError(f"data file {path} has labels {labels.min()} to {labels.max()}, the recipe has {data.classes} classes")
+        raise DataError(
+            f"data file {path} has labels {labels.min()} to {labels.max()}, the recipe has {data.classes} classes"
+        )
     return _decode(data, path, table["image"].to_pylist()), labels
 
 
 def _decode(data: Data, path: Path, cells: list[dict[str, Any]]) -> Tensor:
     """[N, C, H, W] uint8; every image must decode, or nothing is used as if it were whole."""
-    from PIL import Image
-
     import numpy as np
+    from PIL import Image
 
     images = torch.empty(len(cells), data.channels, data.image_size, data.image_size, dtype=torch.uint8)
     bad: list[int] = []
@@ -187,7 +194,9 @@ def _decode(data: Data, path: Path, cells: list[dict[str, Any]]) -> Tensor:
         except (OSError, ValueError, TypeError, KeyError, SyntaxError):
             bad.append(row)
     if bad:
-        raise DataError(f"data file {path}: {len(bad)} of {len(cells)} images cannot be decoded, the first in row {bad[0]}")
+        raise DataError(
+            f"data file {path}: {len(bad)} of {len(cells)} images cannot be decoded, the first in row {bad[0]}"
+        )
     return images
 
 
@@ -198,7 +207,9 @@ def _resident(
 
     images, labels = (t[: data.train_limit] for t in train)
     test = tuple(t[: data.test_limit] for t in test)
-    fit, check = train_test_split(range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0)
+    fit, check = train_test_split(
+        range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0
+    )
     digest = hashlib.sha256()
     for tensor in (images, labels, *test):
         digest.update(tensor.numpy().tobytes())
@@ -218,7 +229,9 @@ def _streamed(data: Data, device: torch.device) -> tuple[tuple[Part, Part, Part]
     try:
         sides = [create_dataset(data.source, root=data.root or None, split=side) for side in ("train", "validation")]
     except Exception as error:
-        raise DataError(f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(
+            f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
     count = min(len(sides[0]), data.train_limit or len(sides[0]))
     order = torch.randperm(len(sides[0]), generator=generator(0, 0))[:count].tolist()
     cut = max(1, round(count * data.validation))

@@ -18,7 +18,7 @@ PACKAGES = ("tpbench", "torch", "torchvision", "timm", "deepspeed", "numpy", "tr
 
 
 def device(name: str) -> torch.device:
-    """"auto" is the GPU where there is one; "cuda" without one is refused."""
+    """ "auto" is the GPU where there is one; "cuda" without one is refused."""
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,8 +1,8 @@
 """Records: one small JSON file for every cell (method, schedule, seed) on one machine. No torch, no pandas.
 
-    OUT/records/MACHINE/METHOD_SCHEDULE_seedS.json   what was measured; committed
-    OUT/tables, OUT/figures                          made from records alone, one set per machine
-    OUT/work/                                        base weights, checkpoints, this checkout's host id; never committed
+OUT/records/MACHINE/METHOD_SCHEDULE_seedS.json   what was measured; committed
+OUT/tables, OUT/figures                          made from records alone, one set per machine
+OUT/work/                                        base weights, checkpoints, this checkout's host id; never committed
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def read(path: Path) -> Record:
     except UsageError:
         raise
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"record {path} is corrupt ({type(error).__name__}: {error}); delete it to measure its cell again") from error
+        raise UsageError(
+            f"record {path} is corrupt ({type(error).__name__}: {error}); delete it to measure its cell again"
+        ) from error
 
 
 def write(path: Path, record: Record) -> None:

@@ -76,7 +76,9 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
         try:
             for card in _read_cards(module, path):
                 if card.name in cards:
-                    broken.append(Broken(module, f"method {card.name!r} is already defined in {cards[card.name].module}"))
+                    broken.append(
+                        Broken(module, f"method {card.name!r} is already defined in {cards[card.name].module}")
+                    )
                 cards.setdefault(card.name, card)
         except (SyntaxError, ValueError, TypeError, OSError) as error:
             broken.append(Broken(module, str(error)))
@@ -91,7 +93,11 @@ def discover() -> dict[str, type[Downsampler]]:
             importlib.import_module(module)
         except Exception as error:
             broken.append(Broken(module, f"{type(error).__name__}: {error}"))
-    broken += [Broken(c.module, f"{c.name!r} is on its card but was not registered") for c in cards.values() if c.name not in _classes]
+    broken += [
+        Broken(c.module, f"{c.name!r} is on its card but was not registered")
+        for c in cards.values()
+        if c.name not in _classes
+    ]
     if broken:
         raise UsageError("; ".join(f"method file {b.module} is broken: {b.reason}" for b in dict.fromkeys(broken)))
     return {name: _classes[name] for name in cards}
@@ -109,7 +115,7 @@ def method(name: str) -> type[Downsampler]:
 
 
 def select(names: str | Iterable[str]) -> list[Card]:
-    """The cards of "all" or of some names, the unreduced model first; an unknown name is refused with the nearest ones."""
+    """The cards of "all" or of some names; an unknown name is refused with the nearest ones."""
     cards, broken = catalogue()
     if names == "all":
         if broken:
@@ -143,7 +149,9 @@ def _files() -> Iterator[tuple[str, Path]]:
             found = [(entry.value, Path(spec.origin))]
         else:
             folders = [Path(folder) for folder in spec.submodule_search_locations]
-            found = [(f"{entry.value}.{path.stem}", path) for folder in folders for path in sorted(folder.glob("[!_]*.py"))]
+            found = [
+                (f"{entry.value}.{path.stem}", path) for folder in folders for path in sorted(folder.glob("[!_]*.py"))
+            ]
         for module, path in found:
             if module not in seen:
                 seen.add(module)
@@ -155,6 +163,10 @@ def _read_cards(module: str, path: Path) -> Iterator[Card]:
         if not isinstance(node, ast.ClassDef):
             continue
         for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "register":
+            if (
+                isinstance(decorator, ast.Call)
+                and isinstance(decorator.func, ast.Name)
+                and decorator.func.id == "register"
+            ):
                 fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
                 yield Card(name=ast.literal_eval(decorator.args[0]), module=module, **fields)

@@ -48,7 +48,9 @@ class Plan:
     device: str  # auto | cpu | cuda
 
 
-def plan(recipe: Recipe, cards: Sequence[Card], schedules: Sequence[Schedule], seeds: int, out: Path, device: str) -> Plan:
+def plan(
+    recipe: Recipe, cards: Sequence[Card], schedules: Sequence[Schedule], seeds: int, out: Path, device: str
+) -> Plan:
     """Every cell, in an order that makes a partial run a comparison: all methods at one schedule and seed first.
 
     Each method and schedule is built once, untrained, so that what cannot be reached is refused before any training.
@@ -70,7 +72,9 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     bench = Bench(plan)
     bench.prepare(fresh)
     missing = [cell for cell in plan.cells if not bench.done(cell)]
-    bases = [Job(f"base seed {seed}", train_base, seed, counts=False) for seed in sorted({cell.seed for cell in missing})]
+    bases = [
+        Job(f"base seed {seed}", train_base, seed, counts=False) for seed in sorted({cell.seed for cell in missing})
+    ]
     cells = [Job(str(cell), run_cell, cell) for cell in missing]
     progress.start(len(plan.cells), len(plan.cells) - len(missing))
     side_by_side([bases, cells], bench.workers, bench, partial(Bench, plan), progress)
@@ -85,7 +89,9 @@ def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
     model = vit.reduce(build_base(bench.recipe, seed).to(bench.device), "none")
     if bench.recipe.base.epochs:
         folder = bench.work / f"base_seed{seed}"
-        training = train(model, bench.data, bench.recipe.base, seed=seed, dtype=bench.dtype, folder=folder, progress=told(tell))
+        training = train(
+            model, bench.data, bench.recipe.base, seed=seed, dtype=bench.dtype, folder=folder, progress=told(tell)
+        )
         bench.keep_base(seed, model, training.seconds)
         bench.forget(folder)
     else:
@@ -201,9 +207,13 @@ class Bench:
     def check_recipe(self, path: Path, fresh: bool) -> None:
         record = read(path)
         if record.recipe != self.recipe.name:
-            raise UsageError(f"{self.out} holds results of recipe {record.recipe!r}, not {self.recipe.name!r}; choose another --out")
+            raise UsageError(
+                f"{self.out} holds results of recipe {record.recipe!r}, not {self.recipe.name!r}; choose another --out"
+            )
         if record.machine == self.machine and record.recipe_digest != self.recipe.digest and not fresh:
-            raise UsageError(f"{self.out} holds results of an earlier version of recipe {record.recipe!r}; use --fresh or another --out")
+            raise UsageError(
+                f"{self.out} holds results of another version of recipe {record.recipe!r}; use --fresh or another --out"
+            )
 
     def record_path(self, cell: Cell) -> Path:
         return self.out / "records" / self.machine / self.blank(cell, bare=True).file_name
@@ -218,7 +228,12 @@ class Bench:
         record = Record(self.recipe.name, self.recipe.digest, self.machine, *cell)
         if not bare:
             card, method = registry.select([cell.method])[0], registry.method(cell.method)
-            record.title, record.count, record.unreduced, record.site = card.title, card.count, card.unreduced, self.recipe.site
+            record.title, record.count, record.unreduced, record.site = (
+                card.title,
+                card.count,
+                card.unreduced,
+                self.recipe.site,
+            )
             record.config = asdict(method.Config(**self.recipe.knobs.get(cell.method, {})))
             record.environment, record.git = environment.describe(self.device, self.dtype), environment.git()
             record.data = self.data.description
@@ -252,7 +267,9 @@ class Bench:
                 digest = file.metadata()["recipe"]
             weights = load_file(path)
         except (OSError, SafetensorError, TypeError, KeyError) as error:
-            raise UsageError(f"base checkpoint {path} cannot be read ({error}); delete it or run with --fresh") from error
+            raise UsageError(
+                f"base checkpoint {path} cannot be read ({error}); delete it or run with --fresh"
+            ) from error
         if digest != self.recipe.digest:
             raise UsageError(f"base checkpoint {path} belongs to another recipe; run with --fresh or another --out")
         model = build_base(self.recipe, seed)

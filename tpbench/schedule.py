@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from tpbench.errors import ScheduleError
 
@@ -44,7 +45,9 @@ class Schedule:
         for block, k in zip(self.blocks, wanted):
             if not 1 <= k <= before:
                 limit = "at least 1 must stay" if k < 1 else f"only {before} arrive"
-                raise ScheduleError(f"schedule {self.text!r}: {k} tokens after block {block} cannot be reached ({limit})")
+                raise ScheduleError(
+                    f"schedule {self.text!r}: {k} tokens after block {block} cannot be reached ({limit})"
+                )
             before = k
         return tuple(wanted)
 
@@ -78,7 +81,9 @@ class Schedule:
     def _check_blocks(self, depth: int) -> None:
         for block in self.blocks:
             if block >= depth:
-                raise ScheduleError(f"schedule {self.text!r}: block {block} is out of range, the model has blocks 0-{depth - 1}")
+                raise ScheduleError(
+                    f"schedule {self.text!r}: block {block} is out of range, the model has blocks 0-{depth - 1}"
+                )
 
 
 def parse(text: str) -> Schedule:
@@ -88,7 +93,9 @@ def parse(text: str) -> Schedule:
         return Schedule("none")
     budget, separator, where = text.partition("@")
     if not separator or not where:
-        raise ScheduleError(f"schedule {text!r}: expected BUDGET@BLOCKS, as in 0.7@3,6,9 or 137,96,67@3,6,9 or -13@0-11")
+        raise ScheduleError(
+            f"schedule {text!r}: expected BUDGET@BLOCKS, as in 0.7@3,6,9 or 137,96,67@3,6,9 or -13@0-11"
+        )
     blocks = _blocks(text, where)
     if match := re.fullmatch(r"macs=(\d*\.?\d+)", budget):
         share = _share(text, match[1], "share of MACs")
@@ -131,6 +138,6 @@ def _blocks(text: str, where: str) -> tuple[int, ...]:
             raise ScheduleError(f"schedule {text!r}: {part!r} is not a block number or a range of them (0-based)")
         first = int(match[1])
         blocks.extend(range(first, int(match[2] or first) + 1))
-    if not blocks or any(b >= a for b, a in zip(blocks, blocks[1:])):
+    if not blocks or any(b >= a for b, a in pairwise(blocks)):
         raise ScheduleError(f"schedule {text!r}: the blocks must be named once each, in rising order")
     return tuple(blocks)

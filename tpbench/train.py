@@ -58,7 +58,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     teacher: TokenViT | None = None,
     folder: Path | None = None,
-    progress: Callable[[int, float], None] = lambda epoch, loss: None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Training:
     """Train a model in place, on its own device, and leave the weights to evaluate in it.
 
@@ -75,7 +75,8 @@ def train(
         state.seconds += time.perf_counter() - start
         state.images, state.steps, state.epochs = run.images(epoch + 1), run.engine.global_steps, epoch + 1
         run.save(folder, state)
-        progress(epoch, loss)
+        if progress is not None:
+            progress(epoch, loss)
     run.finish()
     return state
 
@@ -86,14 +87,22 @@ class Run:
     def __init__(
         self, model: TokenViT, data: Parts, optim: Optim, seed: int, dtype: torch.dtype, teacher: TokenViT | None
     ):
-        self.model, self.data, self.optim, self.seed, self.dtype, self.teacher = model, data, optim, seed, dtype, teacher
+        self.model, self.data, self.optim, self.seed, self.dtype, self.teacher = (
+            model,
+            data,
+            optim,
+            seed,
+            dtype,
+            teacher,
+        )
         self.device = next(model.parameters()).device
         deepspeed = connect(self.device)
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.micro = optim.batch_size // (self.ranks * optim.accumulation)
         if self.micro * self.ranks * optim.accumulation != optim.batch_size:
             raise UsageError(
-                f"a batch of {optim.batch_size} does not divide into {self.ranks} ranks x {optim.accumulation} accumulation steps"
+                f"a batch of {optim.batch_size} does not divide into {self.ranks} ranks"
+                f" x {optim.accumulation} accumulation steps"
             )
         self.updates = len(data.train) // optim.batch_size
         if self.updates == 0:
@@ -115,7 +124,10 @@ class Run:
         objective = Objective(model, optim, self.mixup is not None)
         with _quiet_stdout():
             self.engine, *_ = deepspeed.initialize(
-                model=objective, optimizer=optimizer, config=engine_config(optim, self.micro, dtype), dist_init_required=False
+                model=objective,
+                optimizer=optimizer,
+                config=engine_config(optim, self.micro, dtype),
+                dist_init_required=False,
             )
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
         if teacher is not None:
@@ -153,7 +165,9 @@ class Run:
         if not losses.isfinite().all():
             step = epoch * self.updates + int((~losses.isfinite()).nonzero()[0]) // self.optim.accumulation
             rate = self.engine.optimizer.param_groups[0]["lr"]
-            raise CellFailed(f"the loss is no longer finite at step {step} (epoch {epoch}, learning rate about {rate:.2g})")
+            raise CellFailed(
+                f"the loss is no longer finite at step {step} (epoch {epoch}, learning rate about {rate:.2g})"
+            )
         total = losses.mean()
         if self.ranks > 1:
             torch.distributed.all_reduce(total)
@@ -275,7 +289,9 @@ def seed_all(seed: int, epoch: int, rank: int = 0) -> None:
 def _mixup(optim: Optim, classes: int) -> Mixup | None:
     if not optim.mixup and not optim.cutmix:
         return None
-    return Mixup(mixup_alpha=optim.mixup, cutmix_alpha=optim.cutmix, label_smoothing=optim.smoothing, num_classes=classes)
+    return Mixup(
+        mixup_alpha=optim.mixup, cutmix_alpha=optim.cutmix, label_smoothing=optim.smoothing, num_classes=classes
+    )
 
 
 def connect(device: torch.device) -> Any:

@@ -75,7 +75,9 @@ def create(name: str, args: dict[str, Any], pretrained: bool = False, sincos: fl
     sincos is the temperature of a 2-D sine-cosine start of the learned position embedding.
     """
     if not timm.is_model(name):
-        raise UsageError(f"unknown model {name!r}; {registry.nearest(name, timm.list_models(module='vision_transformer'))}")
+        raise UsageError(
+            f"unknown model {name!r}; {registry.nearest(name, timm.list_models(module='vision_transformer'))}"
+        )
     model = timm.create_model(name, pretrained=pretrained, **args)
     if sincos is not None:
         table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)
@@ -98,7 +100,17 @@ def plan(
         reached, next_grid = cls.reachable(n, min(k, n), grid)
         if reached < n:  # where as many leave as arrive there is nothing to do
             setups.append(
-                Setup(block, stage, len(requested), n, reached, patches, model.embed_dim, model.blocks[block].attn.num_heads, grid)
+                Setup(
+                    block,
+                    stage,
+                    len(requested),
+                    n,
+                    reached,
+                    patches,
+                    model.embed_dim,
+                    model.blocks[block].attn.num_heads,
+                    grid,
+                )
             )
             n, grid = reached, next_grid
     return setups, requested
@@ -113,14 +125,20 @@ def check_supported(model: nn.Module) -> None:
         raise UnsupportedModel(f"{name} is not supported: only timm's VisionTransformer and its distilled form are")
     if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
         pool = "attention pooling" if model.attn_pool is not None else f"global pool {model.global_pool!r}"
-        raise UnsupportedModel(f"{pool} is not supported: the head reads all tokens and would ignore what each stands for")
+        raise UnsupportedModel(
+            f"{pool} is not supported: the head reads all tokens and would ignore what each stands for"
+        )
     if not isinstance(model.patch_drop, nn.Identity):
-        raise UnsupportedModel("patch dropout is not supported: it changes the number of tokens before the schedule starts")
+        raise UnsupportedModel(
+            "patch dropout is not supported: it changes the number of tokens before the schedule starts"
+        )
     for index, block in enumerate(model.blocks):
         if type(block) is not Block:
             raise UnsupportedModel(f"block {index} is a {type(block).__name__}; only timm's plain Block is supported")
         if type(block.attn) is not Attention:
-            raise UnsupportedModel(f"block {index} attends with {type(block.attn).__name__}; only timm's Attention is supported")
+            raise UnsupportedModel(
+                f"block {index} attends with {type(block.attn).__name__}; only timm's Attention is supported"
+            )
 
 
 def _config(cls: type[Downsampler], knobs: dict[str, Any]) -> Any:
@@ -132,9 +150,11 @@ def _config(cls: type[Downsampler], knobs: dict[str, Any]) -> Any:
 
 
 def adopt(cls: type[M], module: nn.Module) -> M:
-    """A `cls` made of module's own parameters, buffers and submodules, under their own names; module is left as it is."""
+    """A `cls` of module's own parameters, buffers and submodules, under their own names; module stays as it is."""
     adopted = cls.__new__(cls)
-    adopted.__dict__ = {name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()}
+    adopted.__dict__ = {
+        name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()
+    }
     return adopted
 
 
@@ -142,7 +162,7 @@ class ProbedAttention(Attention):
     """timm's Attention, which can also return what a reducer asked to see. Asked nothing, it is timm's own code."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
-        """x [B, P + N, C], bias [B, 1, 1, P + N] added to the scores or None -> the same shape, and a Probe of all tokens."""
+        """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape, and a Probe of all tokens."""
         if not needs:
             return (super().forward(x) if bias is None else super().forward(x, attn_mask=bias)), Probe()
         q, k, v = self.project(x)
@@ -184,9 +204,7 @@ class TokenBlock(Block):
     weighted: bool  # whether keys count as often as the patches they stand for
 
     @classmethod
-    def around(
-        cls, block: Block, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool
-    ) -> TokenBlock:
+    def around(cls, block: Block, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool) -> TokenBlock:
         adopted = adopt(cls, block)
         adopted.attn = adopt(ProbedAttention, block.attn)
         adopted.site, adopted.prefix, adopted.weighted, adopted.reducer = site, prefix, weighted, reducer

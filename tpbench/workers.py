@@ -48,7 +48,12 @@ class Progress:
         self.now[name] = text
         if self.terminal:
             running = " | ".join(f"{job}: {state}" for job, state in self.now.items())
-            print(f"\r\033[K[{self.done}/{self.total}] {self.clock()} {running}"[:160], end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K[{self.done}/{self.total}] {self.clock()} {running}"[:160],
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def finish(self, name: str, counts: bool) -> None:
         """A job is done; bases are jobs too but no cells."""
@@ -64,7 +69,9 @@ class Progress:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-def side_by_side(stages: Sequence[Sequence[Job]], workers: int, here: Any, make: Callable[[], Any], progress: Progress) -> None:
+def side_by_side(
+    stages: Sequence[Sequence[Job]], workers: int, here: Any, make: Callable[[], Any], progress: Progress
+) -> None:
     """Run stages of jobs one after another, the jobs of a stage on `workers` processes at a time.
 
     Each process has its own context, make(), which must pickle; with one worker that is this process, and `here` its
@@ -98,7 +105,7 @@ def side_by_side(stages: Sequence[Sequence[Job]], workers: int, here: Any, make:
 
 def _begin(make: Callable[[], Any], messages: Any, parent: int) -> None:
     """Start of a worker process: one thread for computing, one to end with the parent."""
-    global _context, _messages  # noqa: PLW0603  a pool's initialiser has no other way to hand something to its jobs
+    global _context, _messages
     import torch
 
     torch.set_num_threads(1)

@@ -58,7 +58,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: floa
 @torch.library.custom_op("tpbench::receive", mutates_args=())
 def receive(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention received [B, N] and its diagonal [B, N], from the scores alone."""
-    batch, heads, n, _ = q.shape
+    batch, _, n, _ = q.shape
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
     for part in _chunks(q):
         attention = _attention(q[part], k[part], None if bias is None else bias[part], scale)
@@ -71,7 +71,7 @@ def attend_and_receive(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention's output [B, H, N, D] with the attention received [B, N] and its diagonal [B, N], in one pass."""
-    batch, heads, n, width = q.shape
+    batch, heads, n, _ = q.shape
     out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
     for part in _chunks(q):
@@ -112,12 +112,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tup
 
 
 @register_flop_formula(torch.ops.tpbench.receive)
-def _receive_flops(q, k, *args, **kwargs) -> int:  # noqa: ANN001, ARG001
+def _receive_flops(q, k, *args, **kwargs) -> int:  # noqa: ARG001
     batch, heads, n, width = q
     return 2 * batch * heads * n * n * width
 
 
 @register_flop_formula(torch.ops.tpbench.attend_and_receive)
-def _attend_flops(q, k, v, *args, **kwargs) -> int:  # noqa: ANN001, ARG001
+def _attend_flops(q, k, v, *args, **kwargs) -> int:  # noqa: ARG001
     batch, heads, n, width = q
     return 2 * batch * heads * n * n * (width + v[-1])

@@ -63,7 +63,9 @@ def counted(model: TokenViT) -> Macs:
     model.train(training)
     flops = counter.get_flop_counts()
     root = type(model).__name__
-    macs = {name: sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in closed_form(model).layers if name != "head"}
+    macs = {
+        name: sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in closed_form(model).layers if name != "head"
+    }
     macs["head"] = sum(sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in ("head", "head_dist"))
     for index, block in enumerate(model.blocks):
         if block.reducer is not None:  # the probe is computed inside the attention: move it to whom it serves

@@ -52,7 +52,7 @@ def fastest(models: Mapping[str, nn.Module], batch: int, **how: object) -> str:
 
 
 def forward_call(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
-    """One inference of `images` in evaluation mode; a lower dtype runs under autocast, as training and evaluation do."""
+    """One inference of `images` in evaluation mode; a lower dtype runs under autocast, as in training."""
     model.eval()
 
     def call() -> Tensor:

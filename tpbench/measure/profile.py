@@ -55,7 +55,9 @@ def profile(
         "macs": macs.total,
         "macs_unreduced": whole,
         "macs_reducers": macs.reducers,
-        "layers": [{"name": n, "macs": macs.layers.get(n, 0), "seconds": seconds.get(n)} for n in (*macs.layers, "other")],
+        "layers": [
+            {"name": n, "macs": macs.layers.get(n, 0), "seconds": seconds.get(n)} for n in (*macs.layers, "other")
+        ],
         "latency": {size: both["reduced"] for size, both in samples.items()},
         "latency_unreduced": {size: both["unreduced"] for size, both in samples.items()},
         "unreduced_mode": best,

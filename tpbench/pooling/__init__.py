@@ -1,1 +1,1 @@
-"""Token Pooling (Marin et al., WACV 2023): `cluster` holds the pure clustering functions, `methods` the four methods."""
+"""Token Pooling (Marin et al., WACV 2023): `cluster` the pure clustering functions, `methods` the four methods."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tpbench.downsampler import stable_topk
-from tpbench.tokens import rows, segment_mean, segment_sum
+from tpbench.tokens import rows, segment_sum
 
 INITIALISATIONS = ("topk", "grid", "random")
 
@@ -105,7 +105,7 @@ def squared_distances(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("tpbench::kmedoids_iterate", mutates_args=())
 def kmedoids_iterate(distance: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """distance [B, N, N], weight [B, N], first [B, K] -> medoids [B, K], assignment [B, N]; stops when nothing changes."""
+    """distance [B, N, N], weight [B, N], first [B, K] -> medoids [B, K], assignment [B, N]."""
     medoids = first.clone()
     weighted = distance * weight[:, :, None]  # [B, j, i]: what member j costs candidate i
     for _ in range(iterations):
@@ -185,7 +185,7 @@ def _(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple
 
 
 @register_flop_formula([torch.ops.tpbench.kmedoids_iterate, torch.ops.tpbench.kmeans_iterate])
-def _iterate_flops(pairs: tuple[int, int, int], weight, first, iterations: int, *args, **kwargs) -> int:  # noqa: ARG001, ANN001
+def _iterate_flops(pairs: tuple[int, int, int], weight, first, iterations: int, *args, **kwargs) -> int:  # noqa: ARG001
     """One multiply-add for every ordered pair of tokens and iteration."""
     batch, n, _ = pairs
     return 2 * batch * iterations * n * n

@@ -59,7 +59,7 @@ class TokenPooling(Downsampler):
     venue="WACV",
     year=2023,
     url="https://arxiv.org/abs/2110.03860",
-    differs="placement, start and diagonal are not stated in the paper: after attention, top-K by significance, diagonal in",
+    differs="the paper leaves placement, start and diagonal open: after attention, top-K by significance, diagonal in",
 )
 class WeightedKMedoids(TokenPooling):
     """Each cluster is replaced by its medoid, so that the kept tokens are a subset of the tokens."""

@@ -14,8 +14,8 @@ MEANINGS = {
     "unreduced": "True for the base: the model that keeps every token",
     "site": "where in a block the method reduces: mid (before the MLP) or end",
     "count": "exact: the requested tokens are met; at_most: fewer may be kept",
-    "rank": "1 + the number of methods of the schedule whose paired difference in fine-tuned top-1 to this one has "
-    "an interval wholly above zero. Methods that do not separate share a rank; blank below 2 seeds",
+    "rank": "1 + the number of methods of the schedule whose fine-tuned top-1 minus this one's has a paired "
+    "interval wholly above zero. Methods that do not separate share a rank; blank below 2 seeds",
     "stands_alone": "True where the method separates upwards from every other method of its schedule",
     "seeds": "n: seeds measured without failure",
     "seeds_expected": "seeds met anywhere on this machine",
@@ -30,25 +30,25 @@ MEANINGS = {
     "fine_tuned_top1_percent": "top-1 after fine-tuning with tokens reduced, percent, mean over seeds",
     "fine_tuned_half_width_points": "half-width of its interval, percentage points; blank with 1 seed",
     "fine_tuned_seeds": "n of it",
-    "base_difference_points": "fine-tuned top-1 minus that of the base fine-tuned equally long with the same seed, "
-    "percentage points, mean of the pairs",
+    "base_difference_points": "fine-tuned top-1 minus that of the base fine-tuned equally long with the same "
+    "seed, percentage points, mean of the pairs",
     "base_difference_half_width_points": "half-width of its interval, percentage points; blank with 1 pair",
     "base_difference_seeds": "n of it: pairs",
     "latency_bB_median_ms": "median time of one forward pass of B images, milliseconds, mean over seeds",
     "latency_bB_p95_ms": "95th percentile of the same, milliseconds, mean over seeds",
-    "latency_bB_ratio": "the median as a share of the unreduced model's, sampled in turns with it, mean over seeds",
+    "latency_bB_ratio": "that median over the unreduced model's, sampled in turns with it, mean over seeds",
     "largest_batch": "the largest B, images",
     "speedup_promised": "what multiply-adds promise: 1 / macs_share",
     "speedup_reached": "what the clock says at the largest batch: 1 / latency_bB_ratio",
     "speedup_share_reached": "speedup_reached / speedup_promised",
     "images_per_second": "throughput at the largest batch: B / median",
-    "peak_memory_mib": "most memory held during one forward pass, MiB (2^20 bytes), weights and inputs not counted",
+    "peak_memory_mib": "most memory held in one forward pass beyond weights and inputs, MiB (2^20 bytes)",
     "unreduced_peak_memory_mib": "the same for the unreduced model, MiB",
     "fine_tuning_seconds": "wall time of fine-tuning, seconds, mean over seeds",
     "images_trained": "images in training, mean over seeds",
     "images_evaluated": "images in the evaluation, mean over seeds",
-    "paper_top1": "published ImageNet top-1, percent, on DeiT-S at the nearest share of its 4.599 GMACs, blank if no "
-    "point lies within 0.05 (kmedoids: on the hull over several widths, the only ones published)",
+    "paper_top1": "published ImageNet top-1, percent, on DeiT-S at the nearest share of its 4.599 GMACs, blank if "
+    "none lies within 0.05 (kmedoids: on the hull over several widths, the only ones published)",
     "paper_share": "that point's share of DeiT-S' multiply-adds",
     "paper_source": "where it was published and how the model was trained",
     "error": "why seeds failed; a row whose seeds all failed has no numbers",
@@ -59,7 +59,7 @@ PAIR_MEANINGS = {
     "schedule": "as above",
     "method_a": "one method",
     "method_b": "the other",
-    "difference_points": "fine-tuned top-1 of a minus b, same seeds paired, percentage points, mean of the pairs",
+    "difference_points": "fine-tuned top-1 of a minus b, percentage points, mean over pairs of one seed",
     "half_width_points": "half-width of its interval, percentage points; blank with 1 pair",
     "n": "pairs",
 }

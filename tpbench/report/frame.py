@@ -123,7 +123,7 @@ def batch_sizes(frame: pd.DataFrame) -> list[int]:
 
 
 def pairs(cells: pd.DataFrame) -> pd.DataFrame:
-    """Fine-tuned top-1 of method a minus method b, percentage points, paired by seed; any two methods once."""
+    """Fine-tuned top-1 of method a minus method b, in points, paired by seed; any two methods once."""
     rows = []
     for (machine, schedule), group in cells[~cells["unreduced"]].groupby(["machine", "schedule"]):
         top1 = {method: _by_seed(own) for method, own in group.groupby("method")}
@@ -138,7 +138,7 @@ def _by_seed(cells: pd.DataFrame) -> pd.Series:
 
 
 def comparison(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per machine, schedule and method: the base first, then schedules from costly to cheap, then ranks."""
+    """One row per machine, schedule and method: base, then schedules from costly to cheap, then ranks."""
     rows = []
     for _, machine in cells.groupby("machine"):
         base = _by_seed(machine[machine["unreduced"]])
@@ -235,11 +235,7 @@ def _reasons(failed: pd.DataFrame, seeds: int) -> str:
 def _ranked(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The frame with `rank` and `stands_alone`. No rank for the base, and none below 2 seeds."""
     above, places = _separations(pairs), list(zip(frame["machine"], frame["schedule"], frame["method"]))
-    tuned = [
-        place
-        for place, base, n in zip(places, frame["unreduced"], frame["fine_tuned_seeds"])
-        if n and not base
-    ]
+    tuned = [place for place, base, n in zip(places, frame["unreduced"], frame["fine_tuned_seeds"]) if n and not base]
     ranks, alone = [], []
     for place, n in zip(places, frame["fine_tuned_seeds"]):
         rivals = [other for other in tuned if other[:2] == place[:2] and other != place]
@@ -260,7 +256,7 @@ def _separations(pairs: pd.DataFrame) -> set[tuple[Place, Place]]:
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Machine, base, schedules by falling mean share of MACs, rank; methods of one rank stand in name order."""
+    """Machine, base, schedules by falling mean share of MACs, rank; methods of one rank by name."""
     cost = -frame.groupby(["machine", "schedule"])["macs_share"].transform("mean")
     keys = frame.assign(reduced=~frame["unreduced"], cost=cost)
     order = keys.sort_values(["machine", "reduced", "cost", "schedule", "rank", "method"]).index
