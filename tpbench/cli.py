@@ -153,16 +153,16 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench import environment, runner
     from tpbench.workers import Progress
 
-    environment.device(arguments.device)
+    environment.begin(recipe.workers, arguments.device)
     plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device)
     records = runner.run(plan, arguments.fresh, Progress())
     if environment.rank() != 0:
         return DONE
 
-    from tpbench.report import show, write
+    from tpbench.report import write
 
     write.write(out)
-    show.comparison(records)
+
     failed = list(runner.failures(records))
     for record in failed:
         say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)

@@ -1,8 +1,8 @@
 """Data: a recipe's images as three parts, each a source of batches on the device.
 
 Two kinds. Resident: all images as one uint8 tensor on the device, augmented there per image (digits, parquet).
-Streamed: any timm data set behind torch's DataLoader, with timm's transforms. Both shuffle from (seed, epoch) alone, so a run
-that continues at an epoch sees what an uninterrupted one would have seen.
+Streamed: any timm data set behind torch's DataLoader, with timm's transforms. Both shuffle from (seed, epoch) alone,
+so a run that continues at an epoch sees what an uninterrupted one would have seen.
 Shapes: B images of C channels, H x W pixels; labels [B] int64.
 """
 
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,6 +144,13 @@ def generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 100_003 + epoch)
 
 
+def some(n: int, limit: int | None) -> list[int]:
+    """`limit` of n indices, drawn once for all (data sets are often sorted by label), in rising order."""
+    if limit is None or limit >= n:
+        return list(range(n))
+    return sorted(torch.randperm(n, generator=generator(0, 1))[:limit].tolist())
+
+
 def _digits(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """scikit-learn's 1,797 digits, resized, as a stratified 1,297 / 500 split."""
     from sklearn.datasets import load_digits
@@ -169,7 +178,7 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
     if missing := {"image", "label"} - set(table.column_names):
         raise DataError(f"data file {path} has no column {' or '.join(sorted(missing))}")
     limit = data.train_limit if side == "train" else data.test_limit
-    table = table if limit is None else table.slice(0, limit)
+    table = table.take(some(len(table), limit))
     labels = torch.tensor(table["label"].to_pylist())
     if len(labels) and not (labels.min() >= 0 and labels.max() < data.classes):
         raise DataError(
@@ -180,9 +189,6 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
 
 def _decode(data: Data, path: Path, cells: list[dict[str, Any]]) -> Tensor:
     """[N, C, H, W] uint8; every image must decode, or nothing is used as if it were whole."""
-    import numpy as np
-    from PIL import Image
-
     images = torch.empty(len(cells), data.channels, data.image_size, data.image_size, dtype=torch.uint8)
     bad: list[int] = []
     for row, cell in enumerate(cells):
@@ -205,8 +211,8 @@ def _resident(
 ) -> tuple[tuple[Part, Part, Part], str]:
     from sklearn.model_selection import train_test_split
 
-    images, labels = (t[: data.train_limit] for t in train)
-    test = tuple(t[: data.test_limit] for t in test)
+    chosen, tested = some(len(train[1]), data.train_limit), some(len(test[1]), data.test_limit)
+    (images, labels), test = (t[chosen] for t in train), tuple(t[tested] for t in test)
     fit, check = train_test_split(
         range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0
     )
@@ -228,14 +234,14 @@ def _streamed(data: Data, device: torch.device) -> tuple[tuple[Part, Part, Part]
     augmented = create_transform(**shape, is_training=True, **data.transform)
     try:
         sides = [create_dataset(data.source, root=data.root or None, split=side) for side in ("train", "validation")]
+        sides = [side if hasattr(side, "__getitem__") else list(side) for side in sides]  # a stream is held in memory
     except Exception as error:
         raise DataError(
             f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
-    count = min(len(sides[0]), data.train_limit or len(sides[0]))
-    order = torch.randperm(len(sides[0]), generator=generator(0, 0))[:count].tolist()
-    cut = max(1, round(count * data.validation))
-    tested = list(range(min(len(sides[1]), data.test_limit or len(sides[1]))))
+    chosen, tested = some(len(sides[0]), data.train_limit), some(len(sides[1]), data.test_limit)
+    order = [chosen[i] for i in torch.randperm(len(chosen), generator=generator(0, 0))]
+    cut = max(1, round(len(order) * data.validation))
     parts = [
         Streamed(Selected(sides[0], order[cut:], augmented, data), data.loader_processes, device),
         Streamed(Selected(sides[0], order[:cut], plain, data), data.loader_processes, device),
@@ -257,7 +263,9 @@ class Selected(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         index = self.indices[position]
         try:
-            image, label = self.dataset[index]
+            # A timm data set puts another image in the place of one that it cannot read; its reader does not.
+            image, label = getattr(self.dataset, "reader", self.dataset)[index][:2]
+            image = image if isinstance(image, Image.Image) else Image.open(image)
             image = image.convert("RGB" if self.data.channels == 3 else "L")
         except Exception as error:
             raise DataError(f"image {self.name(index)} cannot be read: {' '.join(str(error).split())[:200]}") from error

@@ -28,6 +28,12 @@ def device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def begin(workers: int, name: str) -> None:
+    """Refuse a device that is not there; where one-thread workers will compute, this process keeps to one thread too."""
+    if device(name).type == "cpu" and workers > 1:
+        torch.set_num_threads(1)
+
+
 def dtype(name: str, where: torch.device) -> torch.dtype:
     """The recipe's dtype; "auto" is bfloat16 on a GPU and float32 on a CPU."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}

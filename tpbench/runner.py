@@ -172,7 +172,7 @@ class Bench:
         self.device = environment.device(plan.device)
         self.dtype = environment.dtype(plan.recipe.dtype, self.device)
         self.work = plan.out / "work"
-        self.workers = plan.recipe.workers if self.device.type == "cpu" and not environment.ranks() > 1 else 1
+        self.workers = plan.recipe.workers if self.device.type == "cpu" and environment.ranks() == 1 else 1
         self.writes = environment.rank() == 0
         self._data: data.Parts | None = None
 

@@ -299,14 +299,16 @@ def connect(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with _quiet_stdout(), warnings.catch_warnings():
+    first = "deepspeed" not in sys.modules
+    with _quiet_stdout(), _quiet_children(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
         from deepspeed.utils import logger
 
-    logger.setLevel(logging.ERROR)
-    for handler in logger.handlers:
-        handler.setStream(sys.stderr)
+    if first:  # its log goes to standard output, where results belong
+        logger.setLevel(logging.ERROR)
+        for handler in logger.handlers:
+            handler.setStream(sys.stderr)
     # Otherwise initialising on a CPU compiles a shared-memory transport for a minute; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not torch.distributed.is_initialized():
@@ -323,6 +325,19 @@ def _quiet_stdout() -> Iterator[None]:
     """Results alone go to standard output: what a library prints there is dropped."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Drop what compilers say that a library starts to learn what it could build."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _remove(folder: Path) -> None:

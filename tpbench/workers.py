@@ -83,14 +83,18 @@ def side_by_side(
             job.function(here, job.argument, lambda text, name=job.name: progress.tell(name, text))
             progress.finish(job.name, job.counts)
         return
-    spawn = multiprocessing.get_context("spawn")
-    messages = spawn.SimpleQueue()
+    # Forked, so that the many seconds of imports are paid once: safe here because this process has computed on one
+    # thread only, has no GPU in use and starts its own threads later.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    messages = context.SimpleQueue()
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, messages, os.getpid()))
     listener = threading.Thread(target=_listen, args=(messages, progress), daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(make, messages, os.getpid()))
     try:
         for stage in stages:
-            for future in as_completed([pool.submit(_work, job) for job in stage]):
+            futures = [pool.submit(_work, job) for job in stage]
+            if not listener.is_alive():
+                listener.start()
+            for future in as_completed(futures):
                 job = future.result()
                 progress.finish(job.name, job.counts)
     except BrokenProcessPool as error:
@@ -99,8 +103,9 @@ def side_by_side(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        messages.put(None)
-        listener.join(timeout=5)
+        if listener.is_alive():
+            messages.put(None)
+            listener.join(timeout=5)
 
 
 def _begin(make: Callable[[], Any], messages: Any, parent: int) -> None:

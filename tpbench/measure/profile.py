@@ -66,5 +66,5 @@ def profile(
         "environment": environment.describe(where, precision),
     }
     if trace is not None:
-        result["trace"] = str(write_trace(model, images, trace))
+        result["trace"] = str(write_trace(model, images, trace, dtype=precision))
     return result

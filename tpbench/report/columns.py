@@ -45,8 +45,8 @@ MEANINGS = {
     "peak_memory_mib": "most memory held in one forward pass beyond weights and inputs, MiB (2^20 bytes)",
     "unreduced_peak_memory_mib": "the same for the unreduced model, MiB",
     "fine_tuning_seconds": "wall time of fine-tuning, seconds, mean over seeds",
-    "images_trained": "images in training, mean over seeds",
-    "images_evaluated": "images in the evaluation, mean over seeds",
+    "images_trained": "images seen in fine-tuning, all epochs together, mean over seeds",
+    "images_evaluated": "test images, mean over seeds",
     "paper_top1": "published ImageNet top-1, percent, on DeiT-S at the nearest share of its 4.599 GMACs, blank if "
     "none lies within 0.05 (kmedoids: on the hull over several widths, the only ones published)",
     "paper_share": "that point's share of DeiT-S' multiply-adds",

@@ -84,7 +84,7 @@ def _training(record: Record) -> dict[str, Any]:
     row = {"off_the_shelf_top1": nan, "fine_tuned_top1": nan} | record.metrics
     row["training_seconds"] = record.training.get("seconds", nan)
     row["training_images"] = record.training.get("images", nan)
-    row["evaluation_images"] = record.evaluation.get("images", nan)
+    row["test_images"] = record.evaluation.get("test", nan)
     return row
 
 
@@ -217,7 +217,7 @@ def _rest(group: pd.DataFrame) -> dict[str, Any]:
         "unreduced_peak_memory_mib": _mean(group, "peak_memory_bytes_unreduced") / MIB,
         "fine_tuning_seconds": _mean(group, "training_seconds"),
         "images_trained": _mean(group, "training_images"),
-        "images_evaluated": _mean(group, "evaluation_images"),
+        "images_evaluated": _mean(group, "test_images"),
         "error": _reasons(group[group["error"] != ""], len(group)),
     }
 

@@ -25,5 +25,5 @@ def interval(values: Iterable[float]) -> Interval:
         return Interval(known[0] if known else nan, nan, len(known))
     from scipy.special import stdtrit  # the quantile of t; scipy.stats takes far longer to import
 
-    t = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
+    t = round(float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)), 9)  # scipy's versions differ in the eleventh digit
     return Interval(fmean(known), t * stdev(known) / sqrt(len(known)), len(known))

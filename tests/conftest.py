@@ -1,0 +1,59 @@
+"""Small models on few threads: the suite runs on a laptop in about a minute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
+
+
+def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001
+    torch.set_num_threads(1)
+
+
+def tiny(name: str = "vit_tiny_patch16_224", *, seed: int = 0, **overrides) -> nn.Module:
+    """A tiny model of timm's in evaluation mode: the same numbers at every call, with weights that show."""
+    return randomise(timm.create_model(name, **{**TINY, **overrides}), seed).eval()
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int) -> nn.Module:
+    """No weight stays at a value that hides it: norms are not 1, biases and position embeddings not 0, and attention
+    is far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        if name.endswith("gamma"):  # LayerScale starts at 1e-5 or so, and then does not show
+            p.copy_(0.7 + 0.2 * noise)
+        elif p.dim() == 1:
+            p.copy_(0.3 * noise + ("norm" in name and name.endswith("weight")))
+        elif name.endswith(("pos_embed", "token")):
+            p.copy_(0.5 * noise)
+        else:
+            p.copy_(1.5 * noise / math.sqrt(p[0].numel()))
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_vit() -> Callable[..., nn.Module]:
+    return tiny
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    """8 x 8 patches, a class token, four blocks; a fresh one for every test."""
+    return tiny()
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """[3, 3, 32, 32]"""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))

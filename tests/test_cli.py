@@ -1,0 +1,129 @@
+"""The command line: what it prints where, its exit codes, and one clear line for every wrong request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tpbench.cli import DONE, FAILED, WRONG, main
+
+
+def ask(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    code = main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_list_is_a_table_and_a_list_of_objects(capsys):
+    code, out, _ = ask(capsys, "list")
+    assert code == DONE
+    assert "wkmedoids" in out
+    code, out, err = ask(capsys, "list", "--json")
+    methods = {entry["name"]: entry for entry in json.loads(out)}
+    assert code == DONE
+    assert err == ""
+    assert methods["wkmedoids"]["count"] == "exact"
+    assert methods["strided_conv"]["count"] == methods["avgpool"]["count"] == "at_most"
+    assert next(iter(methods)) == "none"
+
+
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["run", "--help"]])
+def test_light_verbs_load_no_torch(words):
+    script = (
+        "import sys, runpy; sys.argv = ['tpbench'] + sys.argv[1:]\n"
+        "try: runpy.run_module('tpbench', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(f"{words}: {time.perf_counter() - start:.2f} s")
+
+
+def test_control_profile_does_load_torch():
+    script = "import sys; from tpbench.measure import profile; assert 'torch' in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+WRONG_REQUESTS = {
+    "no verb": ([], "required"),
+    "unknown verb": (["rnu"], "invalid choice"),
+    "unknown flag": (["run", "--epochs", "3"], "unrecognized"),
+    "unknown method": (["run", "--recipe", "smoke", "--methods", "wkmedoid"], "did you mean wkmedoids"),
+    "unknown recipe": (["run", "--recipe", "digit"], "did you mean digits"),
+    "missing recipe file": (["run", "--recipe", "nowhere/mine.py"], "does not exist"),
+    "rate above 1": (["run", "--recipe", "smoke", "--schedules", "1.5@0,1"], "outside (0, 1]"),
+    "rate zero": (["run", "--recipe", "smoke", "--schedules", "0.0@0,1"], "outside (0, 1]"),
+    "no blocks": (["run", "--recipe", "smoke", "--schedules", "0.5"], "BUDGET@BLOCKS"),
+    "block out of range": (["run", "--recipe", "smoke", "--schedules", "0.5@0,9"], "out of range"),
+    "K above N": (["run", "--recipe", "smoke", "--schedules", "99@0"], "only 64 arrive"),
+    "K below 1": (["run", "--recipe", "smoke", "--schedules", "0.1@0,1,2"], "at least 1"),
+    "no seeds": (["run", "--recipe", "smoke", "--seeds", "0"], "at least 1"),
+    "no GPU": (["run", "--recipe", "smoke", "--device", "cuda"], "no CUDA device"),
+    "unknown device": (["run", "--recipe", "smoke", "--device", "tpu"], "unknown device"),
+    "unknown model": (["profile", "--model", "deit_smal_patch16_224", "--method", "topk"], "did you mean"),
+    "unsupported model": (["profile", "--model", "vit_base_patch16_siglip_224", "--method", "none"], "attention pooling"),
+    "no schedule": (["profile", "--model", "deit_tiny_patch16_224", "--method", "topk"], "needs a schedule"),
+    "odd batch sizes": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1;2"], "whole numbers"),
+    "batch of none": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "0"], "at least one"),
+    "no records": (["report", "nowhere"], "no records"),
+}
+
+
+@pytest.mark.parametrize("words, reason", WRONG_REQUESTS.values(), ids=WRONG_REQUESTS)
+def test_a_wrong_request_gets_one_clear_line(capsys, tmp_path, monkeypatch, words, reason):
+    monkeypatch.chdir(tmp_path)
+    if words[:2] == ["run", "--recipe"] and "cuda" in words:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a CUDA device")
+    code, out, err = ask(capsys, *words)
+    assert code == WRONG
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert reason in err
+    assert not list(tmp_path.rglob("*.json")), "a refused request leaves nothing behind"
+
+
+def test_profile_prints_one_object(capsys):
+    code, out, _ = ask(
+        capsys, "profile", "--model", "test_vit", "--method", "wkmedoids", "--schedule", "0.5@1,3",
+        "--batch-sizes", "1,2", "--repeats", "3", "--json",
+    )  # fmt: skip
+    result = json.loads(out)
+    assert code == DONE
+    assert result["requested_tokens"] == result["tokens"] == [50, 25]
+    assert {size: len(samples) for size, samples in result["latency"].items()} == {"1": 3, "2": 3}
+    assert sum(layer["macs"] for layer in result["layers"]) == result["macs"] < result["macs_unreduced"]
+    reducers = [layer for layer in result["layers"] if layer["name"].endswith(".reducer")]
+    assert len(reducers) == 2
+    assert all(layer["macs"] > 0 and layer["seconds"] > 0 for layer in reducers)
+
+
+def test_profile_prints_a_table(capsys):
+    code, out, _ = ask(
+        capsys, "profile", "--model", "test_vit", "--method", "avgpool", "--schedule", "51@1", "--batch-sizes", "1", "--repeats", "2",
+    )  # fmt: skip
+    assert code == DONE
+    assert "blocks.1.reducer" in out
+    assert "50" in out, "the largest grid of at most 51 tokens"
+
+
+def test_an_unwritable_folder_is_said_in_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = ask(capsys, "run", "--recipe", "smoke", "--methods", "none", "--out", str(tmp_path / "file" / "results"))
+    assert code == WRONG
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert "cannot write" in err
+
+
+def test_exit_codes_are_distinct():
+    assert len({DONE, FAILED, WRONG}) == 3

@@ -1,0 +1,218 @@
+"""Training: DeepSpeed's steps are a plain loop's, an interrupted run ends like an uninterrupted one, ranks agree."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+import torch
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from torch.nn import functional as F
+
+from tpbench import data, vit
+from tpbench.errors import CellFailed, UsageError
+from tpbench.runner import build_base
+from tpbench.train import Run, parameter_groups, seed_all, train
+
+CPU = torch.device("cpu")
+RECIPE = tiny_recipe.recipe()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return data.load(RECIPE.data, CPU)
+
+
+def fresh(method: str = "none", schedule: str = "0.5@0,1", seed: int = 0):
+    model = build_base(RECIPE, seed)
+    torch.manual_seed(seed)
+    return vit.reduce(model, method, schedule)
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def plain_loop(model, parts, optim, seed: int) -> None:
+    """The same training without DeepSpeed."""
+    groups = param_groups_weight_decay(model, optim.weight_decay, model.no_weight_decay())
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=optim.lr, weight_decay=optim.weight_decay)
+    updates = len(parts.train) // optim.batch_size
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=optim.epochs,
+        warmup_epochs=optim.warmup_epochs,
+        warmup_lr=optim.lr * 0.01,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    step = 0
+    for epoch in range(optim.epochs):
+        seed_all(seed, epoch + 1)
+        model.train()
+        for images, labels in parts.train.batches(optim.batch_size, (seed, epoch)):
+            scheduler.step_update(step)
+            F.cross_entropy(model(images), labels).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+
+
+def test_deepspeed_trains_as_a_plain_loop_does(parts):
+    ours, plain = fresh(), fresh()
+    result = train(ours, parts, RECIPE.base, seed=3)
+    plain_loop(plain, parts, RECIPE.base, seed=3)
+    torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-4, atol=1e-5)
+    assert result.steps == 3 * (len(parts.train) // 16)
+    assert result.images == result.steps * 16
+    other = fresh()
+    plain_loop(other, parts, replace(RECIPE.base, lr=RECIPE.base.lr * 1.05), seed=3)
+    assert (weights(ours) - weights(other)).abs().max() > 1e-4, "control: another learning rate shows"
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(parts):
+    whole, halves = fresh(), fresh()
+    optim = replace(RECIPE.base, epochs=1)
+    train(whole, parts, optim, seed=0)
+    train(halves, parts, replace(optim, accumulation=2), seed=0)
+    # The two draw augmentation in other portions, so only the number of steps and the scale can agree.
+    assert (weights(whole) - weights(halves)).abs().max() < 0.05
+    assert torch.isfinite(weights(halves)).all()
+
+
+@pytest.mark.parametrize("method", ["dynamicvit", "random"])
+def test_a_run_cut_after_an_epoch_ends_like_an_uncut_one(parts, tmp_path, method):
+    class Cut(Exception):
+        pass
+
+    def cut(epoch: int, loss: float) -> None:
+        if epoch == 1:
+            raise Cut
+
+    optim, teacher = RECIPE.base, fresh()
+    uncut = fresh(method)
+    whole = train(uncut, parts, optim, seed=1, teacher=teacher, folder=tmp_path / "a")
+    with pytest.raises(Cut):
+        train(fresh(method), parts, optim, seed=1, teacher=teacher, folder=tmp_path / "b", progress=cut)
+    continued = fresh(method)
+    torch.randn(100)  # the state of the generators before must not matter
+    rest = train(continued, parts, optim, seed=1, teacher=teacher, folder=tmp_path / "b")
+    assert torch.equal(weights(uncut), weights(continued))
+    assert rest.losses == whole.losses
+    assert len(list((tmp_path / "b").glob("epoch*"))) == 1, "older checkpoints are dropped"
+    anew = fresh(method)
+    train(anew, parts, optim, seed=2, teacher=teacher)
+    assert not torch.equal(weights(uncut), weights(anew)), "control: another seed shows"
+
+
+def test_averaged_weights_survive_a_cut(parts, tmp_path):
+    optim = replace(RECIPE.base, ema=0.9)
+    uncut, continued = fresh(), fresh()
+    train(uncut, parts, optim, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), parts, optim, seed=1, folder=tmp_path, progress=_stop_at(1))
+    train(continued, parts, optim, seed=1, folder=tmp_path)
+    assert torch.equal(weights(uncut), weights(continued))
+
+
+def _stop_at(last: int):
+    def stop(epoch: int, loss: float) -> None:
+        if epoch == last:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_corrupt_checkpoint_is_refused_by_name(parts, tmp_path):
+    train(fresh(), parts, replace(RECIPE.base, epochs=1), seed=0, folder=tmp_path)
+    saved = next(tmp_path.glob("epoch1/*.pt"))
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"cannot be read.*--fresh"):
+        train(fresh(), parts, RECIPE.base, seed=0, folder=tmp_path)
+
+
+def test_a_diverging_run_ends_with_its_step(parts):
+    model = fresh()
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    with pytest.raises(CellFailed, match="no longer finite at step 0"):
+        train(model, parts, RECIPE.base, seed=0)
+
+
+def test_the_backbone_stands_still_while_it_is_frozen(parts):
+    model, optim = fresh("dynamicvit"), replace(RECIPE.base, epochs=6, warmup_epochs=0)
+    run = Run(model, parts, optim, 0, torch.float32, fresh())
+    own = {name for name, _ in model.named_parameters() if ".reducer." in name}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run.epoch(0)  # the first sixth of six epochs
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved <= own
+    assert moved
+    run.epoch(1)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert not moved <= own, "control: it learns afterwards"
+    run.finish()
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    model = fresh("dynamicvit")
+    groups = parameter_groups(model, RECIPE.base)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+    assert {group["lr_scale"] for group in groups} == {1.0, 0.01}
+    assert all(p.ndim > 1 for group in groups if group["weight_decay"] for p in group["params"])
+
+
+@pytest.mark.parametrize("lines", [{"mixup": 0.8, "cutmix": 1.0}, {"zero_stage": 1}, {"zero_stage": 2}, {"smoothing": 0.1}])
+def test_recipe_lines_train(parts, lines):
+    result = train(fresh(), parts, replace(RECIPE.base, epochs=1, **lines), seed=0)
+    assert math.isfinite(result.losses[0])
+
+
+def test_bfloat16_trains(parts):
+    exact, rounded = fresh(), fresh()
+    train(exact, parts, RECIPE.base, seed=0)
+    result = train(rounded, parts, RECIPE.base, seed=0, dtype=torch.bfloat16)
+    assert math.isfinite(result.losses[-1])
+    assert not torch.equal(weights(exact), weights(rounded)), "control: the precision did change"
+    assert rounded.head.weight.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import json, sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "torch.set_num_threads(1)\n"
+        "from dataclasses import replace\n"
+        "import test_train as t\n"
+        "from tpbench import data\n"
+        "parts = data.load(replace(t.RECIPE.data, shift=0), t.CPU)\n"
+        "model = t.fresh()\n"
+        "t.train(model, parts, t.RECIPE.base, seed=0)\n"
+        "if torch.distributed.get_rank() == 0: torch.save(t.weights(model), sys.argv[2])\n"
+    )
+    tests = str(Path(__file__).parent)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    for ranks, path in ((1, one), (2, two)):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        words = [sys.executable, *launcher, str(script), tests, str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    torch.testing.assert_close(torch.load(one), torch.load(two), rtol=1e-3, atol=1e-4)
+
+
+def test_progress_file_is_whole_json(parts, tmp_path):
+    train(fresh(), parts, replace(RECIPE.base, epochs=2), seed=0, folder=tmp_path)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert progress["tag"] == "epoch2"
+    assert len(progress["losses"]) == 2
