@@ -68,7 +68,10 @@ WRONG_REQUESTS = {
     "no GPU": (["run", "--recipe", "smoke", "--device", "cuda"], "no CUDA device"),
     "unknown device": (["run", "--recipe", "smoke", "--device", "tpu"], "unknown device"),
     "unknown model": (["profile", "--model", "deit_smal_patch16_224", "--method", "topk"], "did you mean"),
-    "unsupported model": (["profile", "--model", "vit_base_patch16_siglip_224", "--method", "none"], "attention pooling"),
+    "unsupported model": (
+        ["profile", "--model", "vit_base_patch16_siglip_224", "--method", "none"],
+        "attention pooling",
+    ),
     "no schedule": (["profile", "--model", "deit_tiny_patch16_224", "--method", "topk"], "needs a schedule"),
     "odd batch sizes": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1;2"], "whole numbers"),
     "batch of none": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "0"], "at least one"),
@@ -76,7 +79,7 @@ WRONG_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("words, reason", WRONG_REQUESTS.values(), ids=WRONG_REQUESTS)
+@pytest.mark.parametrize(("words", "reason"), WRONG_REQUESTS.values(), ids=WRONG_REQUESTS)
 def test_a_wrong_request_gets_one_clear_line(capsys, tmp_path, monkeypatch, words, reason):
     monkeypatch.chdir(tmp_path)
     if words[:2] == ["run", "--recipe"] and "cuda" in words:
@@ -118,7 +121,9 @@ def test_profile_prints_a_table(capsys):
 
 def test_an_unwritable_folder_is_said_in_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, out, err = ask(capsys, "run", "--recipe", "smoke", "--methods", "none", "--out", str(tmp_path / "file" / "results"))
+    code, out, err = ask(
+        capsys, "run", "--recipe", "smoke", "--methods", "none", "--out", str(tmp_path / "file" / "results")
+    )
     assert code == WRONG
     assert out == ""
     assert len(err.strip().splitlines()) == 1

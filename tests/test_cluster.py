@@ -399,11 +399,11 @@ def test_kmedoids_carries_no_gradient():
 
 
 @pytest.mark.parametrize("init", cluster.INITIALISATIONS)
-@pytest.mark.parametrize("n,k", [(7, 1), (7, 3), (7, 6), (7, 7), (1, 1)])
+@pytest.mark.parametrize(("n", "k"), [(7, 1), (7, 3), (7, 6), (7, 7), (1, 1)])
 def test_every_start_names_k_distinct_tokens(init, n, k):
     first = cluster.initial(init, weights("random", 3, n, 0), k)
     assert first.shape == (3, k)
-    assert all(len(set(row)) == k and 0 <= min(row) and max(row) < n for row in first.tolist())
+    assert all(len(set(row)) == k and min(row) >= 0 and max(row) < n for row in first.tolist())
 
 
 def test_topk_starts_from_the_heaviest_ties_to_the_lowest():
@@ -423,10 +423,10 @@ def test_bad_numbers_stay_in_range_and_in_their_own_set(function, bad, init, dev
     spoilt = function(x.to(device), w.to(device), 6, 5, init)
     for was, now in zip(clean, spoilt):
         assert torch.equal(was[::2], now[::2])
-    assert 0 <= spoilt[1].min()
+    assert spoilt[1].min() >= 0
     assert spoilt[1].max() < 6
     if function is cluster.kmedoids:
-        assert 0 <= spoilt[0].min()
+        assert spoilt[0].min() >= 0
         assert spoilt[0].max() < 20
 
 

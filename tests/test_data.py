@@ -42,7 +42,9 @@ def test_digits_are_split_the_same_way_every_time():
     tested = [bytes(image.numpy().tobytes()) for image in first.test.images]
     assert not seen & set(tested), "no test image is trained on"
     other = data.load(replace(DIGITS, test_limit=499), CPU)
-    assert other.description["fingerprint"] != first.description["fingerprint"], "control: other data, other fingerprint"
+    assert other.description["fingerprint"] != first.description["fingerprint"], (
+        "control: other data, other fingerprint"
+    )
 
 
 def test_training_batches_follow_from_seed_and_epoch_alone():
@@ -84,7 +86,14 @@ def test_augmentation_moves_each_image_by_itself():
 
 
 def test_parquet_of_mixed_images_is_read(tmp_path):
-    images = [encoded("RGB"), encoded("L"), encoded("RGBA"), encoded("P"), encoded("CMYK", kind="JPEG"), encoded(size=5)] * 2
+    images = [
+        encoded("RGB"),
+        encoded("L"),
+        encoded("RGBA"),
+        encoded("P"),
+        encoded("CMYK", kind="JPEG"),
+        encoded(size=5),
+    ] * 2
     lines = write_parquet(tmp_path, images, [0, 1] * 6)
     parts = data.load(lines, CPU)
     assert parts.test.images.shape == (12, 3, 8, 8)
@@ -92,9 +101,12 @@ def test_parquet_of_mixed_images_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil, reason",
+    ("spoil", "reason"),
     [
-        (lambda images, labels: ([*images[:-1], b"no image"], labels), "1 of 8 images cannot be decoded, the first in row 7"),
+        (
+            lambda images, labels: ([*images[:-1], b"no image"], labels),
+            "1 of 8 images cannot be decoded, the first in row 7",
+        ),
         (lambda images, labels: ([*images[:-1], images[-1][:40]], labels), "1 of 8 images cannot be decoded"),
         (lambda images, labels: (images, [*labels[:-1], 7]), "labels 0 to 7, the recipe has 2 classes"),
     ],
@@ -126,7 +138,13 @@ def test_an_image_folder_is_read_through_timm(tmp_path):
                 (folder / f"{index}.jpg").write_bytes(encoded(mode, size=20 + index, kind="JPEG"))
     lines = Data("", root=str(tmp_path), image_size=16, classes=2, mean=(0.5,) * 3, std=(0.5,) * 3, validation=0.25)
     parts = data.load(lines, CPU)
-    assert parts.description | {"fingerprint": ""} == {"source": "", "fingerprint": "", "train": 6, "validation": 2, "test": 8}
+    assert parts.description | {"fingerprint": ""} == {
+        "source": "",
+        "fingerprint": "",
+        "train": 6,
+        "validation": 2,
+        "test": 8,
+    }
     batch = next(parts.train.batches(4, (0, 0)))
     assert batch.images.shape == (4, 3, 16, 16)
     with pytest.raises(DataError, match="does not exist"):
@@ -141,7 +159,9 @@ def test_an_image_folder_is_read_through_timm(tmp_path):
 
 @pytest.mark.skipif(not CIFAR.exists(), reason="the CIFAR-10 parquet files are not at ../shared/data/cifar10")
 def test_cifar10_is_read():
-    lines = Data("parquet", root=str(CIFAR), image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, train_limit=500, test_limit=200)
+    lines = Data(
+        "parquet", root=str(CIFAR), image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, train_limit=500, test_limit=200
+    )
     parts = data.load(lines, CPU)
     assert parts.description["test"] == 200
     assert 0.2 < parts.test.images.float().mean() / 255 < 0.8

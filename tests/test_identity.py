@@ -323,7 +323,7 @@ def test_blocks_that_do_not_look_run_fused_attention(vit, images, monkeypatch, m
 @torch.no_grad()
 def test_control_unfused_attention_is_not_counted(vit, images, monkeypatch):
     calls = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: calls.append(args))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **_: calls.append(args))
     for block in vit.blocks:
         block.attn.fused_attn = False
     tpbench.reduce(vit, "none")(images)
@@ -388,9 +388,9 @@ def test_requests_that_make_no_sense_are_refused_in_words(vit, images):
         tpbench.reduce(vit, "topk")
     with pytest.raises(ScheduleError, match="block 4 is out of range"):
         tpbench.reduce(vit, "topk", "0.5@4")
-    with pytest.raises(UsageError, match="unknown method 'topp'; did you mean .*topk"):
+    with pytest.raises(UsageError, match=r"unknown method 'topp'; did you mean .*topk"):
         tpbench.reduce(vit, "topp", "0.5@1")
-    with pytest.raises(UsageError, match="has no such setting: .*iteration.*known: iterations, init"):
+    with pytest.raises(UsageError, match=r"has no such setting: .*iteration.*known: iterations, init"):
         tpbench.reduce(vit, "wkmedoids", "0.5@1", iteration=3)
     with pytest.raises(UsageError, match=r"mid|end"):
         tpbench.reduce(vit, "topk", "0.5@1", site="middle")

@@ -231,7 +231,7 @@ def test_an_unknown_name_gets_the_nearest(ask, wrong, meant):
 
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(UsageError, match="known: none, .*wkmedoids"):
+    with pytest.raises(UsageError, match=r"known: none, .*wkmedoids"):
         registry.select("qqqqqqqq")
 
 

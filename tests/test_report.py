@@ -260,6 +260,8 @@ def test_methods_that_separate_have_ranks_of_their_own() -> None:
     assert [rows[name]["rank"] for name in "abc"] == [1, 2, 3]
     assert [rows[name]["stands_alone"] for name in "abc"] == [True, False, False]
     assert rows["a"]["fine_tuned_half_width_points"] > 1.0
+    mirrored = ranked({"a": (94.0, 95.1, 96.0), "b": (94.6, 95.7, 96.6), "c": (95.0, 96.0, 97.0)})
+    assert [mirrored[name]["rank"] for name in "abc"] == [3, 2, 1]  # whichever of a pair is subtracted
 
 
 def test_one_seed_and_the_base_have_no_rank() -> None:

@@ -172,7 +172,9 @@ def test_parameter_groups_hold_every_parameter_once():
     assert all(p.ndim > 1 for group in groups if group["weight_decay"] for p in group["params"])
 
 
-@pytest.mark.parametrize("lines", [{"mixup": 0.8, "cutmix": 1.0}, {"zero_stage": 1}, {"zero_stage": 2}, {"smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "lines", [{"mixup": 0.8, "cutmix": 1.0}, {"zero_stage": 1}, {"zero_stage": 2}, {"smoothing": 0.1}]
+)
 def test_recipe_lines_train(parts, lines):
     result = train(fresh(), parts, replace(RECIPE.base, epochs=1, **lines), seed=0)
     assert math.isfinite(result.losses[0])

@@ -1,6 +1,6 @@
 """A recipe of seconds for tests: 160 digits, 16 tokens, two blocks.
 
-    python -m tpbench run --recipe tests/tiny_recipe.py
+python -m tpbench run --recipe tests/tiny_recipe.py
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe

@@ -159,9 +159,13 @@ def do_run(arguments: argparse.Namespace) -> int:
     if environment.rank() != 0:
         return DONE
 
-    from tpbench.report import write
+    from rich.console import Console
+
+    from tpbench.report import frame, terminal, write
 
     write.write(out)
+    terminal.show(frame.comparison(frame.cells(records)), Console())
+    print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
 
     failed = list(runner.failures(records))
     for record in failed:
@@ -190,9 +194,11 @@ def do_profile(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result, indent=1))
         return DONE
-    from tpbench.report import show
+    from rich.console import Console
 
-    show.profile(result)
+    from tpbench.report import profiled
+
+    profiled.show(result, Console())
     return DONE
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import shutil
 import sys
 import traceback
@@ -69,6 +71,11 @@ def plan(
 
 def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     """Run a plan's cells that have no record yet, and return all its records."""
+    with locked(plan.out):
+        return run_missing(plan, fresh, progress)
+
+
+def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     bench = Bench(plan)
     bench.prepare(fresh)
     missing = [cell for cell in plan.cells if not bench.done(cell)]
@@ -279,6 +286,21 @@ class Bench:
     def forget(self, folder: Path) -> None:
         if self.writes:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Two runs never write into one folder; the lock goes with the process that holds it."""
+    if environment.rank() != 0:
+        yield
+        return
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    with (out / "work" / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None
+        yield
 
 
 def build_base(recipe: Recipe, seed: int) -> torch.nn.Module:

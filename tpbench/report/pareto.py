@@ -102,7 +102,9 @@ def _panel(panel: Axes, frame: pd.DataFrame, cost: Axis, top1: Axis, looks: dict
         return
     _front_line(panel, known, cost, top1)
     for method, look in looks.items():
-        _method(panel, known[known["method"] == method], cost, top1, method, look)
+        own = known[known["method"] == method].sort_values(cost.name)
+        bars = {"ecolor": look["color"], "alpha": 0.5 if len(looks) <= 6 else 0.22}
+        _method(panel, own[cost.name], own[top1.name], own[top1.half_width], look | {"label": method}, bars)
     for _, base in known[known["unreduced"]].iterrows():
         _base(panel, base, cost, top1)
     low, high = known[top1.name].min(), known[top1.name].max()
@@ -118,15 +120,11 @@ def _front_line(panel: Axes, known: pd.DataFrame, cost: Axis, top1: Axis) -> Non
     panel.plot(x, y, drawstyle="steps-post", zorder=1, label="Pareto front", **look)
 
 
-def _method(panel: Axes, own: pd.DataFrame, cost: Axis, top1: Axis, name: str, look: dict[str, str]) -> None:
-    own = own.sort_values(cost.name)
-    x, y, half_width = own[cost.name], own[top1.name], own[top1.half_width]
-    panel.errorbar(
-        x, y, yerr=half_width.fillna(0), fmt="none", ecolor=look["color"], elinewidth=0.8, alpha=0.35, zorder=2
-    )
+def _method(panel: Axes, x: pd.Series, y: pd.Series, half_width: pd.Series, look: dict, bars: dict) -> None:
+    panel.errorbar(x, y, yerr=half_width.fillna(0), fmt="none", elinewidth=0.8, zorder=2, **bars)
     size = 8 if look["marker"] in "PX" else 6.5
     shape = {"markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6, "linewidth": 1.1}
-    panel.plot(x, y, label=name, zorder=3, alpha=0.95, **look, **shape)
+    panel.plot(x, y, zorder=3, alpha=0.95, **look, **shape)
 
 
 def _base(panel: Axes, base: pd.Series, cost: Axis, top1: Axis) -> None:

@@ -1,0 +1,214 @@
+"""The benchmark as a user runs it: records, tables, continuing after a kill, holes, and folders that do not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tpbench.cli import DONE, FAILED, WRONG, main
+from tpbench.record import read_all
+
+TESTS = Path(__file__).parent
+TINY = str(TESTS / "tiny_recipe.py")
+METHODS = "none,wkmedoids,avgpool,random"
+
+
+def run(out: Path, *words: str, methods: str = METHODS) -> int:
+    return main(["run", "--recipe", TINY, "--methods", methods, "--out", str(out), *words])
+
+
+def records(out: Path) -> dict[str, dict]:
+    return {path.name: json.loads(path.read_text()) for path in sorted((out / "records").glob("*/*.json"))}
+
+
+def spawn(out: Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "tpbench", "run", "--recipe", TINY, "--methods", METHODS, "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One whole run of the tiny recipe in its own process."""
+    out = tmp_path_factory.mktemp("run") / "results"
+    process = spawn(out)
+    stdout, stderr = process.communicate(timeout=300)
+    return out, subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def test_results_and_progress_go_where_they_belong(finished):
+    out, done = finished
+    assert done.returncode == DONE, done.stderr
+    assert all(name in done.stdout for name in METHODS.split(","))
+    assert "fine-tuned" in done.stdout
+    assert "[4/4]" in done.stderr
+    assert "DeepSpeed" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.suffix for path in (out / "tables").iterdir()} == {".csv", ".md", ".tex"}
+    assert list((out / "figures").glob("*.png"))
+
+
+def test_a_record_holds_everything(finished):
+    out, _ = finished
+    cells = {record.method: record for record in read_all(out)}
+    assert set(cells) == set(METHODS.split(","))
+    for record in cells.values():
+        assert record.error is None
+        assert {"off_the_shelf_top1", "fine_tuned_top1", "fine_tuned_loss"} <= set(record.metrics)
+        assert record.macs["total"] == record.macs["closed_form"] == sum(row["macs"] for row in record.macs["layers"])
+        assert {size: len(both["reduced"]) for size, both in record.latency.items()} == {"1": 3, "4": 3}
+        assert record.peak_memory_bytes["unreduced"] > 0
+        assert record.training["images"] == record.training["steps"] * 16 == 2 * (128 // 16) * 16
+        assert record.evaluation == {"test": 60, "validation": 32}
+        assert record.data["fingerprint"]
+        assert record.environment["packages"]["torch"]
+    exact, grid = cells["wkmedoids"].tokens, cells["avgpool"].tokens
+    assert exact["requested"] == exact["achieved"] == exact["after_block"] == [8, 4]
+    assert all(reached <= asked for reached, asked in zip(grid["achieved"], grid["requested"]))
+    assert cells["none"].schedule == "none"
+    assert cells["none"].macs["total"] == cells["wkmedoids"].macs["unreduced"]
+    seen = {record.training["images"] for record in cells.values()} | {
+        record.data["fingerprint"] for record in cells.values()
+    }
+    assert len(seen) == 2, "every method saw as many of the same images"
+
+
+def test_the_same_command_again_changes_nothing(finished, capsys):
+    out, _ = finished
+    before = records(out)
+    assert run(out) == DONE
+    assert records(out) == before
+    printed = capsys.readouterr()
+    assert "4 of 4 cells have been measured before" in printed.err
+
+
+def test_report_rebuilds_the_same_tables(finished, capsys):
+    out, _ = finished
+    tables = {path: path.read_bytes() for path in (out / "tables").iterdir()}
+    for path in tables:
+        path.unlink()
+    assert main(["report", str(out)]) == DONE
+    assert {path: path.read_bytes() for path in (out / "tables").iterdir()} == tables
+    assert str(next(iter(tables))) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in the base", "in a cell", "between cells"])
+def test_killed_at_any_moment_it_continues_to_the_same_numbers(finished, tmp_path, moment):
+    whole, out = finished[0], tmp_path / "results"
+    process = spawn(out)
+    sign = {
+        "in the base": lambda: list((out / "work").glob("base_seed0/progress.json")),
+        "in a cell": lambda: list((out / "work" / "cells").glob("*/progress.json")),
+        "between cells": lambda: list((out / "records").glob("*/*.json")),
+    }[moment]
+    deadline = time.monotonic() + 120
+    while not sign() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert len(list((out / "records").glob("*/*.json"))) < 4, "control: it was cut short"
+    again = spawn(out)
+    _, stderr = again.communicate(timeout=300)
+    assert again.returncode == DONE, stderr
+    expected = {name: record["metrics"] for name, record in records(whole).items()}
+    assert {name: record["metrics"] for name, record in records(out).items()} == expected
+
+
+def test_another_recipe_in_the_folder_is_refused(finished, tmp_path, capsys):
+    out, _ = finished
+    before = records(out)
+    assert main(["run", "--recipe", "smoke", "--methods", "none", "--out", str(out)]) == WRONG
+    assert "holds results of recipe 'tiny'" in capsys.readouterr().err
+    edited = tmp_path / "tiny_recipe.py"
+    edited.write_text(Path(TINY).read_text().replace("epochs=2", "epochs=1"))
+    assert main(["run", "--recipe", str(edited), "--methods", "none", "--out", str(out)]) == WRONG
+    assert "another version of recipe" in capsys.readouterr().err
+    assert records(out) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(lambda text: text[:200], "is corrupt"), (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99")],
+)
+def test_a_record_that_cannot_be_read_is_named(finished, tmp_path, capsys, spoil, reason):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    path = next((out / "records").glob("*/random_*.json"))
+    path.write_text(spoil(path.read_text()))
+    for words in (["report", str(out)], ["run", "--recipe", TINY, "--methods", METHODS, "--out", str(out)]):
+        assert main(words) == WRONG
+        error = capsys.readouterr().err
+        assert reason in error
+        assert path.name in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_path, capsys):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    for path in (out / "records").glob("*/random_*.json"):
+        path.unlink()
+    base = out / "work" / "base_seed0.safetensors"
+    base.write_bytes(base.read_bytes()[:500])
+    assert run(out) == WRONG
+    assert "base_seed0.safetensors cannot be read" in capsys.readouterr().err
+
+
+def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, capsys):
+    method = tmp_path / "recipe.py"
+    lines = (
+        Path(TINY)
+        .read_text()
+        .replace(
+            'schedules=("0.5@0,1",)',
+            'schedules=("0.5@0,1",), knobs={"wkmedoids": {"iterations": -1, "init": "nonsense"}}',
+        )
+    )
+    method.write_text(lines)
+    out = tmp_path / "results"
+    assert main(["run", "--recipe", str(method), "--methods", "none,wkmedoids", "--out", str(out)]) == FAILED
+    printed = capsys.readouterr()
+    assert "unknown initialisation 'nonsense'" in printed.out
+    assert "unknown initialisation 'nonsense'" in printed.err
+    assert {record["method"]: record["error"] is None for record in records(out).values()} == {
+        "none": True,
+        "wkmedoids": False,
+    }
+    table = next((out / "tables").glob("*.md")).read_text()
+    assert "unknown initialisation" in table
+    method.write_text(lines)
+    assert main(["run", "--recipe", str(method), "--methods", "none,wkmedoids", "--out", str(out)]) == FAILED
+    assert "1 of 2 cells have been measured before" in capsys.readouterr().err
+
+
+def test_fresh_measures_again(tmp_path, capsys):
+    out = tmp_path / "results"
+    assert run(out, methods="none") == DONE
+    before = records(out)
+    assert run(out, "--fresh", methods="none") == DONE
+    assert "measured before" not in capsys.readouterr().err
+    after = records(out)
+    assert {n: r["metrics"] for n, r in after.items()} == {n: r["metrics"] for n, r in before.items()}
+    assert {n: r["latency"] for n, r in after.items()} != {n: r["latency"] for n, r in before.items()}
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
+    from tpbench.runner import locked
+
+    out = tmp_path / "results"
+    (out / "work").mkdir(parents=True)
+    with locked(out):
+        assert run(out, methods="none") == WRONG
+    assert "is being written by another run" in capsys.readouterr().err
