@@ -54,7 +54,8 @@ class DynamicViT(Downsampler):
         scores = self.predict(tokens.body, alive)
         if not self.training:
             return tokens.keep(stable_topk(scores[..., 0], self.setup.k).sort(dim=1).values)
-        kept = F.gumbel_softmax(scores.float(), hard=True)[..., 0] * alive
+        soft = F.gumbel_softmax(scores.float())
+        kept = alive * ((soft[..., 0] > soft[..., 1]) + (soft[..., 0] - soft[..., 0].detach()))  # exactly 0 or 1
         off = (kept.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
         return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})

@@ -112,7 +112,8 @@ def test_profile_prints_one_object(capsys):
 
 def test_profile_prints_a_table(capsys):
     code, out, _ = ask(
-        capsys, "profile", "--model", "test_vit", "--method", "avgpool", "--schedule", "51@1", "--batch-sizes", "1", "--repeats", "2",
+        capsys, "profile", "--model", "test_vit", "--method", "avgpool", "--schedule", "51@1",
+        "--batch-sizes", "1", "--repeats", "2",
     )  # fmt: skip
     assert code == DONE
     assert "blocks.1.reducer" in out

@@ -94,7 +94,7 @@ def test_a_run_cut_after_an_epoch_ends_like_an_uncut_one(parts, tmp_path, method
     class Cut(Exception):
         pass
 
-    def cut(epoch: int, loss: float) -> None:
+    def cut(epoch: int, _: float) -> None:
         if epoch == 1:
             raise Cut
 
@@ -125,7 +125,7 @@ def test_averaged_weights_survive_a_cut(parts, tmp_path):
 
 
 def _stop_at(last: int):
-    def stop(epoch: int, loss: float) -> None:
+    def stop(epoch: int, _: float) -> None:
         if epoch == last:
             raise KeyboardInterrupt
 

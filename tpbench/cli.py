@@ -69,8 +69,8 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"tpbench {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
 
-    run = _verb(verbs, "run", do_run, "train, evaluate and measure methods x schedules x seeds, and write the tables",
-                "tpbench run --recipe smoke --methods wkmedoids,topk")  # fmt: skip
+    text = "train, evaluate and measure methods x schedules x seeds, and write the tables"
+    run = _verb(verbs, "run", do_run, text, "tpbench run --recipe smoke --methods wkmedoids,topk")
     run.add_argument(
         "--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file"
     )
@@ -88,8 +88,9 @@ def parser() -> Parser:
         help="discard this machine's records and checkpoints in the folder and start again",
     )
 
-    profile = _verb(verbs, "profile", do_profile, "MACs and latency of one model and method, layer by layer, untrained",
-                    "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9")  # fmt: skip
+    text = "MACs and latency of one model and method, layer by layer, untrained"
+    example = "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9"
+    profile = _verb(verbs, "profile", do_profile, text, example)
     profile.add_argument("--model", required=True, help="a timm model name")
     profile.add_argument("--method", required=True, help="a method's name; see `tpbench list`")
     profile.add_argument("--schedule", default="none", help="a budget, e.g. 0.7@3,6,9 (blocks count from 0)")
@@ -108,8 +109,8 @@ def parser() -> Parser:
     )
     profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
-    report = _verb(verbs, "report", do_report, "rebuild the tables and figures of a results folder from its records",
-                   "tpbench report results/digits")  # fmt: skip
+    text = "rebuild the tables and figures of a results folder from its records"
+    report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
 
     listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")

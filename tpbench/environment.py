@@ -29,7 +29,7 @@ def device(name: str) -> torch.device:
 
 
 def begin(workers: int, name: str) -> None:
-    """Refuse a device that is not there; where one-thread workers will compute, this process keeps to one thread too."""
+    """Refuse a device that is not there; beside one-thread workers this process keeps to one thread too."""
     if device(name).type == "cpu" and workers > 1:
         torch.set_num_threads(1)
 

@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -88,24 +89,27 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
 def discover() -> dict[str, type[Downsampler]]:
     """Import every method file and return the classes by name; a broken file is fatal and named."""
     cards, broken = catalogue()
-    for module, _ in _files():
+    modules = [module for module, _ in _files()]
+    for module in modules:
         try:
             importlib.import_module(module)
         except Exception as error:
             broken.append(Broken(module, f"{type(error).__name__}: {error}"))
-    broken += [
-        Broken(c.module, f"{c.name!r} is on its card but was not registered")
-        for c in cards.values()
-        if c.name not in _classes
-    ]
-    if broken:
-        raise UsageError("; ".join(f"method file {b.module} is broken: {b.reason}" for b in dict.fromkeys(broken)))
+    for card in cards.values():
+        if card.name not in _classes:
+            broken.append(Broken(card.module, f"{card.name!r} is on its card but was not registered"))
+    for name, cls in _classes.items():
+        if cls.__module__ in modules and name not in cards:
+            broken.append(
+                Broken(cls.__module__, f"{name!r} is registered, but not by a literal @register over its class")
+            )
+    _refuse(broken)
     return {name: _classes[name] for name in cards}
 
 
 def method(name: str) -> type[Downsampler]:
     """The class registered under a name. Imports only the file whose card carries it."""
-    if name not in _classes:
+    if name not in _classes or _classes[name].__module__ not in sys.modules:  # its file may have failed half-way
         card = select([name])[0]
         try:
             importlib.import_module(card.module)
@@ -118,14 +122,18 @@ def select(names: str | Iterable[str]) -> list[Card]:
     """The cards of "all" or of some names; an unknown name is refused with the nearest ones."""
     cards, broken = catalogue()
     if names == "all":
-        if broken:
-            raise UsageError("; ".join(f"method file {b.module} is broken: {b.reason}" for b in broken))
+        _refuse(broken)
         return list(cards.values())
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     for name in wanted:
         if name not in cards and name not in _cards:
             raise UsageError(f"unknown method {name!r}; {nearest(name, cards)}")
     return [cards.get(name) or _cards[name] for name in dict.fromkeys(wanted)]
+
+
+def _refuse(broken: list[Broken]) -> None:
+    if broken:
+        raise UsageError("; ".join(f"method file {b.module} is broken: {b.reason}" for b in dict.fromkeys(broken)))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -168,5 +176,9 @@ def _read_cards(module: str, path: Path) -> Iterator[Card]:
                 and isinstance(decorator.func, ast.Name)
                 and decorator.func.id == "register"
             ):
+                if len(decorator.args) != 1:
+                    raise ValueError(f"@register over {node.name} takes the name first, then keywords")
+                if len(decorator.args) != 1:
+                    raise ValueError(f"@register over {node.name} takes the name first, then keywords")
                 fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
                 yield Card(name=ast.literal_eval(decorator.args[0]), module=module, **fields)

@@ -66,16 +66,25 @@ class Schedule:
             counts = tuple(max(1, int(patches * rate ** (stage + 1))) for stage in range(len(self.blocks)))
             return Schedule(text=spell(counts, self.blocks), blocks=self.blocks, counts=counts)
 
+        def price(first: int) -> float:
+            """0 for fewer tokens than the method can reach: the budget, if reachable, lies above."""
+            try:
+                return cost(at(first))
+            except ScheduleError:
+                return 0.0
+
         low, high = 1, patches
-        if cost(at(low)) > self.macs_share:
-            nearest = cost(at(low))
+        if price(high) <= self.macs_share:  # reducing less may cost more than not reducing at all
+            return at(high)
+        while high - low > 1:  # invariant: at(low) is affordable or out of reach, at(high) is not affordable
+            middle = (low + high) // 2
+            low, high = (middle, high) if price(middle) <= self.macs_share else (low, middle)
+        if not 0 < price(low) <= self.macs_share:
+            nearest = price(low) or price(high)
             raise ScheduleError(
-                f"schedule {self.text!r}: one token left from block {self.blocks[0]} on still costs {nearest:.3f} of"
-                f" the unreduced MACs; the nearest reachable share is {nearest:.3f}"
+                f"schedule {self.text!r}: the method cannot cost so little from block {self.blocks[0]} on;"
+                f" the nearest reachable share is {nearest:.3f}"
             )
-        while low < high:  # invariant: at(low) is affordable
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if cost(at(middle)) <= self.macs_share else (low, middle - 1)
         return at(low)
 
     def _check_blocks(self, depth: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import timm
 import torch
@@ -47,26 +47,26 @@ def reduce(
     """
     cls = registry.method(method) if isinstance(method, str) else method
     schedule = parse(schedule) if isinstance(schedule, str) else schedule
-    config = _config(cls, knobs)
+    site, config = _site(site), _config(cls, knobs)
     check_supported(model)
     if not cls.reduces:
-        return TokenViT.around(model, [], (), Site(site))
+        return TokenViT.around(model, [], (), site)
     if not schedule.blocks:
         raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
     if schedule.macs_share is not None:
         from tpbench.measure.flops import closed_form  # the budget is counted where everything is counted
 
-        whole = closed_form(TokenViT.around(model, [], (), Site(site))).total
+        whole = closed_form(TokenViT.around(model, [], (), site)).total
 
         def cost(candidate: Schedule) -> float:
             setups, _ = plan(model, cls, candidate)
-            return closed_form(TokenViT.around(model, [cls(s, config) for s in setups], (), Site(site))).total / whole
+            return closed_form(TokenViT.around(model, [cls(s, config) for s in setups], (), site)).total / whole
 
         schedule = schedule.solved(cost, model.patch_embed.num_patches, len(model.blocks))
     setups, requested = plan(model, cls, schedule)
     where = next(model.parameters())
     reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
-    return TokenViT.around(model, reducers, requested, Site(site))
+    return TokenViT.around(model, reducers, requested, site)
 
 
 def create(name: str, args: dict[str, Any], pretrained: bool = False, sincos: float | None = None) -> VisionTransformer:
@@ -141,20 +141,36 @@ def check_supported(model: nn.Module) -> None:
             )
 
 
-def _config(cls: type[Downsampler], knobs: dict[str, Any]) -> Any:
+def _site(site: str | Site) -> Site:
     try:
-        return cls.Config(**knobs)
+        return Site(site)
+    except ValueError:
+        raise UsageError(f"unknown site {site!r}; known: {', '.join(Site)}") from None
+
+
+def _config(cls: type[Downsampler], knobs: dict[str, Any]) -> Any:
+    """The method's settings; unknown ones, and values that are not among a setting's choices, are refused."""
+    try:
+        config = cls.Config(**knobs)
     except TypeError as error:
         known = ", ".join(cls.Config.__dataclass_fields__) or "none"
         raise UsageError(f"{cls.__name__} has no such setting: {error}; known: {known}") from error
+    for name, kind in get_type_hints(cls.Config).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            choices = ", ".join(map(str, get_args(kind)))
+            raise UsageError(f"{cls.__name__}: {name} {getattr(config, name)!r} is not one of {choices}")
+    return config
 
 
 def adopt(cls: type[M], module: nn.Module) -> M:
-    """A `cls` of module's own parameters, buffers and submodules, under their own names; module stays as it is."""
+    """A `cls` with modules of its own, all the way down, around module's own parameters and buffers.
+
+    Names stay, and so does `module`: training mode, hooks or replaced layers of the one do not reach the other.
+    """
     adopted = cls.__new__(cls)
-    adopted.__dict__ = {
-        name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()
-    }
+    adopted.__dict__ = {n: copy.copy(v) if isinstance(v, dict | set) else v for n, v in vars(module).items()}
+    for name, child in module.named_children():
+        adopted._modules[name] = adopt(type(child), child)
     return adopted
 
 
@@ -162,7 +178,7 @@ class ProbedAttention(Attention):
     """timm's Attention, which can also return what a reducer asked to see. Asked nothing, it is timm's own code."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
-        """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape, and a Probe of all tokens."""
+        """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape and a Probe of all tokens."""
         if not needs:
             return (super().forward(x) if bias is None else super().forward(x, attn_mask=bias)), Probe()
         q, k, v = self.project(x)

@@ -39,7 +39,7 @@ def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> 
     """The first token's row of the attention, mean over heads: [B, N] float32."""
     scores = (q[:, :, :1].detach() @ k.detach().transpose(-2, -1)).float() * scale
     scores = scores if bias is None else scores + bias.detach()
-    return scores.softmax(dim=-1).mean(dim=1)[:, 0]
+    return scores.softmax(dim=-1).mean(dim=1)[:, 0].float()
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float) -> Tensor:
@@ -51,7 +51,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: floa
     own = torch.eye(alive.shape[1], device=alive.device, dtype=scores.dtype)
     visible = alive[:, None, None, :].to(scores.dtype)
     visible = visible + (1 - visible) * own
-    weight = (scores - scores.amax(dim=-1, keepdim=True).detach()).exp() * visible
+    highest = scores.detach().masked_fill(visible == 0, float("-inf")).amax(dim=-1, keepdim=True)
+    weight = (scores - highest).clamp(max=30).exp() * visible  # hidden scores far above all visible ones: no overflow
     return (weight / weight.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
 
 

@@ -32,7 +32,7 @@ def kmedoids(
     init: a name (see `initial`) or token indices [B, K]. Raises ValueError for shapes that do not fit or K outside
     1..N. NaN tokens give indices in range and nothing else.
     """
-    _check(x, weight, k)
+    _check(x, weight, k, init)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         distance = squared_distances(x)
         first = init if isinstance(init, Tensor) else initial(init, weight, k)
@@ -52,7 +52,7 @@ def kmeans(
     A centre is a combination of tokens, c_k = sum_i a_ki x_i, so after one [N, N] matrix of inner products an
     iteration costs N^2 instead of N K C: the same iterates, from fewer operations.
     """
-    _check(x, weight, k)
+    _check(x, weight, k, init)
     with torch.autocast(x.device.type, enabled=False):
         with torch.no_grad():
             first = init if isinstance(init, Tensor) else initial(init, weight, k)
@@ -86,21 +86,22 @@ def objective(x: Tensor, weight: Tensor, centres: Tensor, assignment: Tensor) ->
 def inner_products(x: Tensor) -> Tensor:
     """Inner products of the tokens about their mean: [B, N, N] float32 (float64 for float64).
 
-    Taking the mean off removes most of the cancellation in |a|^2 + |b|^2 - 2ab. It is rounded to bfloat16, so that
-    small integers stay exact and ties between them stay ties.
+    Taking the mean off removes most of the cancellation in |a|^2 + |b|^2 - 2ab. It is rounded to a 128th of the
+    largest value's power of two, so that small integers stay exact and ties between them stay ties.
     """
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    exact = exact - exact.mean(1, keepdim=True).bfloat16()
+    largest = exact.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    step = largest.log2().ceil().exp2() / 128
+    exact = exact - (exact.mean(1, keepdim=True) / step).round() * step
     return torch.bmm(exact, exact.transpose(1, 2))
 
 
 def squared_distances(x: Tensor) -> Tensor:
-    """|x_i - x_j|^2: [B, N, N] float32 (float64 for float64), 0 on the diagonal."""
+    """|x_i - x_j|^2: [B, N, N] float32 (float64 for float64), symmetric to the last bit, 0 on the diagonal."""
     products = inner_products(x)
-    norm = products.diagonal(dim1=1, dim2=2).clone()
-    distance = products.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None, :]).clamp_(min=0)
-    distance.diagonal(dim1=1, dim2=2).zero_()
-    return distance
+    norm = products.diagonal(dim1=1, dim2=2)
+    both_ways = products + products.transpose(1, 2)  # a matrix product need not be symmetric to the last bit
+    return torch.sub(norm[:, :, None] + norm[:, None, :], both_ways, out=both_ways).clamp_(min=0)
 
 
 @torch.library.custom_op("tpbench::kmedoids_iterate", mutates_args=())
@@ -191,8 +192,10 @@ def _iterate_flops(pairs: tuple[int, int, int], weight, first, iterations: int, 
     return 2 * batch * iterations * n * n
 
 
-def _check(x: Tensor, weight: Tensor, k: int) -> None:
+def _check(x: Tensor, weight: Tensor, k: int, init: str | Tensor) -> None:
     if x.dim() != 3 or weight.shape != x.shape[:2]:
         raise ValueError(f"x must be [B, N, C] and weight [B, N]; got {list(x.shape)} and {list(weight.shape)}")
     if not 1 <= k <= x.shape[1]:
         raise ValueError(f"k must be between 1 and the {x.shape[1]} tokens; got {k}")
+    if isinstance(init, Tensor) and init.shape != (x.shape[0], k):
+        raise ValueError(f"init must be a name or token indices [B, K] = {[x.shape[0], k]}; got {list(init.shape)}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from tpbench.errors import UsageError
 from tpbench.pooling import cluster
 from tpbench.registry import register
 from tpbench.tokens import Tokens, segment_sum
@@ -31,6 +32,10 @@ class TokenPooling(Downsampler):
         init: Literal["topk", "grid", "random"] = "topk"
         own: bool = True  # whether the attention a token pays to itself counts as received
         normalise: bool = False  # cluster directions instead of tokens
+
+        def __post_init__(self) -> None:
+            if self.iterations < 0:
+                raise UsageError(f"iterations {self.iterations}: at least 0 are needed")
 
     def significance(self, probe: Probe) -> Tensor:
         """[B, N] float32: attention received (PoWER-BERT's significance score)."""

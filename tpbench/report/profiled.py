@@ -23,7 +23,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     share, promised = result["macs"] / result["macs_unreduced"], result["macs_unreduced"] / result["macs"]
     reducers = result["macs_reducers"] / result["macs"]
     console.print(
-        f"{result['macs'] / 1e9:.4g} GMACs per image, {share:.1%} of the unreduced model's; reducers {reducers:.1%} of it"
+        f"{result['macs'] / 1e9:.4g} GMACs per image, {share:.1%} of the unreduced; reducers {reducers:.1%} of it"
     )
     console.print(_latency(result, promised), _layers(result), sep="\n")
     if "trace" in result:
