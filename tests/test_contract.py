@@ -409,7 +409,8 @@ def test_every_setting_matters(name, knobs):
         tokens = Tokens(torch.randn(2, 65, 32) * torch.randn(2, 65, 1).exp(), 1, torch.ones(2, 64), (8, 8))
         probe = some_probe(cls, 64)
         reducer = cls(Setup(0, 0, 1, 64, reached, 64, 32, 2, (8, 8)), cls.Config(**given)).eval()
-        outcomes.append(reducer(tokens, probe).x)
+        after = reducer(tokens, probe)
+        outcomes.append(torch.cat([after.x.flatten(), after.size.flatten()]))
     assert not torch.equal(*outcomes)
 
 

@@ -82,9 +82,9 @@ def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     bases = [
         Job(f"base seed {seed}", train_base, seed, counts=False) for seed in sorted({cell.seed for cell in missing})
     ]
-    cells = [Job(str(cell), run_cell, cell) for cell in missing]
+    cells = [Job(str(cell), run_cell, cell, needs=f"base seed {cell.seed}") for cell in missing]
     progress.start(len(plan.cells), len(plan.cells) - len(missing))
-    side_by_side([bases, cells], bench.workers, bench, partial(Bench, plan), progress)
+    side_by_side(bases + cells, bench.workers, bench, partial(Bench, plan), progress)
     return [read(bench.record_path(cell)) for cell in plan.cells]
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ class Job:
     name: str
     function: Callable[[Any, Any, Callable[[str], None]], None]
     argument: Any
+    needs: str = ""  # the name of the job that must be done before
     counts: bool = True  # whether it is one of the cells that the user waits for
 
 
@@ -69,17 +70,15 @@ class Progress:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-def side_by_side(
-    stages: Sequence[Sequence[Job]], workers: int, here: Any, make: Callable[[], Any], progress: Progress
-) -> None:
-    """Run stages of jobs one after another, the jobs of a stage on `workers` processes at a time.
+def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[], Any], progress: Progress) -> None:
+    """Run jobs in their order on `workers` processes, each as soon as the job that it needs is done.
 
     Each process has its own context, make(), which must pickle; with one worker that is this process, and `here` its
     context. The first error ends everything: jobs deal with what they expect themselves. A worker that dies without a
     word (killed, out of memory) is a CellFailed; what was finished is kept.
     """
-    if workers <= 1 or not any(stages):
-        for job in (job for stage in stages for job in stage):
+    if workers <= 1 or not jobs:
+        for job in jobs:
             job.function(here, job.argument, lambda text, name=job.name: progress.tell(name, text))
             progress.finish(job.name, job.counts)
         return
@@ -90,12 +89,16 @@ def side_by_side(
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, messages, os.getpid()))
     listener = threading.Thread(target=_listen, args=(messages, progress), daemon=True)
     try:
-        for stage in stages:
-            futures = [pool.submit(_work, job) for job in stage]
+        waiting, running, done = list(jobs), set(), set()
+        while waiting or running:
+            ready = [job for job in waiting if not job.needs or job.needs in done]
+            waiting = [job for job in waiting if job not in ready]
+            running |= {pool.submit(_work, job) for job in ready}
             if not listener.is_alive():
                 listener.start()
-            for future in as_completed(futures):
-                job = future.result()
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for job in (future.result() for future in ended):
+                done.add(job.name)
                 progress.finish(job.name, job.counts)
     except BrokenProcessPool as error:
         raise CellFailed(

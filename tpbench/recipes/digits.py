@@ -29,7 +29,7 @@ def recipe() -> Recipe:
         base=Optim(epochs=30, lr=2.5e-3, warmup_epochs=2),
         finetune=Optim(epochs=5, lr=5e-4),
         schedules=("0.7@0,1,2", "0.5@0,1,2", "0.3@0,1,2"),
-        seeds=2,
+        seeds=3,
         workers=2,
         measure=Measure(batch_sizes=(1, 32)),
     )
