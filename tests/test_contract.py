@@ -631,6 +631,105 @@ def test_control_a_faulty_method_breaks_its_promise(cls, promise):
         PROMISES[promise](cls)
 
 
+# ================================================================ Tokens, and what each method chooses by
+
+
+def some_tokens(n: int = 12, c: int = 3, prefix: int = 2) -> Tokens:
+    generator = torch.Generator().manual_seed(4)
+    x, size = torch.randn(2, prefix + n, c, generator=generator), torch.rand(2, n, generator=generator) + 0.5
+    return Tokens(x, prefix, size, (3, 4), (torch.rand(2, n, generator=generator) > 0.3).float(), {"loss": size.sum()})
+
+
+def test_keeping_takes_rows_with_all_that_belongs_to_them():
+    tokens, index = some_tokens(), torch.tensor([[3, 0, 11], [5, 6, 2]])
+    kept = tokens.keep(index)
+    assert torch.equal(kept.x[:, :2], tokens.x[:, :2])
+    for b in range(2):
+        for place, i in enumerate(index[b].tolist()):
+            assert torch.equal(kept.body[b, place], tokens.x[b, 2 + i])
+            assert kept.size[b, place] == tokens.size[b, i]
+            assert kept.alive[b, place] == tokens.alive[b, i]
+    assert (kept.count, kept.prefix, kept.grid, kept.aux) == (3, 2, None, tokens.aux)
+    assert torch.equal(tokens.keep(index, torch.full((2, 3), 4.0)).size, torch.full((2, 3), 4.0))
+    assert not torch.equal(kept.body, tokens.keep(index.flip(1)).body)  # control: the order is the index's
+
+
+@pytest.mark.parametrize("kind", ["size", "random", "zeros_in_a_cluster"])
+def test_merging_is_the_weighted_mean(kind):
+    """By hand: sum w x / sum w over the members; their plain mean where nobody weighs; sizes added."""
+    tokens, k = some_tokens(), 4
+    assignment = torch.tensor([[0, 1, 2, 3, 3, 3, 0, 1, 0, 2, 2, 2], [3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    weight = None if kind == "size" else torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
+    if kind == "zeros_in_a_cluster":
+        weight = weight.masked_fill((assignment == 0) | (assignment == 1), 0)
+    merged = tokens.merge(assignment, k, weight)
+    assert torch.equal(merged.x[:, :2], tokens.x[:, :2])
+    assert (merged.grid, merged.alive) == (None, None)
+    used = tokens.size if weight is None else weight
+    for b in range(2):
+        for cluster in range(k):
+            members = [i for i in range(12) if assignment[b, i] == cluster]
+            shares = [float(used[b, i]) for i in members]
+            shares = shares if sum(shares) > 0 else [1.0] * len(members)
+            mean = sum(w * tokens.body[b, i] for w, i in zip(shares, members)) / sum(shares)
+            torch.testing.assert_close(merged.body[b, cluster], mean)
+            torch.testing.assert_close(merged.size[b, cluster], sum(tokens.size[b, i] for i in members))
+    if kind == "random":  # control: by size, or by nothing, it is another
+        assert not torch.allclose(merged.body, tokens.merge(assignment, k).body)
+        assert not torch.allclose(merged.body, tokens.merge(assignment, k, torch.ones(2, 12)).body)
+
+
+def chosen(name: str, k: int, batch: int = 2, n: int = 64, **probed: Tensor) -> list[list[int]]:
+    """Which tokens a pruning method keeps, in its order."""
+    body = torch.arange(n, dtype=torch.float32)[None, :, None].expand(batch, -1, 32)
+    tokens = Tokens(torch.cat([torch.zeros(batch, 1, 32), body], dim=1), 1, torch.ones(batch, n), (8, 8))
+    reducer = registry.method(name)(Setup(0, 0, 1, n, k, n, 32, 2, (8, 8))).eval()
+    return reducer(tokens, Probe(**probed)).body[..., 0].int().tolist()
+
+
+@pytest.mark.parametrize(("name", "field"), [("topk", "received"), ("topk_cls", "cls")])
+def test_topk_keeps_the_highest_in_their_order(name, field):
+    score = torch.rand(2, 64, generator=torch.Generator().manual_seed(0))
+    want = [sorted(sorted(range(64), key=lambda i: -row[i])[:10]) for row in score.tolist()]
+    assert chosen(name, 10, **{field: score}) == want
+    assert chosen(name, 10, **{field: -score}) != want  # control
+    assert chosen(name, 10, **{field: torch.ones(2, 64)}) == [list(range(10))] * 2  # ties go to the lowest
+
+
+def test_importance_draws_in_proportion():
+    """Over 20,000 draws of one token, and of two without replacement (the second from what is left)."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    draws = 20_000
+    for k in (1, 2):
+        torch.manual_seed(0)
+        got = torch.tensor(chosen("importance", k, draws, 5, received=(7 * p).expand(draws, -1)))
+        share = torch.bincount(got.flatten(), minlength=5) / draws
+        second = sum(p[i] * p / (1 - p[i]) * (torch.arange(5) != i) for i in range(4)) if k == 2 else 0
+        torch.testing.assert_close(share, p + second, rtol=0, atol=0.02)
+        assert (share - k * torch.full((5,), 0.2)).abs().max() > 0.1  # control: they are not equally likely
+        assert got.diff(dim=1).numel() == 0 or (got.diff(dim=1) > 0).all()
+
+
+def test_random_draws_all_alike():
+    torch.manual_seed(0)
+    got = torch.tensor(chosen("random", 2, 20_000, 5))
+    torch.testing.assert_close(torch.bincount(got.flatten()) / 20_000, torch.full((5,), 0.4), rtol=0, atol=0.02)
+    assert (got.diff(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["kmedoids", "kmeans"])
+def test_weights_count_in_the_weighted_forms_alone(name):
+    """The same start, but other significances among the rest: only the weighted forms may answer otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = Tokens(torch.randn(2, 65, 32, generator=generator), 1, torch.ones(2, 64), (8, 8))
+    low = torch.rand(2, 64, generator=generator) * (torch.arange(64) >= 6)
+    top = (torch.arange(64) < 6) * (2 - torch.arange(64) / 10)
+    probes = [Probe(received=top + rest, own=torch.zeros(2, 64)) for rest in (low, low.flip(1) * (top == 0))]
+    for method, alike in ((name, True), (f"w{name}", False)):
+        reducer = registry.method(method)(Setup(0, 0, 1, 64, 6, 64, 32, 2, (8, 8)))
+        assert torch.equal(*(reducer(tokens, probe).x for probe in probes)) == alike, method
+
+
 # ================================================================ grids
 
 

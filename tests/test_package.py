@@ -1,0 +1,92 @@
+"""The package as others get it: a wheel that works from an empty folder, and a README that tells the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import readme
+
+from tpbench import recipe, registry
+from tpbench.record import read_all
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    uv = ["uv", "build", "--wheel", "--quiet", "--out-dir", str(tmp_path), str(ROOT)]
+    has_pip = (
+        subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    )
+    done = subprocess.run(wheel if has_pip else uv, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    import zipfile
+
+    zipfile.ZipFile(next(tmp_path.glob("tpbench-*.whl"))).extractall(site)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+
+    def tpbench(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "tpbench", *words]
+        return subprocess.run(
+            command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    listed = tpbench("list", "--json")
+    assert {entry["name"] for entry in json.loads(listed.stdout)} == set(registry.catalogue()[0])
+    where = [sys.executable, "-c", "import tpbench, baselines; print(tpbench.__file__, baselines.__file__)"]
+    found = subprocess.run(where, cwd=empty, env=environment, capture_output=True, text=True, check=False).stdout
+    assert found.count(str(site)) == 2
+    ran = tpbench("run", "--recipe", "smoke", "--methods", "none,topk")
+    assert ran.returncode == 0, ran.stderr[-1500:]
+    assert (empty / "results" / "smoke" / "tables").is_dir()
+
+
+def test_every_packaged_recipe_loads_and_says_how_to_run_it():
+    for name in recipe.names():
+        loaded = recipe.load(name)
+        assert loaded.name == name
+        module = sys.modules[f"tpbench.recipes.{name}"]
+        assert f"python -m tpbench run --recipe {name}" in module.__doc__ or name == "digits"
+        assert "Machine:" in module.__doc__
+
+
+def test_the_readme_shows_the_committed_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.updated(text) == text, "run `python tests/readme.py`"
+    assert readme.updated(text.replace("wkmedoids |", "wkmedoids | 99.9 |")) == text, (
+        "control: a changed number is undone"
+    )
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_committed_records_are_of_the_packaged_recipes():
+    for folder in (ROOT / "results").iterdir():
+        if folder.is_dir() and (folder / "records").is_dir():
+            digest = recipe.load(folder.name).digest
+            assert {record.recipe_digest for record in read_all(folder)} == {digest}
+
+
+def test_the_readmes_example_method_is_a_method(tmp_path):
+    code = re.search(
+        r"```python\n(\"\"\"Keep every.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )[1]
+    path = tmp_path / "first.py"
+    path.write_text(code)
+    assert len(code.splitlines()) < 30
+    script = (
+        "import sys, timm, torch, tpbench; sys.path.insert(0, sys.argv[1]); import first\n"
+        "model = tpbench.reduce(timm.create_model('test_vit'), first.First, '0.5@1,3').eval()\n"
+        "assert model.forward_tokens(torch.randn(2, 3, 160, 160)).counts[-1] == 25"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
