@@ -83,6 +83,9 @@ def parser() -> Parser:
     run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
     run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     run.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
+    )
+    run.add_argument(
         "--fresh",
         action="store_true",
         help="discard this machine's records and checkpoints in the folder and start again",
@@ -143,6 +146,8 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
+    for path in arguments.plugin:
+        registry.plug(path)
     recipe = recipes.load(arguments.recipe)
     cards = registry.select(arguments.methods)
     schedules = schedule.parse_all(arguments.schedules or recipe.schedules)
@@ -155,7 +160,8 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench.workers import Progress
 
     environment.begin(recipe.workers, arguments.device)
-    plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device)
+    plugins, every = tuple(arguments.plugin), arguments.methods == "all"
+    plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device, plugins, holes=every)
     records = runner.run(plan, arguments.fresh, Progress())
     if environment.rank() != 0:
         return DONE

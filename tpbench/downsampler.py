@@ -62,6 +62,7 @@ class Setup(NamedTuple):
     width: int  # C
     heads: int  # H
     grid: tuple[int, int] | None  # grid of the arriving tokens, if they lie on one
+    prefix: int = 1  # P
 
 
 class Output(NamedTuple):

@@ -9,6 +9,10 @@ class ScheduleError(UsageError):
     """A budget that cannot be reached, or a schedule that cannot be read."""
 
 
+class Unreachable(ScheduleError):
+    """A sound budget that one method cannot meet; the message names the nearest that it can."""
+
+
 class UnsupportedModel(UsageError):
     """A model whose tokens cannot be reduced without changing what it computes."""
 

@@ -26,7 +26,8 @@ class Record:
 
     metrics is what a rerun must reproduce: {"off_the_shelf_top1", "off_the_shelf_loss", "fine_tuned_top1",
     "fine_tuned_loss", the same for "validation_...", ...}; top1 are shares, not percent.
-    tokens: {"blocks": [...], "requested": [...], "achieved": [...], "after_block": [...]}.
+    tokens: {"blocks": [...], "requested": [...], "achieved": [...], "after_block": [...]}, and for methods whose count
+    depends on the image "live": the mean tokens that are no padding.
     macs: {"total", "unreduced", "reducers", "closed_form", "layers": [{"name", "macs"}]}, per image.
     latency: batch size -> {"reduced": [seconds], "unreduced": [seconds]}, raw samples taken in turns.
     """
@@ -43,6 +44,7 @@ class Record:
     site: str = "mid"
     config: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    reachable: bool = True  # False: the method cannot meet this budget; `error` says what it could
     metrics: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     macs: dict[str, Any] = field(default_factory=dict)

@@ -50,6 +50,7 @@ class Broken:
     reason: str
 
 
+_plugins: dict[str, Path] = {}  # module name -> source file of methods given by path
 _classes: dict[str, type[Downsampler]] = {}
 _cards: dict[str, Card] = {}
 
@@ -67,6 +68,14 @@ def register(name: str, **card: str | int | bool) -> Callable[[type[Downsampler]
         return cls
 
     return enter
+
+
+def plug(path: str) -> None:
+    """Add the methods of a Python file outside every package; its module is named after the file."""
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise UsageError(f"plug-in {path} is not a Python file")
+    _plugins[f"tpbench_plugin_{file.stem}"] = file
 
 
 def catalogue() -> tuple[dict[str, Card], list[Broken]]:
@@ -92,7 +101,7 @@ def discover() -> dict[str, type[Downsampler]]:
     modules = [module for module, _ in _files()]
     for module in modules:
         try:
-            importlib.import_module(module)
+            _import(module)
         except Exception as error:
             broken.append(Broken(module, f"{type(error).__name__}: {error}"))
     for card in cards.values():
@@ -112,7 +121,7 @@ def method(name: str) -> type[Downsampler]:
     if name not in _classes or _classes[name].__module__ not in sys.modules:  # its file may have failed half-way
         card = select([name])[0]
         try:
-            importlib.import_module(card.module)
+            _import(card.module)
         except Exception as error:
             raise UsageError(f"method file {card.module} is broken: {type(error).__name__}: {error}") from error
     return _classes[name]
@@ -143,6 +152,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
+def _import(module: str) -> None:
+    if module in _plugins and module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, _plugins[module])
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[module])
+        except BaseException:
+            del sys.modules[module]
+            raise
+    else:
+        importlib.import_module(module)
+
+
 def _files() -> Iterator[tuple[str, Path]]:
     """(module, source file) of every module that the entry points name, packages opened, nothing imported."""
     entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
@@ -164,6 +186,7 @@ def _files() -> Iterator[tuple[str, Path]]:
             if module not in seen:
                 seen.add(module)
                 yield module, path
+    yield from _plugins.items()
 
 
 def _read_cards(module: str, path: Path) -> Iterator[Card]:

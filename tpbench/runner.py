@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tpbench import data, environment, evaluate, registry, vit
-from tpbench.errors import UsageError
+from tpbench.errors import Unreachable, UsageError
 from tpbench.measure import flops, latency, memory
 from tpbench.recipe import Recipe
 from tpbench.record import Record, host_id, read, write
 from tpbench.registry import Card
 from tpbench.schedule import Schedule
+from tpbench.tokens import Tokens
 from tpbench.train import connect, train
 from tpbench.workers import Job, Progress, side_by_side
 
@@ -48,25 +49,39 @@ class Plan:
     cells: tuple[Cell, ...]
     out: Path
     device: str  # auto | cpu | cuda
+    plugins: tuple[str, ...] = ()  # files of methods outside every package
 
 
 def plan(
-    recipe: Recipe, cards: Sequence[Card], schedules: Sequence[Schedule], seeds: int, out: Path, device: str
+    recipe: Recipe,
+    cards: Sequence[Card],
+    schedules: Sequence[Schedule],
+    seeds: int,
+    out: Path,
+    device: str,
+    plugins: tuple[str, ...] = (),
+    holes: bool = False,
 ) -> Plan:
     """Every cell, in an order that makes a partial run a comparison: all methods at one schedule and seed first.
 
-    Each method and schedule is built once, untrained, so that what cannot be reached is refused before any training.
+    Each method and schedule is built once, untrained, so that a budget that cannot be reached is refused before any
+    training; with `holes` it is left to its cell to record why it stays empty.
     """
     model = build_base(recipe, seed=0)
     rows: list[tuple[str, str]] = []
     for schedule in schedules:
+        schedule.check(len(model.blocks))
         for card in cards:
             row = (card.name, "none" if card.unreduced else schedule.text)
             if row not in rows:
-                vit.reduce(model, card.name, schedule, site=recipe.site, **recipe.knobs.get(card.name, {}))
+                try:
+                    vit.reduce(model, card.name, schedule, site=recipe.site, **recipe.knobs.get(card.name, {}))
+                except Unreachable:
+                    if not holes:
+                        raise
                 rows.append(row)
     cells = [Cell(method, schedule, seed) for seed in range(seeds) for method, schedule in rows]
-    return Plan(recipe, tuple(cells), out, device)
+    return Plan(recipe, tuple(cells), out, device, plugins)
 
 
 def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
@@ -131,6 +146,8 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
         bench.assess(record, "fine_tuned", model)
         if bench.writes:
             measure(record, model, base=bench.base(cell.seed), bench=bench)
+    except Unreachable as error:
+        record.reachable, record.error = False, f"unreachable: {error}"
     except Exception as error:
         record.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         print(f"{cell}: {record.error}", file=sys.stderr)
@@ -146,7 +163,9 @@ def measure(record: Record, model: vit.TokenViT, base: torch.nn.Module, bench: B
     how, unreduced = bench.recipe.measure, vit.reduce(base, "none")
     with torch.no_grad():
         counts = model.eval().forward_tokens(latency.random_images(model, 1)).counts
-    record.tokens = {
+    with torch.no_grad():
+        live = live_tokens(model, next(iter(bench.data.test.batches(how.batch_sizes[-1]))).images)
+    record.tokens = ({"live": live} if live else {}) | {
         "blocks": [block for block, _ in model.requested],
         "requested": [k for _, k in model.requested],
         "achieved": [counts[block] for block, _ in model.requested],
@@ -171,11 +190,28 @@ def measure(record: Record, model: vit.TokenViT, base: torch.nn.Module, bench: B
         record.peak_memory_bytes[name] = memory.peak_bytes(call, bench.device)
 
 
+def live_tokens(model: vit.TokenViT, images: torch.Tensor) -> list[float]:
+    """Mean tokens that are no padding after each reducing block; empty for methods that never pad."""
+    live: list[float] = []
+
+    def note(_: object, __: object, tokens: Tokens) -> None:
+        if tokens.alive is not None:
+            live.append(tokens.alive.sum(dim=1).mean().item())
+
+    hooks = [reducer.register_forward_hook(note) for reducer in model.reducers]
+    model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return live
+
+
 class Bench:
     """What the cells of one process share: device, data, base weights, and where things are kept."""
 
     def __init__(self, plan: Plan):
         self.plan, self.recipe, self.out = plan, plan.recipe, plan.out
+        for path in plan.plugins:
+            registry.plug(path)
         self.device = environment.device(plan.device)
         self.dtype = environment.dtype(plan.recipe.dtype, self.device)
         self.work = plan.out / "work"
@@ -226,9 +262,11 @@ class Bench:
         return self.out / "records" / self.machine / self.blank(cell, bare=True).file_name
 
     def done(self, cell: Cell) -> bool:
-        """Whether a cell has been measured; failed ones are tried again."""
-        path = self.record_path(cell)
-        return path.exists() and read(path).error is None
+        """Whether a cell has been measured or cannot be; failed ones are tried again."""
+        if not self.record_path(cell).exists():
+            return False
+        known = read(self.record_path(cell))
+        return known.error is None or not known.reachable
 
     def blank(self, cell: Cell, bare: bool = False) -> Record:
         """A cell's record before anything is measured."""
@@ -315,4 +353,4 @@ def told(tell: Callable[[str], None]) -> Callable[[int, float], None]:
 
 def failures(records: Sequence[Record]) -> Iterator[Record]:
     """The records of cells that went wrong."""
-    return (record for record in records if record.error is not None)
+    return (record for record in records if record.error is not None and record.reachable)

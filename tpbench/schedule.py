@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from tpbench.errors import ScheduleError
+from tpbench.errors import ScheduleError, Unreachable
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Schedule:
         """K after each of `blocks` for a model with this many patches and blocks; unreachable ones are refused."""
         if self.macs_share is not None:
             raise ScheduleError(f"schedule {self.text!r}: a share of MACs must be solved for a model and method first")
-        self._check_blocks(depth)
+        self.check(depth)
         if self.rate is not None:
             wanted = [int(patches * self.rate ** (stage + 1)) for stage in range(len(self.blocks))]
         elif self.step is not None:
@@ -59,7 +59,7 @@ class Schedule:
         """
         if self.macs_share is None:
             return self
-        self._check_blocks(depth)
+        self.check(depth)
 
         def at(first: int) -> Schedule:
             rate = Fraction(first, patches)
@@ -81,13 +81,14 @@ class Schedule:
             low, high = (middle, high) if price(middle) <= self.macs_share else (low, middle)
         if not 0 < price(low) <= self.macs_share:
             nearest = price(low) or price(high)
-            raise ScheduleError(
+            raise Unreachable(
                 f"schedule {self.text!r}: the method cannot cost so little from block {self.blocks[0]} on;"
                 f" the nearest reachable share is {nearest:.3f}"
             )
         return at(low)
 
-    def _check_blocks(self, depth: int) -> None:
+    def check(self, depth: int) -> None:
+        """Refuse blocks that a model of this depth does not have."""
         for block in self.blocks:
             if block >= depth:
                 raise ScheduleError(

@@ -75,6 +75,15 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(batch * n, width).index_select(0, flat.reshape(-1)).view(batch, -1, width)
 
 
+def spread(size: Tensor, share: Tensor) -> Tensor:
+    """What K new tokens stand for when they are soft means of N tokens: size [B, N], share [B, K, N] -> [B, K].
+
+    Every token's patches go to the new tokens in proportion to its part in them, so that none is lost.
+    """
+    part = share.detach().float()
+    return (part / part.sum(dim=1, keepdim=True).clamp(min=1e-20) * size[:, None, :]).sum(dim=2)
+
+
 def segment_sum(value: Tensor, assignment: Tensor, k: int) -> Tensor:
     """value [B, N] summed per cluster: [B, k], in the order of the tokens."""
     return value.new_zeros(value.shape[0], k).scatter_add_(1, assignment, value)

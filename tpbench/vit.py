@@ -99,19 +99,9 @@ def plan(
     for stage, (block, k) in enumerate(requested):
         reached, next_grid = cls.reachable(n, min(k, n), grid)
         if reached < n:  # where as many leave as arrive there is nothing to do
-            setups.append(
-                Setup(
-                    block,
-                    stage,
-                    len(requested),
-                    n,
-                    reached,
-                    patches,
-                    model.embed_dim,
-                    model.blocks[block].attn.num_heads,
-                    grid,
-                )
-            )
+            heads, prefix = model.blocks[block].attn.num_heads, model.num_prefix_tokens
+            here = (block, stage, len(requested), n, reached, patches)
+            setups.append(Setup(*here, model.embed_dim, heads, grid, prefix))
             n, grid = reached, next_grid
     return setups, requested
 

@@ -73,7 +73,7 @@ def terminal(frame: pd.DataFrame) -> list[Column]:
     batches = batch_sizes(frame)
     return [
         Column("method", "", lambda row: row["method"]),
-        Column("tokens", "", lambda row: "failed" if failure(row) else _achieved(row)),
+        Column("tokens", "", lambda row: failure(row).partition(":")[0] or _achieved(row)),
         Column("GMACs", "", lambda row: significant(row["gmacs"], 3)),
         Column("MACs", "%", lambda row: fixed(100 * row["macs_share"], 1)),
         Column("off the", "shelf %", lambda row: fixed(row["off_the_shelf_top1_percent"], 2)),
@@ -165,7 +165,9 @@ def sections(frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
 
 def failure(row: Row) -> str:
     """What a row without numbers says instead of them; nothing for the others."""
-    return f"failed: {row['error']}" if row["seeds"] == 0 else ""
+    if row["seeds"]:
+        return ""
+    return row["error"] if row["error"].startswith("unreachable: ") else f"failed: {row['error']}"
 
 
 def left_out(frame: pd.DataFrame) -> list[str]:

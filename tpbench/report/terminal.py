@@ -30,7 +30,7 @@ def show(frame: pd.DataFrame, console: Console) -> None:
             _print(console, _table(schedule, rows, shown))
             _print(console, "")
         for row in own[own["error"] != ""].to_dict("records"):
-            _print(console, f"failed: {row['method']}, {row['schedule']}: {row['error']}")
+            _print(console, f"{row['method']}, {row['schedule']}: {row['error']}")
         hidden = [f"{column.head} {column.unit}".strip() for column in widths if column not in shown]
         _print(console, NOTE + (f"; not shown at this width: {', '.join(hidden)}" if hidden else ""))
 

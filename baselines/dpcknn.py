@@ -1,0 +1,48 @@
+"""DPC-KNN (Du et al., 2016; as token clustering in TCFormer, Zeng et al., CVPR 2022, https://arxiv.org/abs/2204.08680).
+
+Density peaks: a token's density falls with the mean squared distance to its 5 nearest (itself counted, as published),
+its separation is the distance to the nearest denser token. The K highest products of the two are the centres, every
+token joins its nearest centre, and clusters merge into their mean.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from tpbench.downsampler import Downsampler, Probe, stable_topk
+from tpbench.pooling.cluster import squared_distances
+from tpbench.registry import register
+from tpbench.tokens import Tokens, rows
+
+
+@register(
+    "dpcknn",
+    title="DPC-KNN clustering",
+    paper="Not All Tokens Are Equal: Human-centric Visual Analysis via Token Clustering Transformer",
+    venue="CVPR",
+    year=2022,
+    url="https://arxiv.org/abs/2204.08680",
+    differs="merges by the patches tokens stand for, not by a learned score; ties go to the lower index",
+)
+class DPCKNN(Downsampler):
+    @dataclass(frozen=True)
+    class Config:
+        neighbours: int = 5
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
+            squared = squared_distances(tokens.body) / self.setup.width
+            near = squared.topk(min(self.config.neighbours, tokens.count), dim=2, largest=False).values
+            density = (-near.mean(dim=2)).exp()
+            distance = squared.sqrt()
+            farthest = distance.amax(dim=(1, 2), keepdim=True)
+            denser = density[:, None, :] > density[:, :, None]
+            separation = torch.where(denser, distance, farthest).amin(dim=2)
+            centres = stable_topk(density * separation, self.setup.k)
+            assignment = rows(distance, centres).min(dim=1).indices
+            own = torch.arange(self.setup.k, device=centres.device).expand_as(centres)
+            assignment = assignment.scatter(1, centres, own)  # a centre belongs to its own cluster: none is empty
+        return tokens.merge(assignment, self.setup.k)
+
+    def macs(self) -> int:
+        return self.setup.tokens**2 * self.setup.width

@@ -1,0 +1,35 @@
+"""EViT (Liang et al., ICLR 2022, https://arxiv.org/abs/2202.07800): keep the attended, fuse the rest.
+
+The K - 1 tokens with the highest class attention stay, and one token more: the sum of the others weighted by their
+class attention.
+"""
+
+import torch
+
+from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from tpbench.registry import register
+from tpbench.tokens import Tokens, rows
+
+
+@register(
+    "evit",
+    title="EViT, with the fused token",
+    paper="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
+    venue="ICLR",
+    year=2022,
+    url="https://arxiv.org/abs/2202.07800",
+    differs="the fused token is one of the K, so that its cost is counted as the others' are",
+)
+class EViT(Downsampler):
+    needs = Needs.CLS
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        kept = stable_topk(probe.cls, self.setup.k - 1).sort(dim=1).values
+        dropped = torch.ones_like(probe.cls).scatter(1, kept, 0)
+        weight = (probe.cls * dropped).to(tokens.x.dtype)
+        fused = torch.einsum("bn,bnc->bc", weight, tokens.body)[:, None]
+        size = torch.cat([tokens.size.gather(1, kept), (tokens.size * dropped).sum(dim=1, keepdim=True)], dim=1)
+        return tokens.with_body(torch.cat([rows(tokens.body, kept), fused], dim=1), size)
+
+    def macs(self) -> int:
+        return self.setup.tokens * self.setup.width

@@ -1,0 +1,14 @@
+"""Max pooling on the token grid: avgpool's sibling, nothing learned."""
+
+from torch.nn import functional as F
+
+from baselines.avgpool import GridPooling
+from tpbench.downsampler import Probe
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+@register("maxpool", title="Max pooling on the grid", count="at_most")
+class MaxPooling(GridPooling):
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        return self.from_grid(tokens, F.adaptive_max_pool2d(self.on_grid(tokens), self.target))

@@ -1,0 +1,27 @@
+"""Uniform patch dropout: evenly spaced tokens stay, the same ones for every image. The trivial control.
+
+PatchDropout (Liu et al., WACV 2023, https://arxiv.org/abs/2208.07220) drops at random at the input of training; what is
+kept here is fixed, so that inference is deterministic and `random` remains the random control.
+"""
+
+import torch
+
+from tpbench.downsampler import Downsampler, Probe
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+@register(
+    "patch_dropout",
+    title="Evenly spaced tokens",
+    paper="PatchDropout: Economizing Vision Transformers Using Patch Dropout",
+    venue="WACV",
+    year=2023,
+    url="https://arxiv.org/abs/2208.07220",
+    differs="evenly spaced and the same for every image, in training and inference, at the schedule's blocks",
+)
+class PatchDropout(Downsampler):
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        k, n = self.setup.k, tokens.count
+        index = (2 * torch.arange(k, device=tokens.x.device) + 1) * n // (2 * k)
+        return tokens.keep(index.expand(len(tokens.x), -1))

@@ -1,0 +1,165 @@
+"""What is special about single methods, on cases small enough to work out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+
+import tpbench
+from tpbench import registry
+from tpbench.downsampler import Probe, Setup
+from tpbench.errors import ScheduleError
+from tpbench.tokens import Tokens
+
+
+def tokens_of(values: list[list[float]], prefix: int = 1) -> Tokens:
+    """One image: a class token of zeros and body tokens of the given features."""
+    x = torch.tensor([[[0.0] * len(values[0])] * prefix + values])
+    return Tokens(x, prefix, torch.ones(1, len(values)))
+
+
+def instance(name: str, n: int, k: int, width: int, **knobs):
+    cls = registry.method(name)
+    return cls(Setup(0, 0, 1, n, k, n, width, 1, None), cls.Config(**knobs)).eval()
+
+
+def keys_of(values: list[list[float]], prefix: int = 1) -> torch.Tensor:
+    return torch.tensor([[[[1.0] + [0.0] * (len(values[0]) - 1)] * prefix + values]])
+
+
+# ---------------------------------------------------------------- ToMe
+
+
+def test_tome_splits_with_the_class_token_counted():
+    """Positions 0 class, 1 b, 2 a, 3 b, 4 a: A = {2, 4} (the class token is barred), B = {1, 3}.
+
+    Keys: a2 is nearest to b3 (cosine 1), a4 nearest to b1 (cosine 0.6): with one merge, tokens 2 and 3 become one.
+    """
+    keys = [[0.0, 1.0], [1.0, 0.0], [2.0, 0.0], [0.8, 0.6]]
+    body = [[1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [8.0, 0.0]]
+    out = instance("tome", 4, 3, 2)(tokens_of(body), Probe(keys=keys_of(keys)))
+    assert sorted(out.body[0, :, 0].tolist()) == [1.0, 3.0, 8.0]
+    assert sorted(out.size[0].tolist()) == [1.0, 1.0, 2.0]
+
+
+def test_tome_merges_by_the_patches_tokens_stand_for():
+    keys = [[1.0, 0.0], [1.0, 0.0]]
+    tokens = tokens_of([[1.0, 0.0], [5.0, 0.0]])
+    tokens.size = torch.tensor([[3.0, 1.0]])
+    out = instance("tome", 2, 1, 2)(tokens, Probe(keys=keys_of(keys)))
+    assert out.body[0, 0, 0].item() == pytest.approx((3 * 1 + 1 * 5) / 4)
+    assert out.size.tolist() == [[4.0]]
+
+
+def test_tome_counts_merged_keys_as_often_as_they_stand_for():
+    """Proportional attention: two equal tokens merged attend and are attended to as the two were."""
+    model = timm.create_model("test_vit", img_size=32, patch_size=16).eval()
+    cls = registry.method("tome")
+    assert cls.weighted_attention
+    assert all(block.weighted for block in tpbench.reduce(model, "tome", "3@0").blocks)
+    assert not any(block.weighted for block in tpbench.reduce(model, "topk", "3@0").blocks)
+
+
+def test_tome_refuses_more_than_half():
+    model = timm.create_model("test_vit").eval()
+    assert tpbench.reduce(model, "tome", "50@1").achieved == ((1, 50),)
+    with pytest.raises(ScheduleError, match="down to 50; asked: 49"):
+        tpbench.reduce(model, "tome", "49@1")
+
+
+# ---------------------------------------------------------------- EViT
+
+
+def test_evit_fuses_what_the_class_token_ignores():
+    attention = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+    out = instance("evit", 4, 3, 1)(tokens_of([[1.0], [2.0], [3.0], [4.0]]), Probe(cls=attention))
+    assert out.body[0, :, 0].tolist() == pytest.approx([2.0, 4.0, 0.1 * 1 + 0.2 * 3])
+    assert out.size.tolist() == [[1.0, 1.0, 2.0]]
+
+
+def test_evit_with_one_token_fuses_all():
+    attention = torch.tensor([[0.25, 0.75]])
+    out = instance("evit", 2, 1, 1)(tokens_of([[4.0], [8.0]]), Probe(cls=attention))
+    assert out.body[0, :, 0].tolist() == pytest.approx([7.0])
+
+
+# ---------------------------------------------------------------- DPC-KNN
+
+
+def test_dpcknn_finds_the_density_peaks():
+    """On a line: a tight group at 0, 0.1, 0.2, a looser one at 5, 5.4, 5.8. One centre in each, at its middle."""
+    line = [[0.0], [0.1], [0.2], [5.0], [5.4], [5.8]]
+    out = instance("dpcknn", 6, 2, 1, neighbours=3)(tokens_of(line), Probe())
+    assert sorted(out.body[0, :, 0].tolist()) == pytest.approx([0.1, 5.4])
+    assert out.size.tolist() == [[3.0, 3.0]]
+
+
+def test_dpcknn_by_hand():
+    """Densities, separations and centres of four tokens on a line, worked out with loops in float64."""
+    line = [0.0, 1.0, 3.0, 7.0]
+    n, k = 4, 2
+    d = [[abs(a - b) for b in line] for a in line]
+    density = [math.exp(-sum(sorted(x * x for x in row)[:2]) / 2) for row in d]
+    top = max(max(row) for row in d)
+    separation = [min([d[i][j] for j in range(n) if density[j] > density[i]], default=top) for i in range(n)]
+    centres = sorted(range(n), key=lambda i: (-density[i] * separation[i], i))[:k]
+    groups = [min(centres, key=lambda c: d[i][c]) for i in range(n)]
+    means = sorted(sum(line[i] for i in range(n) if groups[i] == c) / groups.count(c) for c in centres)
+    out = instance("dpcknn", n, k, 1, neighbours=2)(tokens_of([[x] for x in line]), Probe())
+    assert sorted(out.body[0, :, 0].tolist()) == pytest.approx(means)
+
+
+# ---------------------------------------------------------------- ATS
+
+
+def test_ats_samples_the_inverse_of_the_cumulative_scores():
+    """Scores 0.1, 0.7, 0.2 with 4 samples at 1/8, 3/8, 5/8, 7/8 of the sum over 0.1 | 0.2 | 0.7: tokens 2, 1, 1, 1."""
+    values = torch.ones(1, 1, 5, 1)
+    attention = torch.tensor([[0.1, 0.7, 0.2, 1e-9]])
+    out = instance("ats", 4, 4, 1)(tokens_of([[1.0], [2.0], [3.0], [4.0]]), Probe(values=values, cls=attention))
+    assert out.alive.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+    assert out.body[0, :2, 0].tolist() == [3.0, 2.0]
+
+
+def test_ats_keeps_fewer_where_attention_is_concentrated():
+    cls = registry.method("ats")
+    ats = cls(Setup(0, 0, 1, 64, 32, 64, 8, 1, None)).eval()
+    tokens = Tokens(torch.randn(2, 65, 8), 1, torch.ones(2, 64))
+    flat, peaked = torch.full((64,), 1 / 64), torch.tensor([0.97] + [0.03 / 63] * 63)
+    out = ats(tokens, Probe(values=torch.ones(2, 1, 65, 8), cls=torch.stack([flat, peaked])))
+    assert out.alive.sum(dim=1).tolist()[0] == 32
+    assert out.alive.sum(dim=1).tolist()[1] <= 3
+
+
+# ---------------------------------------------------------------- PiToMe
+
+
+def test_pitome_merges_the_crowd_and_spares_the_loner():
+    """Three like tokens and one alone, late in the model: the loner has the least energy and stays by itself."""
+    crowd = [[1.0, 0.0], [1.0, 0.05], [1.0, -0.05], [0.0, 1.0]]
+    cls = registry.method("pitome")
+    late = cls(Setup(3, 1, 2, 4, 3, 4, 2, 1, None)).eval()
+    out = late(tokens_of(crowd), Probe(keys=keys_of(crowd)))
+    assert out.body[0].tolist().count([0.0, 1.0]) == 1
+    assert sorted(out.size[0].tolist()) == [1.0, 1.0, 2.0]
+
+
+# ---------------------------------------------------------------- soft assignments
+
+
+@pytest.mark.parametrize("name", ["patchmerger", "sit", "sinkhorn"])
+def test_soft_assignments_are_means_of_the_tokens(name):
+    """Equal tokens stay what they are, and the patches they stand for are all still there."""
+    torch.manual_seed(0)
+    reducer = instance(name, 6, 3, 8)
+    token = torch.randn(8)
+    tokens = Tokens(token.expand(2, 7, 8).clone(), 1, torch.ones(2, 6))
+    out = reducer(tokens, Probe())
+    expected = reducer.norm(token) if name == "patchmerger" else token
+    torch.testing.assert_close(out.body, expected.expand(2, 3, 8), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.size.sum(dim=1), torch.full((2,), 6.0))
+    varied = Tokens(torch.randn(2, 7, 8), 1, torch.ones(2, 6))
+    assert reducer(varied, Probe()).body.std(dim=1).max() > 0, "control: other tokens come out otherwise"
