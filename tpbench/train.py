@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -182,7 +183,7 @@ class Run:
     def thaw(self, epoch: int) -> None:
         """Hold the backbone still for the first epochs of methods that ask for it: its learning rate is 0."""
         for reducer in self.model.reducers[-1:]:
-            frozen = round(reducer.frozen_share * self.optim.epochs)
+            frozen = math.ceil(reducer.frozen_share * self.optim.epochs)
             for group in self.scheduler.optimizer.param_groups:
                 if group.get("backbone"):
                     group["lr_scale"] = 0.0 if epoch < frozen else reducer.backbone_lr_scale
