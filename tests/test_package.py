@@ -13,6 +13,7 @@ import pytest
 import readme
 
 from tpbench import recipe, registry
+from tpbench.cli import main
 from tpbench.record import read_all
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +91,23 @@ def test_the_readmes_example_method_is_a_method(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_example_runs_as_a_plug_in(tmp_path, capsys):
+    readme_text = (ROOT / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "first.py"
+    path.write_text(re.search(r"```python\n(\"\"\"Keep every.*?)```", readme_text, re.DOTALL)[1])
+    tiny, out = str(Path(__file__).with_name("tiny_recipe.py")), tmp_path / "results"
+    words = ["run", "--recipe", tiny, "--methods", "none,first", "--out", str(out)]
+    try:
+        assert main(words) == 2, "control: without the plug-in there is no such method"
+        assert main([*words, "--plugin", str(path)]) == 0
+        cells = {record.method: record for record in read_all(out)}
+        assert cells["first"].tokens["achieved"] == [8, 4]
+        assert "first" in capsys.readouterr().out
+    finally:
+        registry._plugins.clear()
+        registry._classes.pop("first", None)
+        registry._cards.pop("first", None)
+    assert main([*words, "--plugin", str(tmp_path / "nowhere.py")]) == 2
+    assert "is not a Python file" in capsys.readouterr().err

@@ -298,7 +298,7 @@ def test_failed_rows_say_so_in_every_table() -> None:
     frame = comparison(cells(example()))
     assert "| topk | failed: out of memory: 99 % of block_3 & more |" in tables.markdown(frame)
     assert "{failed: out of memory: 99 \\% of block\\_3 \\& more} \\\\" in tables.latex(frame)
-    assert "failed: topk, 0.5@0,1,2: out of memory: 99 % of block_3 & more" in printed(example())
+    assert "topk, 0.5@0,1,2: out of memory: 99 % of block_3 & more" in printed(example())
     healthy = [record for record in example() if record.error is None]
     for text in (tables.markdown(comparison(cells(healthy))), printed(healthy)):
         assert "failed" not in text
