@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 import tpbench
 from tpbench import data
+from tpbench.bench import build_base
 from tpbench.measure import flops, latency
 from tpbench.pooling import cluster
 from tpbench.recipe import load
-from tpbench.runner import build_base
 from tpbench.train import Run
 from tpbench.vit import reduce
 

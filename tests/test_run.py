@@ -201,7 +201,7 @@ def test_fresh_measures_again(tmp_path, capsys):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
-    from tpbench.runner import locked
+    from tpbench.bench import locked
 
     out = tmp_path / "results"
     (out / "work").mkdir(parents=True)

@@ -17,8 +17,8 @@ from timm.scheduler import create_scheduler_v2
 from torch.nn import functional as F
 
 from tpbench import data, vit
+from tpbench.bench import build_base
 from tpbench.errors import CellFailed, UsageError
-from tpbench.runner import build_base
 from tpbench.train import Run, parameter_groups, seed_all, train
 
 CPU = torch.device("cpu")

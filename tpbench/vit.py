@@ -54,13 +54,11 @@ def reduce(
     if not schedule.blocks:
         raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
     if schedule.macs_share is not None:
-        from tpbench.measure.flops import closed_form  # the budget is counted where everything is counted
-
-        whole = closed_form(TokenViT.around(model, [], (), site)).total
+        whole = sum(TokenViT.around(model, [], (), site).macs().values())
 
         def cost(candidate: Schedule) -> float:
             setups, _ = plan(model, cls, candidate)
-            return closed_form(TokenViT.around(model, [cls(s, config) for s in setups], (), site)).total / whole
+            return sum(TokenViT.around(model, [cls(s, config) for s in setups], (), site).macs().values()) / whole
 
         schedule = schedule.solved(cost, model.patch_embed.num_patches, len(model.blocks))
     setups, requested = plan(model, cls, schedule)
@@ -193,6 +191,15 @@ class ProbedAttention(Attention):
         q, k, v = self.qkv(x).reshape(batch, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
+    def macs(self, n: int) -> int:
+        """Projections of n tokens, and query-key and attention-value products of all pairs."""
+        return n * linear_macs(self) + 2 * n * n * self.width
+
+    @property
+    def width(self) -> int:
+        """Of all heads together."""
+        return self.qkv.out_features // 3
+
     def finish(self, x: Tensor, out: Tensor) -> Tensor:
         """Heads joined, normalised, gated and projected: [B, H, N, D] -> [B, N, C]."""
         out = self.norm(out.transpose(1, 2).flatten(2))
@@ -238,6 +245,13 @@ class TokenBlock(Block):
         body = (None if row is None else row[:, tokens.prefix :] for row in probe[2:])
         return attended, Probe(probe.keys, probe.values, *body)
 
+    def probe_macs(self) -> int:
+        """What attention spends only because the reducer looks: a class-token row, or a second pass over the scores."""
+        needs, n, width = self.reducer.needs, self.reducer.setup.tokens + self.prefix, self.attn.width
+        row = n * width if needs & Needs.CLS else 0
+        twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.qkv.weight.device)
+        return row + (n * n * width if twice else 0)
+
     def counts_keys(self, tokens: Tokens) -> bool:
         return self.weighted or tokens.alive is not None
 
@@ -282,6 +296,24 @@ class TokenViT(VisionTransformer):
             n = k_after.get(block, n)
             result.append((block, n))
         return tuple(result)
+
+    def macs(self) -> dict[str, int]:
+        """Multiply-adds per image in closed form, by layer, from the shapes of the layers and the planned tokens.
+
+        A reducer's row holds what reducing costs: the method's own operations and what only its probe needs.
+        """
+        n = self.patch_embed.num_patches
+        macs = {"patch_embed": n * self.patch_embed.proj.weight.numel()}
+        for index, block in enumerate(self.blocks):
+            macs[f"blocks.{index}.attn"] = block.attn.macs(block.prefix + n)
+            after = n if block.reducer is None else block.reducer.setup.k
+            if block.reducer is not None:
+                macs[f"blocks.{index}.reducer"] = block.reducer.macs() + block.probe_macs()
+            processed = block.prefix + (after if block.site is Site.MID else n)
+            macs[f"blocks.{index}.mlp"] = processed * linear_macs(block.mlp)
+            n = after
+        heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
+        return macs | {"head": sum(linear_macs(head) for head in heads)}
 
     def embed(self, images: Tensor) -> Tokens:
         """Images [B, channels, height, width] -> the tokens that enter the first block."""
@@ -333,6 +365,11 @@ class TokenViT(VisionTransformer):
 
 class TokenViTDistilled(TokenViT, VisionTransformerDistilled):
     """The same with timm's distillation token and its two heads."""
+
+
+def linear_macs(module: nn.Module) -> int:
+    """MACs per token of all linear layers in a module."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:

@@ -11,13 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tpbench.downsampler import Needs, Site
-from tpbench.kernels.attention import extra_pass
-from tpbench.vit import TokenBlock, TokenViT
+from tpbench.vit import TokenViT
 
 
 class MacsDisagree(AssertionError):
@@ -69,8 +66,8 @@ def counted(model: TokenViT) -> Macs:
     macs["head"] = sum(sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in ("head", "head_dist"))
     for index, block in enumerate(model.blocks):
         if block.reducer is not None:  # the probe is computed inside the attention: move it to whom it serves
-            macs[f"blocks.{index}.attn"] -= probe_macs(block)
-            macs[f"blocks.{index}.reducer"] += probe_macs(block)
+            macs[f"blocks.{index}.attn"] -= block.probe_macs()
+            macs[f"blocks.{index}.reducer"] += block.probe_macs()
     whole = sum(flops["Global"].values()) // 2
     if whole != sum(macs.values()):
         raise MacsDisagree(f"the counter finds {whole} MACs in the model but {sum(macs.values())} in its layers")
@@ -78,38 +75,5 @@ def counted(model: TokenViT) -> Macs:
 
 
 def closed_form(model: TokenViT) -> Macs:
-    """MACs from the shapes of the layers and the planned token counts."""
-    patches, prefix, width = model.patch_embed.num_patches, model.num_prefix_tokens, model.embed_dim
-    macs = {"patch_embed": patches * model.patch_embed.proj.weight.numel()}
-    n = patches
-    for index, block in enumerate(model.blocks):
-        attending, after = prefix + n, n if block.reducer is None else block.reducer.setup.k
-        macs[f"blocks.{index}.attn"] = attention_macs(block, attending)
-        if block.reducer is not None:
-            macs[f"blocks.{index}.reducer"] = block.reducer.macs() + probe_macs(block)
-        processed = prefix + (after if block.site is Site.MID else n)
-        macs[f"blocks.{index}.mlp"] = processed * linear_macs(block.mlp)
-        n = after
-    heads = [head for head in (model.head, getattr(model, "head_dist", None)) if isinstance(head, nn.Linear)]
-    macs["head"] = len(heads) * width * model.num_classes
-    return Macs(macs)
-
-
-def attention_macs(block: TokenBlock, n: int) -> int:
-    """Projections of n tokens, and query-key and attention-value products of all pairs."""
-    attn = block.attn
-    return n * linear_macs(attn) + 2 * n * n * (attn.qkv.out_features // 3)
-
-
-def probe_macs(block: TokenBlock) -> int:
-    """What attention spends only because the reducer looks: a class-token row, or a second pass over the scores."""
-    needs, n = block.reducer.needs, block.reducer.setup.tokens + block.prefix
-    width = block.attn.qkv.out_features // 3
-    device = block.attn.qkv.weight.device
-    row = n * width if needs & Needs.CLS else 0
-    return row + (n * n * width if needs & Needs.RECEIVED and extra_pass(device) else 0)
-
-
-def linear_macs(module: nn.Module) -> int:
-    """MACs per token of all linear layers in a module."""
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+    """MACs from the shapes of the layers and the planned token counts, as the model itself tells them."""
+    return Macs(model.macs())

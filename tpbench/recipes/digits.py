@@ -27,7 +27,7 @@ def recipe() -> Recipe:
         sincos=100.0,
         data=Data("digits", image_size=16, channels=1, shift=2),
         base=Optim(epochs=30, lr=2.5e-3, warmup_epochs=2),
-        finetune=Optim(epochs=3, lr=5e-4),
+        finetune=Optim(epochs=2, lr=5e-4),
         schedules=("0.7@0,1,2", "0.5@0,1,2", "0.3@0,1,2"),
         seeds=2,
         workers=2,

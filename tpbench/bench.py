@@ -1,0 +1,185 @@
+"""What the cells of a benchmark share: the plan, the data, the bases, and the folder where everything is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from tpbench import data, environment, evaluate, registry, vit
+from tpbench.errors import UsageError
+from tpbench.recipe import Recipe
+from tpbench.record import Record, host_id, read
+from tpbench.train import connect
+
+
+class Cell(NamedTuple):
+    """One row's one seed."""
+
+    method: str
+    schedule: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.schedule} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, where."""
+
+    recipe: Recipe
+    cells: tuple[Cell, ...]
+    out: Path
+    device: str  # auto | cpu | cuda
+    plugins: tuple[str, ...] = ()  # files of methods outside every package
+
+
+class Bench:
+    """What the cells of one process share: device, data, base weights, and where things are kept."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.recipe, self.out = plan, plan.recipe, plan.out
+        for path in plan.plugins:
+            registry.plug(path)
+        self.device = environment.device(plan.device)
+        self.dtype = environment.dtype(plan.recipe.dtype, self.device)
+        self.work = plan.out / "work"
+        self.workers = plan.recipe.workers if self.device.type == "cpu" and environment.ranks() == 1 else 1
+        self.writes = environment.rank() == 0
+        self._data: data.Parts | None = None
+
+    @property
+    def data(self) -> data.Parts:
+        if self._data is None:
+            self._data = data.load(self.recipe.data, self.device)
+        return self._data
+
+    @property
+    def machine(self) -> str:
+        return environment.machine(self.device, host_id(self.work))
+
+    def prepare(self, fresh: bool) -> None:
+        """Make the folders, refuse those of another recipe, and with `fresh` forget what this machine has done."""
+        if environment.ranks() > 1:
+            connect(self.device)
+        if self.writes:
+            self.work.mkdir(parents=True, exist_ok=True)
+            for path in sorted((self.out / "records").glob("*/*.json")):
+                self.check_recipe(path, fresh)
+            if fresh:
+                shutil.rmtree(self.out / "records" / self.machine, ignore_errors=True)
+                for path in self.work.iterdir():
+                    if path.name not in ("host-id", "lock"):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+            host_id(self.work)
+            self.data  # noqa: B018  refuse a data set that cannot be read before anything starts
+        if environment.ranks() > 1:
+            torch.distributed.barrier()
+
+    def check_recipe(self, path: Path, fresh: bool) -> None:
+        record = read(path)
+        if record.recipe != self.recipe.name:
+            raise UsageError(
+                f"{self.out} holds results of recipe {record.recipe!r}, not {self.recipe.name!r}; choose another --out"
+            )
+        if record.machine == self.machine and record.recipe_digest != self.recipe.digest and not fresh:
+            raise UsageError(
+                f"{self.out} holds results of another version of recipe {record.recipe!r}; use --fresh or another --out"
+            )
+
+    def record_path(self, cell: Cell) -> Path:
+        return self.out / "records" / self.machine / self.blank(cell, bare=True).file_name
+
+    def done(self, cell: Cell) -> bool:
+        """Whether a cell has been measured or cannot be; failed ones are tried again."""
+        if not self.record_path(cell).exists():
+            return False
+        known = read(self.record_path(cell))
+        return known.error is None or not known.reachable
+
+    def blank(self, cell: Cell, bare: bool = False) -> Record:
+        """A cell's record before anything is measured."""
+        record = Record(self.recipe.name, self.recipe.digest, self.machine, *cell)
+        if not bare:
+            card, method = registry.select([cell.method])[0], registry.method(cell.method)
+            record.title, record.count, record.unreduced, record.site = (
+                card.title,
+                card.count,
+                card.unreduced,
+                self.recipe.site,
+            )
+            record.config = asdict(method.Config(**self.recipe.knobs.get(cell.method, {})))
+            record.environment, record.git = environment.describe(self.device, self.dtype), environment.git()
+            record.data = self.data.description
+        return record
+
+    def assess(self, record: Record, stage: str, model: vit.TokenViT) -> None:
+        """Evaluate a model on the test and the validation part."""
+        for prefix, part in ((stage, self.data.test), (f"{stage}_validation", self.data.validation)):
+            values = dict(evaluate.evaluate(model, part, self.recipe.finetune.batch_size, self.dtype, record.seed))
+            images = int(values.pop("images"))
+            record.metrics |= {f"{prefix}_{name}": value for name, value in values.items()}
+            record.evaluation["test" if part is self.data.test else "validation"] = images
+
+    def base_path(self, seed: int) -> Path:
+        return self.work / f"base_seed{seed}.safetensors"
+
+    def keep_base(self, seed: int, model: torch.nn.Module, seconds: float) -> None:
+        """Write the base's weights, whole or not at all."""
+        if not self.writes:
+            return
+        part = self.base_path(seed).with_suffix(".part")
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(state, part, metadata={"recipe": self.recipe.digest, "seed": str(seed), "seconds": str(seconds)})
+        part.replace(self.base_path(seed))
+
+    def base(self, seed: int) -> torch.nn.Module:
+        """The trained unreduced timm model of a seed."""
+        path = self.base_path(seed)
+        try:
+            with safe_open(path, "pt") as file:
+                digest = file.metadata()["recipe"]
+            weights = load_file(path)
+        except (OSError, SafetensorError, TypeError, KeyError) as error:
+            raise UsageError(
+                f"base checkpoint {path} cannot be read ({error}); delete it or run with --fresh"
+            ) from error
+        if digest != self.recipe.digest:
+            raise UsageError(f"base checkpoint {path} belongs to another recipe; run with --fresh or another --out")
+        model = build_base(self.recipe, seed)
+        model.load_state_dict(weights)
+        return model.to(self.device)
+
+    def forget(self, folder: Path) -> None:
+        if self.writes:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Two runs never write into one folder; the lock goes with the process that holds it."""
+    if environment.rank() != 0:
+        yield
+        return
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    with (out / "work" / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None
+        yield
+
+
+def build_base(recipe: Recipe, seed: int) -> torch.nn.Module:
+    """The recipe's unreduced timm model with the seed's first weights."""
+    torch.manual_seed(seed)
+    return vit.create(recipe.model, recipe.model_args, recipe.pretrained, recipe.sincos)

@@ -1,0 +1,67 @@
+"""Everything that one cell of the benchmark costs, into its record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpbench import vit
+from tpbench.measure import flops, latency, memory
+from tpbench.recipe import Measure
+from tpbench.record import Record
+from tpbench.tokens import Tokens
+
+
+def measure(
+    record: Record, model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype, images: Tensor
+) -> None:
+    """Tokens, multiply-adds, seconds and bytes of a model, beside the unreduced base on the same machine.
+
+    images [B, C, H, W] of the data set: they show how many tokens live in methods whose count depends on the image.
+    """
+    largest = max(how.batch_sizes)
+    record.tokens, record.macs = token_counts(model, images), macs(model, base)
+    candidates = {"eager": base} | ({"compiled": torch.compile(base)} if how.compile else {})
+    fastest = candidates[latency.fastest(candidates, largest, dtype=dtype)]
+    timed = torch.compile(model) if how.compile else model
+    record.latency = latency.compare(timed, fastest, how.batch_sizes, how.repeats, how.warmup, dtype=dtype)
+    noise = latency.random_images(model, largest)
+    record.layers_seconds = latency.layers(model, noise, how.repeats, how.warmup, dtype)
+    for name, network in (("reduced", model), ("unreduced", base)):
+        call = latency.forward_call(network, noise, dtype)
+        record.peak_memory_bytes[name] = memory.peak_bytes(call, noise.device)
+
+
+def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:
+    """Counted multiply-adds per image, beside the closed form and the unreduced model's."""
+    counted = flops.measured(model)
+    return {
+        "total": counted.total,
+        "unreduced": flops.closed_form(vit.reduce(base, "none")).total,
+        "reducers": counted.reducers,
+        "closed_form": flops.closed_form(model).total,
+        "layers": [{"name": name, "macs": count} for name, count in counted.layers.items()],
+    }
+
+
+@torch.no_grad()
+def token_counts(model: vit.TokenViT, images: Tensor) -> dict[str, list]:
+    """Requested and achieved body tokens; where padding occurs, "live" is the mean without it over the images."""
+    live: list[float] = []
+
+    def note(_: nn.Module, __: tuple, tokens: Tokens) -> None:
+        if tokens.alive is not None:
+            live.append(tokens.alive.sum(dim=1).mean().item())
+
+    hooks = [reducer.register_forward_hook(note) for reducer in model.reducers]
+    try:
+        counts = model.eval().forward_tokens(images).counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+    asked = model.requested
+    told = {"blocks": [block for block, _ in asked], "requested": [k for _, k in asked]}
+    told |= {"achieved": [counts[block] for block, _ in asked], "after_block": list(counts)}
+    return told | ({"live": live} if live else {})
