@@ -23,7 +23,7 @@ from tpbench.tokens import Tokens
     venue="NeurIPS",
     year=2021,
     url="https://arxiv.org/abs/2106.02034",
-    differs="reduces where the recipe says and not before the block; epochs are the harness's",
+    differs="reduces where the recipe says, not before the block; KL(teacher || student), as the logits' distillation",
 )
 class DynamicViT(Downsampler):
     teacher = True

@@ -185,16 +185,20 @@ def test_the_whole_budget_reduces_nothing():
     assert first_count(parse("macs=1@3,6,9").solved(with_overhead, 196, DEPTH)) == 196
 
 
-def test_a_method_that_cannot_go_low_still_meets_a_budget_it_can():
-    """As ToMe, which at most halves: one token is beyond it, 80% of the MACs are not."""
+@pytest.mark.parametrize("floor", [98, 120, 150])
+def test_a_method_that_cannot_go_low_still_meets_a_budget_it_can(floor):
+    """As ToMe, which at most halves: one token is beyond it, 80% of the MACs are not; 52% are, and it says so."""
 
-    def at_most_half(schedule: Schedule) -> float:
-        if first_count(schedule) < 98:
-            raise ScheduleError("more than half of the tokens cannot go")
+    def limited(schedule: Schedule) -> float:
+        if first_count(schedule) < floor:
+            raise ScheduleError("so many tokens cannot go")
         return cost(schedule)
 
-    solved = parse("macs=0.8@3,6,9").solved(at_most_half, 196, DEPTH)
+    solved = parse("macs=0.8@3,6,9").solved(limited, 196, DEPTH)
     assert solved == parse("macs=0.8@3,6,9").solved(cost, 196, DEPTH)
+    nearest = f"{cost(parse(spell(chain(floor), (3, 6, 9)))):.3f}"
+    with pytest.raises(ScheduleError, match=rf"nearest reachable share is {re.escape(nearest)}"):
+        parse("macs=0.52@3,6,9").solved(limited, 196, DEPTH)
 
 
 @pytest.mark.parametrize("method", ["topk", "wkmedoids", "strided_conv"])

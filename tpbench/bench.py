@@ -111,12 +111,8 @@ class Bench:
         record = Record(self.recipe.name, self.recipe.digest, self.machine, *cell)
         if not bare:
             card, method = registry.select([cell.method])[0], registry.method(cell.method)
-            record.title, record.count, record.unreduced, record.site = (
-                card.title,
-                card.count,
-                card.unreduced,
-                self.recipe.site,
-            )
+            record.title, record.count, record.unreduced = card.title, card.count, card.unreduced
+            record.site = self.recipe.site
             record.config = asdict(method.Config(**self.recipe.knobs.get(cell.method, {})))
             record.environment, record.git = environment.describe(self.device, self.dtype), environment.git()
             record.data = self.data.description

@@ -201,7 +201,5 @@ def _read_cards(module: str, path: Path) -> Iterator[Card]:
             ):
                 if len(decorator.args) != 1:
                     raise ValueError(f"@register over {node.name} takes the name first, then keywords")
-                if len(decorator.args) != 1:
-                    raise ValueError(f"@register over {node.name} takes the name first, then keywords")
                 fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
                 yield Card(name=ast.literal_eval(decorator.args[0]), module=module, **fields)

@@ -3,8 +3,8 @@
     python -m tpbench run --methods all
 
 Machine: 2 CPU cores, about 10 minutes. 1,797 real 8x8 images (scikit-learn's load_digits), upsampled to 16x16; 500 of
-them test. Expect the unreduced base at 97.5 to 99 % and, at keep rate 0.3, methods between 80 and 97 %: blocks 0, 1, 2
-of 4 are where methods separate.
+them test. Expect the unreduced base at 97 to 99 % and, at keep rate 0.3, most methods between 70 and 90 %: blocks 0, 1,
+2 of 4 are where methods separate.
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe

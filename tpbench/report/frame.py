@@ -256,8 +256,8 @@ def _separations(pairs: pd.DataFrame) -> set[tuple[Place, Place]]:
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Machine, base, schedules by falling mean share of MACs, rank; methods of one rank by name."""
+    """Machine, base, schedules by falling mean share of MACs, then methods by falling accuracy."""
     cost = -frame.groupby(["machine", "schedule"])["macs_share"].transform("mean")
-    keys = frame.assign(reduced=~frame["unreduced"], cost=cost)
-    order = keys.sort_values(["machine", "reduced", "cost", "schedule", "rank", "method"]).index
+    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-frame["fine_tuned_top1_percent"])
+    order = keys.sort_values(["machine", "reduced", "cost", "schedule", "loss", "method"]).index
     return frame.loc[order].reset_index(drop=True)
