@@ -85,11 +85,8 @@ class Resident:
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
     ) -> Iterator[Batch]:
-        order, stop = torch.arange(len(self)), len(self)
-        if shuffle is not None:
-            order, stop = torch.randperm(len(self), generator=generator(*shuffle)), len(self) - len(self) % size
-        for start in range(0, stop, size):
-            index = order[start : start + size][rank::ranks].to(self.labels.device)
+        for index in shares(len(self), size, shuffle, rank, ranks):
+            index = index.to(self.labels.device)
             images = self.images[index]
             if shuffle is not None:
                 images = self.augment(images)
@@ -124,19 +121,24 @@ class Streamed:
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
     ) -> Iterator[Batch]:
-        order, stop = torch.arange(len(self)), len(self)
-        if shuffle is not None:
-            order, stop = torch.randperm(len(self), generator=generator(*shuffle)), len(self) - len(self) % size
-        groups = [order[start : start + size][rank::ranks].tolist() for start in range(0, stop, size)]
         loader = torch.utils.data.DataLoader(
             self.dataset,
-            batch_sampler=groups,
+            batch_sampler=[share.tolist() for share in shares(len(self), size, shuffle, rank, ranks)],
             num_workers=self.processes,
             generator=None if shuffle is None else generator(*shuffle),
             pin_memory=self.device.type == "cuda",
         )
         for images, labels in loader:
             yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
+
+
+def shares(n: int, size: int, shuffle: tuple[int, int] | None, rank: int, ranks: int) -> Iterator[Tensor]:
+    """A rank's image indices of every batch, as `Part.batches` promises them."""
+    order, stop = torch.arange(n), n
+    if shuffle is not None:
+        order, stop = torch.randperm(n, generator=generator(*shuffle)), n - n % size
+    for start in range(0, stop, size):
+        yield order[start : start + size][rank::ranks]
 
 
 def generator(seed: int, epoch: int) -> torch.Generator:
