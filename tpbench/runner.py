@@ -97,10 +97,10 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
     record = bench.blank(cell)
     try:
         recipe, base = bench.recipe, bench.base(cell.seed)
-        teacher = vit.reduce(copy.deepcopy(base), "none")
+        method = registry.method(cell.method)
+        teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
         torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
         model = vit.reduce(base, cell.method, cell.schedule, site=recipe.site, **recipe.knobs.get(cell.method, {}))
-        method = registry.method(cell.method)
 
         bench.assess(record, "off_the_shelf", model)
         folder = bench.work / "cells" / Path(record.file_name).stem
@@ -110,7 +110,7 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
             recipe.finetune,
             seed=cell.seed,
             dtype=bench.dtype,
-            teacher=teacher if method.teacher else None,
+            teacher=teacher,
             folder=folder,
             progress=told(tell),
         )

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import sys
 import time
 import warnings
@@ -41,7 +42,7 @@ from tpbench.vit import TokenViT
 
 @dataclass
 class Training:
-    """What one run did: images seen, seconds (all, and outside the model), mean loss of every epoch."""
+    """What one run did: images seen, seconds of its epochs, mean loss of every epoch."""
 
     images: int
     epochs: int
@@ -88,14 +89,8 @@ class Run:
     def __init__(
         self, model: TokenViT, data: Parts, optim: Optim, seed: int, dtype: torch.dtype, teacher: TokenViT | None
     ):
-        self.model, self.data, self.optim, self.seed, self.dtype, self.teacher = (
-            model,
-            data,
-            optim,
-            seed,
-            dtype,
-            teacher,
-        )
+        self.model, self.data, self.optim = model, data, optim
+        self.seed, self.dtype, self.teacher = seed, dtype, teacher
         self.device = next(model.parameters()).device
         deepspeed = connect(self.device)
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -204,7 +199,7 @@ class Run:
             replace_text(folder / "progress.json", json.dumps({"tag": tag, **vars(state)}))
             for old in folder.glob("epoch*"):
                 if old.name != tag:
-                    _remove(old)
+                    shutil.rmtree(old)
 
     def resume(self, folder: Path | None) -> Training:
         """The state after the last finished epoch, loaded into the engine; or the beginning."""
@@ -339,9 +334,3 @@ def _quiet_children() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()

@@ -9,6 +9,7 @@ import torch
 
 from tpbench import environment, vit
 from tpbench.measure import flops, latency, memory
+from tpbench.measure.cell import token_counts
 from tpbench.measure.trace import write_trace
 
 
@@ -36,9 +37,8 @@ def profile(
     base = vit.create(name, {}).eval().to(where)
     model = vit.reduce(base, method, schedule, site=site)
     macs, whole = flops.measured(model), flops.closed_form(vit.reduce(base, "none")).total
-    with torch.no_grad():
-        counts = model.forward_tokens(latency.random_images(model, 1)).counts
     images = latency.random_images(model, max(batch_sizes))
+    tokens = token_counts(model, images)
     candidates = {"eager": base} | ({"compiled": torch.compile(base)} if compiled else {})
     best = latency.fastest(candidates, max(batch_sizes), dtype=precision)
     timed = torch.compile(model) if compiled else model
@@ -49,9 +49,9 @@ def profile(
         "method": method,
         "schedule": schedule,
         "site": site,
-        "blocks": [block for block, _ in model.requested],
-        "requested_tokens": [k for _, k in model.requested],
-        "tokens": [counts[block] for block, _ in model.requested],
+        "blocks": tokens["blocks"],
+        "requested_tokens": tokens["requested"],
+        "tokens": tokens["achieved"],
         "macs": macs.total,
         "macs_unreduced": whole,
         "macs_reducers": macs.reducers,
