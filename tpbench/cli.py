@@ -14,9 +14,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tpbench.errors import CellFailed, UsageError
+
+if TYPE_CHECKING:
+    from tpbench.recipe import Recipe
 
 DONE, FAILED, WRONG = 0, 1, 2
 
@@ -74,10 +77,24 @@ def parser() -> Parser:
     run.add_argument(
         "--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file"
     )
-    run.add_argument("--methods", default="all", help="all (default), or names separated by commas; see `tpbench list`")
+    run.add_argument(
+        "--methods",
+        help="all, or names separated by commas, with settings where wanted: topk,wkmedoids(init=grid,site=end);"
+        " default: the recipe's, usually all; see `tpbench list`",
+    )
     run.add_argument(
         "--schedules",
         help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
+    )
+    run.add_argument(
+        "--budget",
+        metavar="SHARES",
+        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5",
+    )
+    run.add_argument(
+        "--budget-latency",
+        metavar="SHARES",
+        help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
     )
     run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
@@ -149,8 +166,8 @@ def do_run(arguments: argparse.Namespace) -> int:
     for path in arguments.plugin:
         registry.plug(path)
     recipe = recipes.load(arguments.recipe)
-    cards = registry.select(arguments.methods)
-    schedules = schedule.parse_all(arguments.schedules or recipe.schedules)
+    variants = registry.variants(arguments.methods or ",".join(recipe.methods))
+    schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: at least 1 is needed")
@@ -160,8 +177,8 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench.workers import Progress
 
     environment.begin(recipe.workers, arguments.device)
-    plugins, every = tuple(arguments.plugin), arguments.methods == "all"
-    plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device, plugins, holes=every)
+    plugins, every = tuple(arguments.plugin), (arguments.methods or "all") == "all"
+    plan = runner.plan(recipe, variants, schedules, seeds, out, arguments.device, plugins, holes=every)
     records = runner.run(plan, arguments.fresh, Progress())
     if environment.rank() != 0:
         return DONE
@@ -178,6 +195,15 @@ def do_run(arguments: argparse.Namespace) -> int:
     for record in failed:
         say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
     return FAILED if failed else DONE
+
+
+def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """The schedules named, shares of cost at the recipe's blocks, or else the recipe's schedules."""
+    where = recipe.schedules[0].partition("@")[2]
+    asked = arguments.schedules.split(";") if arguments.schedules else []
+    for kind, shares in (("macs", arguments.budget), ("latency", arguments.budget_latency)):
+        asked += [f"{kind}={share.strip()}@{where}" for share in (shares or "").split(",") if share.strip()]
+    return asked or list(recipe.schedules)
 
 
 def do_profile(arguments: argparse.Namespace) -> int:

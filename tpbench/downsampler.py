@@ -81,6 +81,7 @@ class Count(StrEnum):
 
     EXACT = "exact"
     AT_MOST = "at_most"
+    MASKED = "masked"  # no token is removed; about K stay alive
 
 
 class Downsampler(nn.Module):
@@ -89,6 +90,7 @@ class Downsampler(nn.Module):
     needs: ClassVar[Needs] = Needs.NONE
     reduces: ClassVar[bool] = True  # False: the method is the unreduced model and has no schedule
     weighted_attention: ClassVar[bool] = False  # later keys count `size` times (ToMe's proportional attention)
+    masks: ClassVar[bool] = False  # tokens are hidden and none is removed; K is the number meant to stay alive
     teacher: ClassVar[bool] = False  # the harness supplies the unreduced model's Output to `objective`
     backbone_lr_scale: ClassVar[float] = 1.0  # learning rate of the backbone relative to the method's parameters
     frozen_share: ClassVar[float] = 0.0  # share of the fine-tuning during which the backbone stands still
@@ -101,6 +103,17 @@ class Downsampler(nn.Module):
         super().__init__()
         self.setup = setup
         self.config = config if config is not None else self.Config()
+        self.needs = self.asks(self.config)
+
+    @classmethod
+    def asks(cls, config: Config) -> Needs:  # noqa: ARG003
+        """What the method must see of the attention under these settings."""
+        return cls.needs
+
+    @property
+    def leaves(self) -> int:
+        """Body tokens that leave: K, or all that arrived where tokens are only hidden."""
+        return self.setup.tokens if self.masks else self.setup.k
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """tokens with setup.tokens body tokens -> tokens with setup.k of them.

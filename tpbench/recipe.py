@@ -83,6 +83,7 @@ class Recipe:
     base: Optim
     finetune: Optim
     schedules: tuple[str, ...]
+    methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
@@ -96,7 +97,11 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
-        truth = {name: value for name, value in asdict(self).items() if name not in ("seeds", "workers", "schedules")}
+        truth = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("seeds", "workers", "schedules", "methods")
+        }
         return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
 
 
