@@ -129,6 +129,17 @@ def parser() -> Parser:
     )
     profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
+    text = "learn how many tokens each block keeps, by the search of a method's paper, for any method to use"
+    search = _verb(verbs, "search", do_search, text, "tpbench search --recipe digits --method topk")
+    search.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
+    search.add_argument("--method", required=True, help="whose search: topk (PoWER-BERT's soft-extract) or diffrate")
+    search.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
+    search.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
+    search.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    search.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
+    )
+
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
@@ -195,6 +206,37 @@ def do_run(arguments: argparse.Namespace) -> int:
     for record in failed:
         say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
     return FAILED if failed else DONE
+
+
+def do_search(arguments: argparse.Namespace) -> int:
+    from tpbench import recipe as recipes
+    from tpbench import registry
+
+    for path in arguments.plugin:
+        registry.plug(path)
+    recipe = recipes.load(arguments.recipe)
+    out = arguments.out or Path("results") / recipe.name
+
+    from tpbench import environment, runner, search
+    from tpbench.bench import Bench, Plan, locked
+    from tpbench.workers import Progress
+
+    search.searching(arguments.method)
+    environment.begin(recipe.workers, arguments.device)
+    bench = Bench(Plan(recipe, (), out, arguments.device, tuple(arguments.plugin)))
+    with locked(out):
+        bench.prepare(fresh=False)
+        progress = Progress()
+        runner.train_base(bench, arguments.seed, lambda text: progress.tell(f"base seed {arguments.seed}", text))
+        progress.finish(f"base seed {arguments.seed}", counts=False)
+        path = search.search(bench, arguments.method, arguments.seed, lambda text: progress.say(f"search: {text}"))
+
+    from tpbench.report import learned
+
+    found = learned.read(path)
+    print(learned.summary(found))
+    print(f"figure: {learned.draw(out)}\nuse it: tpbench run --recipe {arguments.recipe} --schedules learned:{path}")
+    return DONE
 
 
 def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:

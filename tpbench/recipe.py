@@ -74,6 +74,15 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Search:
+    """How K is learned by one method's search (`tpbench search`)."""
+
+    optim: Optim  # its lr is that of the search's own parameters
+    backbone_lr_scale: float = 0.0  # learning rate of the model's weights relative to that; 0: frozen
+    knobs: dict[str, Any] = field(default_factory=dict)  # settings of the search: lambda, target
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One benchmark: the whole truth about what is trained, reduced and measured."""
 
@@ -89,6 +98,7 @@ class Recipe:
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
     site: str = "mid"  # mid | end: where in the named blocks every method reduces
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by method
+    search: dict[str, Search] = field(default_factory=dict)  # by method
     seeds: int = 2
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
     workers: int = 1  # one-thread processes side by side (CPU)

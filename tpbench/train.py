@@ -59,16 +59,17 @@ def train(
     seed: int,
     dtype: torch.dtype = torch.float32,
     teacher: TokenViT | None = None,
+    regulariser: Callable[[], Tensor] | None = None,
     folder: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Training:
     """Train a model in place, on its own device, and leave the weights to evaluate in it.
 
-    teacher is the frozen unreduced model of methods that ask for one. folder keeps a checkpoint of the last finished
-    epoch, from which the same call continues. progress is told every epoch and its mean loss. Raises CellFailed when
-    the loss is no longer finite, UsageError when a checkpoint cannot be read.
+    teacher is the frozen unreduced model of methods that ask for one, regulariser a further term of the loss. folder
+    keeps a checkpoint of the last finished epoch, from which the same call continues. progress is told every epoch and
+    its mean loss. Raises CellFailed when the loss is no longer finite, UsageError when a checkpoint cannot be read.
     """
-    run = Run(model, data, optim, seed, dtype, teacher)
+    run = Run(model, data, optim, seed, dtype, teacher, regulariser)
     state = run.resume(folder)
     for epoch in range(len(state.losses), optim.epochs):
         start = time.perf_counter()
@@ -87,7 +88,14 @@ class Run:
     """One engine with what belongs to it."""
 
     def __init__(
-        self, model: TokenViT, data: Parts, optim: Optim, seed: int, dtype: torch.dtype, teacher: TokenViT | None
+        self,
+        model: TokenViT,
+        data: Parts,
+        optim: Optim,
+        seed: int,
+        dtype: torch.dtype,
+        teacher: TokenViT | None = None,
+        regulariser: Callable[[], Tensor] | None = None,
     ):
         self.model, self.data, self.optim = model, data, optim
         self.seed, self.dtype, self.teacher = seed, dtype, teacher
@@ -117,7 +125,7 @@ class Run:
             step_on_epochs=False,
             updates_per_epoch=self.updates,
         )
-        objective = Objective(model, optim, self.mixup is not None)
+        objective = Objective(model, optim, self.mixup is not None, regulariser)
         with _quiet_stdout():
             self.engine, *_ = deepspeed.initialize(
                 model=objective,
@@ -231,9 +239,11 @@ class Run:
 class Objective(nn.Module):
     """The model and its loss, as the engine trains them."""
 
-    def __init__(self, model: TokenViT, optim: Optim, soft_labels: bool):
+    def __init__(
+        self, model: TokenViT, optim: Optim, soft_labels: bool, regulariser: Callable[[], Tensor] | None = None
+    ):
         super().__init__()
-        self.model = model
+        self.model, self.regulariser = model, regulariser
         self.criterion = SoftTargetCrossEntropy() if soft_labels else LabelSmoothingCrossEntropy(optim.smoothing)
 
     def forward(self, images: Tensor, labels: Tensor, teacher: Output | None) -> Tensor:
@@ -242,6 +252,8 @@ class Objective(nn.Module):
         terms = list(out.tokens.aux.values())
         if teacher is not None:
             terms += self.model.objective(out, teacher).values()
+        if self.regulariser is not None:
+            terms.append(self.regulariser())
         return loss + sum(terms)
 
 

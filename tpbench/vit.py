@@ -191,10 +191,17 @@ class ProbedAttention(Attention):
         probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
         return self.finish(x, out), probe
 
-    def masked(self, x: Tensor, alive: Tensor) -> Tensor:
-        """Attention in which key j counts alive [B, P + N] times, with a gradient to alive."""
+    def masked(self, x: Tensor, alive: Tensor, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
+        """Attention in which key j counts alive [B, P + N] times, with a gradient to alive; and its Probe."""
         q, k, v = self.project(x)
-        return self.finish(x, kernels.masked_attention(q, k, v, alive, self.scale))
+        out, attention = kernels.masked_attention(q, k, v, alive, self.scale)
+        cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
+        received = own = None
+        if needs & Needs.RECEIVED:
+            received = attention.sum(dim=2).mean(dim=1)
+            own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
+        probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
+        return self.finish(x, out), probe
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, C] -> q, k, v [B, H, N, D]."""
@@ -248,11 +255,10 @@ class TokenBlock(Block):
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
         x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
         if tokens.alive is not None and tokens.alive.requires_grad:
-            if needs:
-                raise UsageError("a method cannot see attention under its own differentiable mask")
-            return self.attn.masked(x, self.key_weight(tokens)), Probe()
-        bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
-        attended, probe = self.attn(x, bias, needs)
+            attended, probe = self.attn.masked(x, self.key_weight(tokens), needs)
+        else:
+            bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
+            attended, probe = self.attn(x, bias, needs)
         body = (None if row is None else row[:, tokens.prefix :] for row in probe[2:])
         return attended, Probe(probe.keys, probe.values, *body)
 
@@ -331,8 +337,23 @@ class TokenViT(VisionTransformer):
             attention, mlp = block.macs(n, after)
             macs |= {f"blocks.{index}.attn": attention} | own | {f"blocks.{index}.mlp": mlp}
             n = after
+        return macs | {"head": self.head_macs()}
+
+    def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
+        """Multiply-adds per image when counts[i] tokens, any real number, leave block i; differentiable.
+
+        No block lets more leave than arrive. What reducing itself costs is left out: K is not known to cost any.
+        """
+        n = torch.as_tensor(float(self.patch_embed.num_patches), device=counts[0].device)
+        total = n * self.patch_embed.proj.weight.numel() + self.head_macs()
+        for block, count in zip(self.blocks, counts, strict=True):
+            after = torch.minimum(count, n)
+            total, n = total + sum(block.macs(n, after)), after
+        return total
+
+    def head_macs(self) -> int:
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
-        return macs | {"head": sum(linear_macs(head) for head in heads)}
+        return sum(linear_macs(head) for head in heads)
 
     def embed(self, images: Tensor) -> Tokens:
         """Images [B, channels, height, width] -> the tokens that enter the first block."""
