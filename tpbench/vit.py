@@ -340,16 +340,13 @@ class TokenViT(VisionTransformer):
         return macs | {"head": self.head_macs()}
 
     def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
-        """Multiply-adds per image when counts[i] tokens, any real number, leave block i; differentiable.
+        """Multiply-adds per image when counts[i] body tokens, any real number, leave block i; differentiable.
 
-        No block lets more leave than arrive. What reducing itself costs is left out: K is not known to cost any.
+        What reducing itself costs is left out.
         """
-        n = torch.as_tensor(float(self.patch_embed.num_patches), device=counts[0].device)
-        total = n * self.patch_embed.proj.weight.numel() + self.head_macs()
-        for block, count in zip(self.blocks, counts, strict=True):
-            after = torch.minimum(count, n)
-            total, n = total + sum(block.macs(n, after)), after
-        return total
+        arriving = (torch.full_like(counts[0], self.patch_embed.num_patches), *counts)
+        macs = (sum(block.macs(n, after)) for block, n, after in zip(self.blocks, arriving, counts))
+        return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + self.head_macs()
 
     def head_macs(self) -> int:
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
