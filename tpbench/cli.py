@@ -96,6 +96,13 @@ def parser() -> Parser:
         metavar="SHARES",
         help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
     )
+    run.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="timm's pretrained weights from the hub, or those in FILE, and no training: every method off the shelf",
+    )
     run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
     run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
@@ -143,6 +150,11 @@ def parser() -> Parser:
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+    report.add_argument(
+        "--by",
+        choices=("schedule", "macs", "latency"),
+        help="print the rows too, grouped by schedule, or by the MACs or the time that they take",
+    )
 
     listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
     listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
@@ -177,6 +189,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     for path in arguments.plugin:
         registry.plug(path)
     recipe = recipes.load(arguments.recipe)
+    recipe = recipe.untrained(arguments.pretrained) if arguments.pretrained else recipe
     variants = registry.variants(arguments.methods or ",".join(recipe.methods))
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
@@ -278,10 +291,17 @@ def do_profile(arguments: argparse.Namespace) -> int:
 
 
 def do_report(arguments: argparse.Namespace) -> int:
-    from tpbench.report import write
+    from tpbench.report import frame, terminal, write
 
-    for path in write.write(arguments.folder):
-        print(path)
+    paths = write.write(arguments.folder)
+    if arguments.by is None:
+        print(*paths, sep="\n")
+        return DONE
+    from rich.console import Console
+
+    from tpbench.record import read_all
+
+    terminal.show(frame.comparison(frame.cells(read_all(arguments.folder))), Console(), arguments.by)
     return DONE
 
 
