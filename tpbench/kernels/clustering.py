@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from tpbench.kernels.device import triton_runs_on
 from tpbench.tokens import rows, segment_sum
 
-CACHE_PAIRS = 2**17  # distances at a time on a CPU: half a MiB of float32, and as much again for the weighted ones
+CACHE_PAIRS = 2**18  # distances at a time on a CPU: 1 MiB of float32, and as much again for the weighted ones
 FUSED_TOKENS = 1024  # the longest sets that the fused twins take
 
 
@@ -154,10 +154,12 @@ def peaks(distance: Tensor, score: Tensor, k: int) -> Tensor:
     is heavier), the heaviest token by more than any other. One masked minimum over [B, N, N] and a top-K.
     """
     order = heaviest(score, score.shape[1])
-    place = torch.arange(order.shape[1], device=order.device, dtype=torch.int16).expand_as(order)
+    place = torch.arange(order.shape[1], device=order.device, dtype=distance.dtype).expand_as(order)
     rank = torch.empty_like(place).scatter_(1, order, place)
-    lighter = rank[:, :, None] >= rank[:, None, :]  # [B, j, i]: j is no heavier token than i
-    gain = score * distance.masked_fill(lighter, float("inf")).amin(1)
+    # [B, i, j]: 0 where j is heavier than i. Added and not masked: three times faster on a CPU.
+    lighter = torch.sub(rank[:, None, :] + 1, rank[:, :, None]).relu_()
+    apart = torch.add(distance, lighter, alpha=torch.finfo(distance.dtype).max).amin(2)
+    gain = score * apart
     return heaviest(gain.scatter_(1, order[:, :1], float("inf")), k)
 
 
