@@ -77,28 +77,37 @@ def attend_and_receive(
     batch, heads, n, _ = q.shape
     out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
+    heads_room = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
     for part, room in _chunks(q):
         attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
-        out[part] = attention @ v[part]
+        product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=heads_room[: len(attention) * heads])
+        out[part] = product.view(-1, heads, n, v.shape[-1])
         _column_sums(attention, received[part], own[part])
     return out, received, own
 
 
+def _images(q: Tensor) -> int:
+    """How many images at a time: on a CPU, as many as have scores that stay in the cache."""
+    _, heads, n, _ = q.shape
+    return max(1, (CACHE_SCORES if q.device.type == "cpu" else DEVICE_SCORES) // (heads * n * n))
+
+
 def _chunks(q: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """As many images at a time as stay in the cache, and the one room [b, H, N, N] that the scores of each may use.
+    """Images at a time, and the one room [b, H, N, N] that the scores of each chunk may use.
 
     A fresh room for every chunk costs a CPU more than everything else that is done beside the two products.
     """
     batch, heads, n, _ = q.shape
-    step = max(1, (CACHE_SCORES if q.device.type == "cpu" else DEVICE_SCORES) // (heads * n * n))
+    step = _images(q)
     room = q.new_empty(min(step, batch), heads, n, n)
     for start in range(0, batch, step):
         yield slice(start, start + step), room[: batch - start]
 
 
 def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, room: Tensor) -> Tensor:
-    scores = torch.matmul(q * scale, k.transpose(-2, -1), out=room)
-    return torch.softmax(scores if bias is None else scores.add_(bias), dim=-1, out=room)
+    flat = room.flatten(0, 1)
+    torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale, out=flat)
+    return torch.softmax(room if bias is None else room.add_(bias), dim=-1, out=room)
 
 
 def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:
