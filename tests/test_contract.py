@@ -312,7 +312,7 @@ def test_prefix_tokens_are_untouched(name, site):
 
 
 KINDS = {
-    **dict.fromkeys(["kmedoids", "wkmedoids", "kmeans", "wkmeans", "avgpool", "strided_conv"], "merges"),
+    **dict.fromkeys(["kmedoids", "wkmedoids", "wkpeaks", "kmeans", "wkmeans", "avgpool", "strided_conv"], "merges"),
     **dict.fromkeys(["tome", "pitome", "dpcknn", "evit", "patchmerger", "sit", "sinkhorn"], "merges"),
     **dict.fromkeys(["random", "importance", "topk", "topk_cls", "dynamicvit", "ats", "avit"], "prunes"),
     "diffrate": "does both",
