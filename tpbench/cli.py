@@ -75,7 +75,9 @@ def parser() -> Parser:
     text = "train, evaluate and measure methods x schedules x seeds, and write the tables"
     run = _verb(verbs, "run", do_run, text, "tpbench run --recipe smoke --methods wkmedoids,topk")
     run.add_argument(
-        "--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file"
+        "--recipe",
+        default="digits",
+        help="digits (default), smoke, ablations, cifar10, another packaged name, or a .py file",
     )
     run.add_argument(
         "--methods",

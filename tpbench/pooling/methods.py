@@ -1,7 +1,8 @@
 """Token Pooling: K-Means, K-Medoids and their weighted forms (Marin et al., arXiv 2110.03860, WACV 2023).
 
 The paper leaves open whether the token's attention to itself counts, where the clustering starts, what a cluster is
-replaced by, and whether tokens are normalised first. Each is a knob here; its default is the likeliest reading.
+replaced by, and whether tokens are normalised first. Each is a knob here; its default is the likeliest reading. What
+each is worth, the recipe `ablations` measures.
 """
 
 from __future__ import annotations
@@ -30,16 +31,22 @@ class TokenPooling(Downsampler):
     class Config:
         iterations: int = 5
         init: cluster.Initialisation = "topk"
-        own: bool = True  # whether the attention a token pays to itself counts as received
+        weights: Literal["received", "others", "class"] = "received"  # others: without what a token pays to itself
         normalise: bool = False  # cluster directions instead of tokens
 
         def __post_init__(self) -> None:
             if self.iterations < 0:
                 raise UsageError(f"iterations {self.iterations}: at least 0 are needed")
 
+    @classmethod
+    def asks(cls, config: Config) -> Needs:
+        return Needs.CLS if config.weights == "class" else Needs.RECEIVED
+
     def significance(self, probe: Probe) -> Tensor:
-        """[B, N] float32: attention received (PoWER-BERT's significance score)."""
-        received = probe.received if self.config.own else probe.received - probe.own
+        """[B, N] float32: attention received (PoWER-BERT's significance score), or that of the class token alone."""
+        if self.config.weights == "class":
+            return probe.cls
+        received = probe.received if self.config.weights == "received" else probe.received - probe.own
         return received.clamp(min=0)
 
     def clustering(self, tokens: Tokens, probe: Probe) -> tuple[Tensor, Tensor, Tensor]:
