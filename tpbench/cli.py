@@ -1,4 +1,4 @@
-"""The command line: run, profile, report, list. Few flags; everything else is a line of the recipe.
+"""The command line: run, profile, export, report, list. Few flags; everything else is a line of the recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
 run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.
@@ -115,6 +115,13 @@ def parser() -> Parser:
     )
     profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
+    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
+    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
+    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
+    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
+    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
+    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
+
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
@@ -210,6 +217,19 @@ def do_profile(arguments: argparse.Namespace) -> int:
     from tpbench.report import profiled
 
     profiled.show(result, Console())
+    return DONE
+
+
+def do_export(arguments: argparse.Namespace) -> int:
+    from tpbench import registry
+
+    cards = registry.select(arguments.methods)
+
+    from tpbench.measure import export
+    from tpbench.report import exported
+
+    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
+        print(path)
     return DONE
 
 
