@@ -1,8 +1,8 @@
 """Every reducer and every way to attend, alone, at the width of DeiT-S: part of `tox -e opbench`.
 
 B images, N body tokens, K of them kept, C width. Beside them, in the same turns, stand what their cost is compared
-with: a block of the model, top-K, the plainly looped K-Medoids, and the roofline's two ceilings (a copy of as many bytes
-as the tokens have, and a matrix product). Tokens are normal noise; what attention tells of them is computed.
+with: a block of the model, top-K, the plainly looped K-Medoids, and the two ceilings of the roofline (a copy of as many
+bytes as the tokens have, a matrix product). Tokens are normal noise; what attention tells of them is computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 import torch
 from plain import looped_kmedoids
 from torch import Tensor, nn
-from turns import BF16, DEVICE, ON_GPU, Operation, Turns, inference
+from turns import BF16, DEVICE, ON_GPU, Operation, Turns, inference, label
 
 from tpbench import registry, vit
 from tpbench.errors import Unreachable
@@ -69,7 +69,7 @@ def layer(request: pytest.FixtureRequest) -> Turns:
     return turns("layer", place, operations)
 
 
-@pytest.mark.parametrize("layer", places((0.7, 0.5, 0.25)), indirect=True, ids=str)
+@pytest.mark.parametrize("layer", places((0.7, 0.5, 0.25)), indirect=True, ids=label)
 @pytest.mark.parametrize("operation", ["copy", "matmul", "block", "looped kmedoids", *METHODS])
 def test_reducer(benchmark: Any, layer: Turns, operation: str):
     layer.report(benchmark, operation)
@@ -157,7 +157,7 @@ def attending(request: pytest.FixtureRequest) -> Turns:
     return turns("attention", place, operations)
 
 
-@pytest.mark.parametrize("attending", places((1.0,)), indirect=True, ids=str)
+@pytest.mark.parametrize("attending", places((1.0,)), indirect=True, ids=label)
 @pytest.mark.parametrize("operation", ["copy", "matmul", "block", "SDPA", "SDPA, class row", "attention received"])
 def test_attention(benchmark: Any, attending: Turns, operation: str):
     attending.report(benchmark, operation)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from plain import looped_kmedoids, textbook_kmeans
 from torch import Tensor
-from turns import BF16, ON_GPU, Operation, Turns, inference
+from turns import BF16, ON_GPU, Operation, Turns, inference, label
 
 from tpbench import data, registry, train, vit
 from tpbench.bench import build_base
@@ -61,7 +61,7 @@ def models(request: pytest.FixtureRequest) -> Turns:
     return Turns({"kind": "model", **request.param._asdict()}, operations, 15 if batch == 1 else 5)
 
 
-@pytest.mark.parametrize("models", PLACES, indirect=True, ids=str)
+@pytest.mark.parametrize("models", PLACES, indirect=True, ids=label)
 @pytest.mark.parametrize("method", METHODS)
 def test_model(benchmark: Any, models: Turns, method: str):
     models.report(benchmark, method)

@@ -39,7 +39,8 @@ class Turns:
             pytest.skip(f"{name} does not exist at {self.place}")
         call, facts = self.operations[name]
         benchmark.group = ", ".join(f"{key} {value}" for key, value in self.place.items())
-        benchmark.extra_info |= {**self.place, "operation": name, "seconds": self.samples[name], **facts}
+        told = {"operation": name, "seconds": self.samples[name], **facts}
+        benchmark.extra_info |= {"place": list(self.place), **self.place, **told}
         benchmark.pedantic(call, rounds=1)
 
 
@@ -51,3 +52,8 @@ def inference(call: Callable[[], object], dtype: torch.dtype) -> Callable[[], ob
             return call()
 
     return quiet
+
+
+def label(place: tuple[object, ...]) -> str:
+    """A place as part of a test's name: "196-0.7-32-float32"."""
+    return "-".join(map(str, place))
