@@ -26,6 +26,7 @@ from tpbench.report.layout import fixed, significant
 from tpbench.report.targets import TARGETS, Group, Groups, NotMeasured, promised, ratio
 
 PLACE = ("kind", "model", "tokens", "share", "k", "batch", "dtype")
+CEILINGS = ("copy", "matmul")
 REFERENCES = {
     "to_unreduced": "none",
     "to_topk": "topk",
@@ -46,7 +47,7 @@ def write(source: Path, folder: Path) -> list[Path]:
     name = run["machine_info"]["tpbench"]["machine"]
     texts = {
         f"{name}.json": json.dumps(run, indent=0) + "\n",
-        f"{name}.csv": pd.DataFrame(rows(groups(run))).to_csv(index=False, lineterminator="\n"),
+        f"{name}.csv": csv(groups(run)),
         f"{name}.md": markdown(run),
     }
     for file, text in texts.items():
@@ -75,6 +76,11 @@ def groups(run: Run) -> Groups:
     return found
 
 
+def csv(groups: Groups) -> str:
+    frame = pd.DataFrame(rows(groups)).convert_dtypes()  # counts stay whole where some are missing
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
 def rows(groups: Groups) -> Iterator[dict[str, Any]]:
     """One row for every case."""
     for group in groups.values():
@@ -89,7 +95,7 @@ def rows(groups: Groups) -> Iterator[dict[str, Any]]:
 def to_roofline(group: Group, operation: str) -> float | None:
     """Seconds by the least that bytes and multiply-adds allow; None where there is no ceiling or nothing counted."""
     case = group[operation]
-    if "copy" not in group or "bytes" not in case or operation in ("copy", "matmul"):
+    if "copy" not in group or "bytes" not in case or operation in CEILINGS:
         return None
     floors = (case["bytes"] * seconds_per(group, "copy", "bytes"), case["macs"] * seconds_per(group, "matmul", "macs"))
     return median(case["seconds"]) / max(floors)
@@ -130,7 +136,7 @@ def targets(found: Groups) -> Iterator[str]:
     """Target, measured, met or not."""
     lines = []
     for target in TARGETS:
-        asked = f"{'>=' if target.at_least else '<='} {target.bound:g}"
+        asked = f"{target.sign} {target.bound:g}"
         try:
             value, remark = target.measure(found)
             told = [fixed(value, 3), "yes" if target.met(value) else "**no**", remark]
@@ -162,7 +168,7 @@ def reducers(found: Groups) -> Iterator[str]:
         yield f"N = {tokens}, batch {batch}, {dtype}"
         yield ""
         heads = [f"K/N {share}: {name}" for share in by_share for name in ("K", "ms", *COLUMNS)]
-        operations = dict.fromkeys(name for group in by_share.values() for name in group)
+        operations = dict.fromkeys(n for group in by_share.values() for n in group if n not in CEILINGS)
         yield from table(
             ["Reducer", *heads], [[name, *(t for g in by_share.values() for t in told(g, name))] for name in operations]
         )
@@ -191,9 +197,25 @@ def attention(found: Groups) -> Iterator[str]:
         ]
         for place, group in of_kind(found, "attention")
         for operation, case in group.items()
+        if operation not in CEILINGS
     ]
     if body:
         yield from table(["N, batch, dtype", "Attention", "ms", "to SDPA", "to block", "to roofline"], body)
+
+
+def ceilings(found: Groups) -> Iterator[str]:
+    """Of the attention's turns: the same tokens, and a share of nothing."""
+    body = [
+        [
+            f"{place['tokens']}, {place['batch']}, {place['dtype']}",
+            number(group["copy"]["bytes"] / 2**20),
+            number(1e-9 / seconds_per(group, "copy", "bytes")),
+            number(1e-9 / seconds_per(group, "matmul", "macs")),
+        ]
+        for place, group in of_kind(found, "attention")
+    ]
+    if body:
+        yield from table(["N, batch, dtype", "copied, read and written, MiB", "GB/s", "matrix product, GMAC/s"], body)
 
 
 def starts(found: Groups) -> Iterator[str]:
@@ -228,6 +250,7 @@ SECTIONS: dict[str, Callable[[Groups], Iterator[str]]] = {
     "Whole models": models,
     "Reducers": reducers,
     "Attention": attention,
+    "Ceilings": ceilings,
     "Where K-Medoids starts, on tokens of a trained model": starts,
     "Clustering, blocks, training steps": others,
 }
