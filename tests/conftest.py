@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import timm
@@ -24,10 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:  # noqa: ARG001
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """What tpbench calls the machine, in the JSON that `tox -e opbench` makes its tables from."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = environment.machine(where, host_id(Path("results/opbench/work")))
+    name = environment.machine(where, host_id(config.rootpath / "results" / "opbench" / "work"))
     about = environment.describe(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
     machine_info["tpbench"] = {"machine": name, "environment": about, "git": environment.git()}
 

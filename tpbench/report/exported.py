@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from tpbench.record import replace_text
 
 NOTE = """\
 yes: the result gives the eager model's logits on images it was not made from (largest difference in brackets, as a
-share of the largest logit); yes*: it runs, and the method draws at random, so that its logits cannot be compared."""
+share of the largest logit); yes*: it runs, and the method draws at random, so that its logits cannot be compared.
+
+Programs of torch.export call tpbench's own operators where a method clusters or reads the attention received: whoever
+runs one imports `tpbench.vit` first. ONNX files need nothing of ours."""
+REASON_CHARACTERS = 240
 
 
 def write(folder: Path, survey: Mapping[str, Any]) -> list[Path]:
@@ -48,4 +53,4 @@ def why_not(survey: Mapping[str, Any]) -> Iterator[str]:
     for name, routes in survey["methods"].items():
         for route, outcome in routes.items():
             if not outcome["works"]:
-                yield f"- {name}, {route}: {outcome['reason']}"
+                yield f"- {name}, {route}: {shorten(outcome['reason'], REASON_CHARACTERS, placeholder=' ...')}"
