@@ -8,7 +8,6 @@ bytes as the tokens have, a matrix product). Tokens are normal noise; what atten
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,17 +15,15 @@ import pytest
 import torch
 from plain import looped_kmedoids
 from torch import Tensor, nn
-from turns import BF16, DEVICE, ON_GPU, Operation, Turns, inference, label
+from turns import BF16, DEVICE, ON_GPU, Operation, Turns, inference, label, reduced
 
 from tpbench import registry, vit
-from tpbench.errors import Unreachable
 from tpbench.kernels import attention
 from tpbench.tokens import Tokens
 
 torch.set_num_threads(1)
 MODEL, PATCH = "deit_small_patch16_224", 16
 METHODS = [card.name for card in registry.select("all") if not card.unreduced]
-CLUSTERINGS = ("kmedoids", "wkmedoids")
 MATMUL = 1024  # rows and columns
 
 
@@ -61,7 +58,8 @@ def layer(request: pytest.FixtureRequest) -> Turns:
     place, base = request.param, one_block(request.param)
     tokens = some_tokens(place)
     operations = ceilings(place, tokens.x) | {"block": block(vit.reduce(base, "none"), tokens)}
-    operations |= dict(reducers(base, place, tokens))
+    models = reduced(base, METHODS, f"{round(place.share * place.tokens)}@0")
+    operations |= {name: reducer(model, tokens, getattr(torch, place.dtype)) for name, model in models}
     points, weight = tokens.body, torch.rand(place.batch, place.tokens, device=DEVICE)
     k = operations["topk"].facts["k"]
     if not ON_GPU:
@@ -88,18 +86,8 @@ def some_tokens(place: Place) -> Tokens:
     return Tokens(x, 1, torch.ones(place.batch, place.tokens, device=DEVICE), (side, side))
 
 
-def reducers(base: nn.Module, place: Place, tokens: Tokens) -> Iterator[tuple[str, Operation]]:
-    """Every method's reducer behind the block's attention, if it can reach K."""
-    for name in METHODS:
-        try:
-            model = vit.reduce(base, name, f"{round(place.share * place.tokens)}@0")
-        except Unreachable:
-            continue
-        yield name, reducer(model, tokens, getattr(torch, place.dtype))
-
-
 def reducer(model: vit.TokenViT, tokens: Tokens, dtype: torch.dtype) -> Operation:
-    """bytes: the tokens and what attention told, read once; the kept tokens, written once."""
+    """What follows the block's attention. bytes: tokens and what attention told, read once; the kept, written once."""
     first = model.blocks[0]
     _, probe = inference(lambda: first.attend(tokens), dtype)()
     after = inference(lambda: first.reducer(tokens, probe), dtype)()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from plain import looped_kmedoids, textbook_kmeans
 from torch import Tensor
-from turns import BF16, ON_GPU, Operation, Turns, inference, label
+from turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
 
 from tpbench import data, registry, train, vit
 from tpbench.bench import build_base
@@ -54,8 +54,7 @@ def models(request: pytest.FixtureRequest) -> Turns:
     base = vit.create(name, {}).eval()
     images = latency.random_images(base, batch)
     operations = {}
-    for method in METHODS:
-        model = vit.reduce(base, method, SCHEDULE)
+    for method, model in reduced(base, METHODS, SCHEDULE):
         call = latency.forward_call(model, images, getattr(torch, dtype))
         operations[method] = Operation(call, {"macs": batch * flops.closed_form(model).total})
     return Turns({"kind": "model", **request.param._asdict()}, operations, 15 if batch == 1 else 5)
@@ -172,14 +171,14 @@ def trained_tokens() -> list[tuple[Tensor, Tensor, int]]:
     train.train(model, parts, Optim(epochs=5, lr=recipe.base.lr, warmup_epochs=1), seed=0)
     base = build_base(recipe, 0)
     base.load_state_dict(model.state_dict())
-    reduced, met = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval(), []
+    model, met = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval(), []
 
     def note(reducer: Downsampler, given: tuple[Tokens, Probe]) -> None:
         tokens, probe = given
         met.append((tokens.body.clone(), reducer.significance(probe), reducer.setup.k))
 
-    for reducer in reduced.reducers:
+    for reducer in model.reducers:
         reducer.register_forward_pre_hook(note)
     with torch.inference_mode():
-        reduced(next(iter(parts.test.batches(32))).images)
+        model(next(iter(parts.test.batches(32))).images)
     return met

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
+import tpbench
+from tpbench.errors import ScheduleError
 from tpbench.measure import latency
+from tpbench.vit import TokenViT
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -52,6 +56,16 @@ def inference(call: Callable[[], object], dtype: torch.dtype) -> Callable[[], ob
             return call()
 
     return quiet
+
+
+def reduced(base: nn.Module, methods: Iterable[str], schedule: str) -> Iterator[tuple[str, TokenViT]]:
+    """The model by every method that can meet the schedule; cases of the others are skipped."""
+    for method in methods:
+        try:
+            model = tpbench.reduce(base, method, schedule)
+        except ScheduleError:
+            continue
+        yield method, model
 
 
 def label(place: tuple[object, ...]) -> str:
