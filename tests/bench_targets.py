@@ -25,7 +25,7 @@ from tpbench.vit import TokenBlock
 
 torch.set_num_threads(1)
 SCHEDULE = "0.7@3,6,9"
-METHODS = [card.name for card in registry.select("all")]
+METHODS = [card.name for card in registry.select("all") if not card.unreduced]
 F32 = torch.float32
 
 
@@ -48,20 +48,21 @@ if ON_GPU:
 
 @pytest.fixture(scope="module")
 def models(request: pytest.FixtureRequest) -> Turns:
-    """The unreduced model and every method, in turns."""
+    """timm's own model and every method, in turns, all of them eager."""
     name, batch, dtype = request.param
     torch.manual_seed(0)
     base = vit.create(name, {}).eval()
-    images = latency.random_images(base, batch)
-    operations = {}
+    images, precision = latency.random_images(base, batch), getattr(torch, dtype)
+    macs = batch * flops.closed_form(vit.reduce(base, "none")).total
+    operations = {"none": Operation(latency.forward_call(base, images, precision), {"macs": macs})}
     for method, model in reduced(base, METHODS, SCHEDULE):
-        call = latency.forward_call(model, images, getattr(torch, dtype))
-        operations[method] = Operation(call, {"macs": batch * flops.closed_form(model).total})
+        macs = batch * flops.closed_form(model).total
+        operations[method] = Operation(latency.forward_call(model, images, precision), {"macs": macs})
     return Turns({"kind": "model", **request.param._asdict()}, operations, 15 if batch == 1 else 5)
 
 
 @pytest.mark.parametrize("models", PLACES, indirect=True, ids=label)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["none", *METHODS])
 def test_model(benchmark: Any, models: Turns, method: str):
     models.report(benchmark, method)
 
