@@ -91,6 +91,10 @@ WRONG_REQUESTS = {
     "no schedule": (["profile", "--model", "deit_tiny_patch16_224", "--method", "topk"], "needs a schedule"),
     "odd batch sizes": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1;2"], "whole numbers"),
     "batch of none": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "0"], "at least one"),
+    "no CUDA graph": (
+        ["profile", "--model", "x", "--method", "topk", "--device", "cpu", "--cuda-graph"],
+        "needs a CUDA device",
+    ),
     "no records": (["report", "nowhere"], "no records"),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: run, profile, report, list. Few flags; everything else is a line of the recipe.
+"""The command line: run, profile, export, report, list. Few flags; everything else is a line of the recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
 run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.
@@ -131,7 +131,10 @@ def parser() -> Parser:
     profile.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     profile.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     profile.add_argument(
-        "--compile", action="store_true", help="torch.compile both models; the faster unreduced one is the reference"
+        "--compile", action="store_true", help="torch.compile both models; the fastest unreduced one is the reference"
+    )
+    profile.add_argument(
+        "--cuda-graph", action="store_true", help="record both models as CUDA graphs and replay them (small batches)"
     )
     profile.add_argument(
         "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
@@ -148,6 +151,13 @@ def parser() -> Parser:
     search.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
     )
+
+    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
+    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
+    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
+    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
+    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
+    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
 
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
@@ -265,6 +275,7 @@ def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
 
 def do_profile(arguments: argparse.Namespace) -> int:
     from tpbench.measure import profile
+    from tpbench.measure.modes import Mode
 
     sizes = _batch_sizes(arguments.batch_sizes)
     if arguments.repeats < 1:
@@ -278,7 +289,7 @@ def do_profile(arguments: argparse.Namespace) -> int:
         site=arguments.site,
         dtype=arguments.dtype,
         device=arguments.device,
-        compiled=arguments.compile,
+        mode=Mode(arguments.compile, arguments.cuda_graph),
         trace=arguments.trace,
     )
     if arguments.json:
@@ -289,6 +300,19 @@ def do_profile(arguments: argparse.Namespace) -> int:
     from tpbench.report import profiled
 
     profiled.show(result, Console())
+    return DONE
+
+
+def do_export(arguments: argparse.Namespace) -> int:
+    from tpbench import registry
+
+    cards = registry.select(arguments.methods)
+
+    from tpbench.measure import export
+    from tpbench.report import exported
+
+    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
+        print(path)
     return DONE
 
 
