@@ -115,16 +115,16 @@ def parser() -> Parser:
     )
     profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
+    text = "rebuild the tables and figures of a results folder from its records"
+    report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
+    report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+
     text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
     export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
     export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
     export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
     export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
     export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
-
-    text = "rebuild the tables and figures of a results folder from its records"
-    report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
-    report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
 
     listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
     listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
@@ -220,6 +220,14 @@ def do_profile(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def do_report(arguments: argparse.Namespace) -> int:
+    from tpbench.report import write
+
+    for path in write.write(arguments.folder):
+        print(path)
+    return DONE
+
+
 def do_export(arguments: argparse.Namespace) -> int:
     from tpbench import registry
 
@@ -229,14 +237,6 @@ def do_export(arguments: argparse.Namespace) -> int:
     from tpbench.report import exported
 
     for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
-        print(path)
-    return DONE
-
-
-def do_report(arguments: argparse.Namespace) -> int:
-    from tpbench.report import write
-
-    for path in write.write(arguments.folder):
         print(path)
     return DONE
 
