@@ -152,13 +152,6 @@ def parser() -> Parser:
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
     )
 
-    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
-    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
-    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
-    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
-    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
-    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
-
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
@@ -167,6 +160,13 @@ def parser() -> Parser:
         choices=("schedule", "macs", "latency"),
         help="print the rows too, grouped by schedule, or by the MACs or the time that they take",
     )
+
+    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
+    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
+    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
+    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
+    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
+    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
 
     listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
     listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
@@ -303,19 +303,6 @@ def do_profile(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def do_export(arguments: argparse.Namespace) -> int:
-    from tpbench import registry
-
-    cards = registry.select(arguments.methods)
-
-    from tpbench.measure import export
-    from tpbench.report import exported
-
-    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
-        print(path)
-    return DONE
-
-
 def do_report(arguments: argparse.Namespace) -> int:
     from tpbench.report import frame, terminal, write
 
@@ -328,6 +315,19 @@ def do_report(arguments: argparse.Namespace) -> int:
     from tpbench.record import read_all
 
     terminal.show(frame.comparison(frame.cells(read_all(arguments.folder))), Console(), arguments.by)
+    return DONE
+
+
+def do_export(arguments: argparse.Namespace) -> int:
+    from tpbench import registry
+
+    cards = registry.select(arguments.methods)
+
+    from tpbench.measure import export
+    from tpbench.report import exported
+
+    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
+        print(path)
     return DONE
 
 
