@@ -18,7 +18,7 @@ FLOORS = [
     {"tpbench.runner"},
     {"tpbench.bench"},
     {"tpbench.train", "tpbench.evaluate", "tpbench.measure", "tpbench.report", "tpbench.environment"}
-    | {"tpbench.workers"},
+    | {"tpbench.workers", "tpbench.checkpoint"},
     {"tpbench.recipes"},
     {"tpbench.data"},
     {"tpbench.vit", "tpbench.registry", "tpbench.recipe"},

@@ -10,13 +10,16 @@ import argparse
 import errno
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
 from tpbench.errors import CellFailed, UsageError
+from tpbench.record import Record
 
 DONE, FAILED, WRONG = 0, 1, 2
 
@@ -72,7 +75,7 @@ def parser() -> Parser:
     text = "train, evaluate and measure methods x schedules x seeds, and write the tables"
     run = _verb(verbs, "run", do_run, text, "tpbench run --recipe smoke --methods wkmedoids,topk")
     run.add_argument(
-        "--recipe", default="digits", help="digits (default), smoke, cifar10, another packaged name, or a .py file"
+        "--recipe", default="digits", help="digits (default), smoke, cifar10, cifar10-cpu, ... or a .py file"
     )
     run.add_argument("--methods", default="all", help="all (default), or names separated by commas; see `tpbench list`")
     run.add_argument(
@@ -84,6 +87,12 @@ def parser() -> Parser:
     run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     run.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
+    )
+    run.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies; default: the recipe's")
+    run.add_argument(
+        "--time-limit",
+        metavar="9m",
+        help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
     )
     run.add_argument(
         "--fresh",
@@ -148,7 +157,10 @@ def do_run(arguments: argparse.Namespace) -> int:
 
     for path in arguments.plugin:
         registry.plug(path)
+    began, limit = time.monotonic(), _seconds(arguments.time_limit)
     recipe = recipes.load(arguments.recipe)
+    if arguments.data is not None:
+        recipe = recipes.elsewhere(recipe, arguments.data)
     cards = registry.select(arguments.methods)
     schedules = schedule.parse_all(arguments.schedules or recipe.schedules)
     seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
@@ -162,10 +174,24 @@ def do_run(arguments: argparse.Namespace) -> int:
     environment.begin(recipe.workers, arguments.device)
     plugins, every = tuple(arguments.plugin), arguments.methods == "all"
     plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device, plugins, holes=every)
+    if limit is not None:
+        plan = replace(plan, deadline=began + limit)
     records = runner.run(plan, arguments.fresh, Progress())
     if environment.rank() != 0:
         return DONE
 
+    if records:
+        show(records, out)
+    if left := len(plan.cells) - len(records):
+        say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
+    failed = list(runner.failures(records))
+    for record in failed:
+        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
+    return FAILED if failed else DONE
+
+
+def show(records: Sequence[Record], out: Path) -> None:
+    """Write the report of a results folder and print the comparison of these records."""
     from rich.console import Console
 
     from tpbench.report import frame, terminal, write
@@ -173,11 +199,6 @@ def do_run(arguments: argparse.Namespace) -> int:
     write.write(out)
     terminal.show(frame.comparison(frame.cells(records)), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
-
-    failed = list(runner.failures(records))
-    for record in failed:
-        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
-    return FAILED if failed else DONE
 
 
 def do_profile(arguments: argparse.Namespace) -> int:
@@ -215,6 +236,16 @@ def do_report(arguments: argparse.Namespace) -> int:
     for path in write.write(arguments.folder):
         print(path)
     return DONE
+
+
+def _seconds(text: str | None) -> float | None:
+    """ "9m" is 540.0; a number without a unit is seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--time-limit {text!r}: expected a time such as 540s, 9m or 1.5h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

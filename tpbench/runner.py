@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import traceback
@@ -14,7 +15,7 @@ import torch
 
 from tpbench import registry, vit
 from tpbench.bench import Bench, Cell, Plan, build_base, locked
-from tpbench.errors import Unreachable
+from tpbench.errors import OutOfTime, Unreachable
 from tpbench.measure.cell import measure
 from tpbench.recipe import Recipe
 from tpbench.record import Record, read, write
@@ -57,7 +58,7 @@ def plan(
 
 
 def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
-    """Run a plan's cells that have no record yet, and return all its records."""
+    """Run a plan's cells that have no record yet; the records of all that have one when all is done or time is up."""
     with locked(plan.out):
         return run_missing(plan, fresh, progress)
 
@@ -71,8 +72,10 @@ def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     ]
     cells = [Job(str(cell), run_cell, cell, needs=f"base seed {cell.seed}") for cell in missing]
     progress.start(len(plan.cells), len(plan.cells) - len(missing))
-    side_by_side(bases + cells, bench.workers, bench, partial(Bench, plan), progress)
-    return [read(bench.record_path(cell)) for cell in plan.cells]
+    with contextlib.suppress(OutOfTime):
+        side_by_side(bases + cells, bench.workers, bench, partial(Bench, plan), progress)
+    paths = [bench.record_path(cell) for cell in plan.cells]
+    return [read(path) for path in paths if path.exists()]
 
 
 def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
@@ -80,11 +83,20 @@ def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
     if bench.base_path(seed).exists():
         bench.base(seed)  # refuses weights of another recipe
         return
+    bench.check_time()
     model = vit.reduce(build_base(bench.recipe, seed).to(bench.device), "none")
     if bench.recipe.base.epochs:
         folder = bench.work / f"base_seed{seed}"
         training = train(
-            model, bench.data, bench.recipe.base, seed=seed, dtype=bench.dtype, folder=folder, progress=told(tell)
+            model,
+            bench.data,
+            bench.recipe.base,
+            seed=seed,
+            dtype=bench.dtype,
+            folder=folder,
+            identity=bench.identity,
+            deadline=bench.plan.deadline,
+            progress=told(tell),
         )
         bench.keep_base(seed, model, training.seconds)
         bench.forget(folder)
@@ -94,6 +106,7 @@ def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
 
 def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
     """Build, evaluate off the shelf, train, evaluate, measure, record. What goes wrong is recorded with its reason."""
+    bench.check_time()
     record = bench.blank(cell)
     try:
         recipe, base = bench.recipe, bench.base(cell.seed)
@@ -112,6 +125,8 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
             dtype=bench.dtype,
             teacher=teacher,
             folder=folder,
+            identity=bench.identity,
+            deadline=bench.plan.deadline,
             progress=told(tell),
         )
         record.training = asdict(training)
@@ -119,6 +134,8 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
         if bench.writes:
             images = next(iter(bench.data.test.batches(max(recipe.measure.batch_sizes)))).images
             measure(record, model, bench.base(cell.seed), recipe.measure, bench.dtype, images)
+    except OutOfTime:
+        raise
     except Unreachable as error:
         record.reachable, record.error = False, f"unreachable: {error}"
     except Exception as error:
