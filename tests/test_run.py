@@ -133,7 +133,7 @@ def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(fini
     while True:
         left = iter(range(10, -1, -1))
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "late", lambda self, left=left: next(left, 0) == 0)
+            patch.setattr(Run, "late", lambda _, left=left: next(left, 0) == 0)
             assert run(out, "--time-limit", "9m") == DONE
         said = capsys.readouterr().err
         if "time limit reached" not in said:
@@ -184,6 +184,41 @@ def test_images_of_another_folder_are_refused(tmp_path, capsys):
         path.unlink()
     assert main([*words, "--data", str(tmp_path / "b")]) == WRONG
     assert "base_seed0.safetensors was trained on other images" in capsys.readouterr().err
+
+
+IMAGENET = """
+from dataclasses import replace
+from tpbench.recipe import Measure, load
+
+def recipe():
+    whole = load("imagenet-deit-ti")
+    model = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 2}
+    return replace(
+        whole, name="imagenet-tiny", model="vit_tiny_patch16_224", model_args=whole.model_args | model, pretrained=False,
+        data=replace(whole.data, image_size=32, classes=2, validation=0.2, loader_processes=1),
+        finetune=replace(whole.finetune, epochs=1, batch_size=4, compile=False),
+        schedules=("0.5@0,1",), seeds=1, measure=Measure(batch_sizes=(1, 4), repeats=3, warmup=1),
+    )
+"""
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_the_imagenet_recipes_way_is_whole(odd_folder, tmp_path, capsys):
+    """Everything of imagenet-deit-ti but its size: an ImageFolder, RandAugment, erasing, mixing, averaging, ZeRO, bf16."""
+    (tmp_path / "mine.py").write_text(IMAGENET)
+    words = ["run", "--recipe", str(tmp_path / "mine.py"), "--methods", "none,wkmedoids", "--data", str(odd_folder)]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == DONE
+    cells = read_all(tmp_path / "out")
+    assert {record.evaluation["test"] for record in cells} == {12}
+    assert {record.environment["dtype"] for record in cells} == {"bfloat16"}
+    broken = next((odd_folder / "train").rglob("large.jpg"))
+    broken.write_bytes(broken.read_bytes()[:2000])
+    capsys.readouterr()
+    assert main([*words, "--fresh"]) == FAILED
+    said = capsys.readouterr().err
+    assert "large.jpg cannot be read" in said
+    assert "Traceback" not in said
 
 
 def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):

@@ -146,9 +146,10 @@ def test_a_run_stopped_within_an_epoch_ends_like_an_unstopped_one(parts, tmp_pat
     whole = train(unstopped, parts, optim, **how)
     seen = []
     for steps in (3, 9, 7):
-        with monkeypatch.context() as patch, pytest.raises(OutOfTime):
+        with monkeypatch.context() as patch:
             Clock(patch, steps)
-            train(fresh(method), parts, optim, folder=tmp_path, **how)
+            with pytest.raises(OutOfTime):
+                train(fresh(method), parts, optim, folder=tmp_path, **how)
         progress = json.loads((tmp_path / "progress.json").read_text())
         assert 0 < progress["step"] < 8
         seen.append((progress["training"]["epochs"], progress["step"], progress["training"]["steps"]))
@@ -165,11 +166,12 @@ def test_a_run_stopped_within_an_epoch_ends_like_an_unstopped_one(parts, tmp_pat
 def test_control_what_a_stopped_run_must_remember_shows(parts, tmp_path, monkeypatch, forgotten):
     unstopped, stopped = fresh("random"), fresh("random")
     train(unstopped, parts, RECIPE.base, seed=1)
-    with monkeypatch.context() as patch, pytest.raises(OutOfTime):
+    with monkeypatch.context() as patch:
         Clock(patch, 3)
-        train(fresh("random"), parts, RECIPE.base, seed=1, folder=tmp_path)
+        with pytest.raises(OutOfTime):
+            train(fresh("random"), parts, RECIPE.base, seed=1, folder=tmp_path)
     if forgotten == "random state":
-        monkeypatch.setattr("tpbench.train.set_generators", lambda states, device: None)
+        monkeypatch.setattr("tpbench.train.set_generators", lambda *_: None)
     else:
         every = data.Resident.batches
         monkeypatch.setattr(data.Resident, "batches", lambda self, *words: every(self, *words[:-1]))
@@ -197,7 +199,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(parts, tmp_path):
 def test_out_of_memory_says_what_to_try_and_shrinks_nothing(parts, monkeypatch):
     asked = []
 
-    def full(self, images: torch.Tensor) -> None:
+    def full(_, images: torch.Tensor) -> None:
         asked.append(len(images))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

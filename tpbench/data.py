@@ -243,7 +243,8 @@ def _streamed(data: Data, device: torch.device) -> tuple[tuple[Part, Part, Part]
     if data.root and not Path(data.root).exists():
         raise DataError(f"data folder {data.root} does not exist")
     shape = {"input_size": (data.channels, data.image_size, data.image_size), "mean": data.mean, "std": data.std}
-    plain = create_transform(**shape, is_training=False)
+    shape["interpolation"] = data.interpolation
+    plain = create_transform(**shape, is_training=False, crop_pct=data.crop)
     augmented = create_transform(**shape, is_training=True, **data.transform)
     try:
         sides = [create_dataset(data.source, root=data.root or None, split=side) for side in ("train", "validation")]

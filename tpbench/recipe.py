@@ -38,7 +38,9 @@ class Data:
     shift: int = 0  # random shift of every training image, pixels (data held in memory)
     flip: bool = False  # random horizontal flip of every training image (data held in memory)
     erase: float = 0.0  # share of training images of which timm erases a rectangle (data held in memory)
-    transform: dict[str, Any] = field(default_factory=dict)  # timm.data.create_transform (timm data sets)
+    transform: dict[str, Any] = field(default_factory=dict)  # timm.data.create_transform in training (timm data sets)
+    crop: float = 0.875  # share of the shorter side that evaluation looks at (timm data sets)
+    interpolation: str = "bilinear"  # of both (timm data sets)
     loader_processes: int = 0  # timm data sets
     train_limit: int | None = None  # images, for cut-down recipes
     test_limit: int | None = None
@@ -78,7 +80,13 @@ class Measure:
 
 
 # Lines that recipes got later: at these values they say what went without saying, and digests stay what they were.
-LATER = {"erase": 0.0, "mixup_mode": "batch", "compile": False}
+LATER = {
+    "erase": 0.0,
+    "crop": 0.875,
+    "interpolation": "bilinear",
+    "mixup_mode": "batch",
+    "compile": False,
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from tpbench import registry, vit
 from tpbench.bench import Bench, Cell, Plan, build_base, locked
-from tpbench.errors import OutOfTime, Unreachable
+from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure.cell import measure
 from tpbench.recipe import Recipe
 from tpbench.record import Record, read, write
@@ -141,7 +141,7 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
     except Exception as error:
         record.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         print(f"{cell}: {record.error}", file=sys.stderr)
-        if not isinstance(error, RuntimeError):  # unforeseen: whoever mends it wants the place
+        if not isinstance(error, RuntimeError | UsageError):  # unforeseen: whoever mends it wants the place
             traceback.print_exc()
     if bench.writes:
         write(bench.record_path(cell), record)
