@@ -194,7 +194,8 @@ def recipe():
     whole = load("imagenet-deit-ti")
     model = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 2}
     return replace(
-        whole, name="imagenet-tiny", model="vit_tiny_patch16_224", model_args=whole.model_args | model, pretrained=False,
+        whole, name="imagenet-tiny", model="vit_tiny_patch16_224", model_args=whole.model_args | model,
+        pretrained=False,
         data=replace(whole.data, image_size=32, classes=2, validation=0.2, loader_processes=1),
         finetune=replace(whole.finetune, epochs=1, batch_size=4, compile=False),
         schedules=("0.5@0,1",), seeds=1, measure=Measure(batch_sizes=(1, 4), repeats=3, warmup=1),
@@ -204,7 +205,7 @@ def recipe():
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_the_imagenet_recipes_way_is_whole(odd_folder, tmp_path, capsys):
-    """Everything of imagenet-deit-ti but its size: an ImageFolder, RandAugment, erasing, mixing, averaging, ZeRO, bf16."""
+    """All of imagenet-deit-ti but its size: an ImageFolder, RandAugment, erasing, mixing, averaging, ZeRO, bf16."""
     (tmp_path / "mine.py").write_text(IMAGENET)
     words = ["run", "--recipe", str(tmp_path / "mine.py"), "--methods", "none,wkmedoids", "--data", str(odd_folder)]
     words += ["--out", str(tmp_path / "out")]

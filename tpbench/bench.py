@@ -90,7 +90,8 @@ class Bench:
             for path in sorted((self.out / "records").glob("*/*.json")):
                 self.check_recipe(path, fresh)
             if fresh:
-                shutil.rmtree(self.out / "records" / self.machine, ignore_errors=True)
+                for results in ("records", "spectra"):
+                    shutil.rmtree(self.out / results / self.machine, ignore_errors=True)
                 for path in self.work.iterdir():
                     if path.name not in ("host-id", "lock"):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()

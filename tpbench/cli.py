@@ -1,4 +1,4 @@
-"""The command line: run, profile, report, list. Few flags; everything else is a line of the recipe.
+"""The command line: run, profile, report, claims, list. Few flags; everything else is a line of the recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
 run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.
@@ -125,6 +125,13 @@ def parser() -> Parser:
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
 
+    text = "the paper's eight claims against the records of results folders"
+    claims = _verb(verbs, "claims", do_claims, text, "tpbench claims results/cifar10 results/cifar10-w128")
+    claims.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR", help="results folders (default: all under results)"
+    )
+    claims.add_argument("--out", type=Path, default=Path("results"), help="where the table goes (default: results)")
+
     listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
     listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     return top
@@ -235,6 +242,19 @@ def do_report(arguments: argparse.Namespace) -> int:
 
     for path in write.write(arguments.folder):
         print(path)
+    return DONE
+
+
+def do_claims(arguments: argparse.Namespace) -> int:
+    from tpbench.report import claims, claims_page, study
+
+    folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))
+    studies = study.read_studies(folders)
+    readings = claims.readings(studies)
+    paths = claims_page.write(arguments.out, studies, readings)
+    for claim, text, verdict in claims_page.summary(readings):
+        print(f"{claim}. {text}: {verdict}")
+    print("\n" + "\n".join(map(str, paths)))
     return DONE
 
 

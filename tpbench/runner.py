@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,15 @@ from tpbench import registry, vit
 from tpbench.bench import Bench, Cell, Plan, build_base, locked
 from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure.cell import measure
+from tpbench.measure.spectrum import spectrum
 from tpbench.recipe import Recipe
-from tpbench.record import Record, read, write
+from tpbench.record import Record, read, replace_text, write
 from tpbench.registry import Card
 from tpbench.schedule import Schedule
 from tpbench.train import train
 from tpbench.workers import Job, Progress, side_by_side
+
+SPECTRUM_IMAGES = 16
 
 
 def plan(
@@ -70,10 +74,11 @@ def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     bases = [
         Job(f"base seed {seed}", train_base, seed, counts=False) for seed in sorted({cell.seed for cell in missing})
     ]
+    spectra = [Job(f"spectrum seed {job.argument}", spectrum_of_base, job.argument, job.name, False) for job in bases]
     cells = [Job(str(cell), run_cell, cell, needs=f"base seed {cell.seed}") for cell in missing]
     progress.start(len(plan.cells), len(plan.cells) - len(missing))
     with contextlib.suppress(OutOfTime):
-        side_by_side(bases + cells, bench.workers, bench, partial(Bench, plan), progress)
+        side_by_side(bases + spectra + cells, bench.workers, bench, partial(Bench, plan), progress)
     paths = [bench.record_path(cell) for cell in plan.cells]
     return [read(path) for path in paths if path.exists()]
 
@@ -102,6 +107,17 @@ def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
         bench.forget(folder)
     else:
         bench.keep_base(seed, model, 0.0)
+
+
+def spectrum_of_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:  # noqa: ARG001
+    """What attention does to the frequencies of its values, on the trained base of a seed: the paper's second claim."""
+    path = bench.out / "spectra" / bench.machine / f"seed{seed}.json"
+    if bench.writes and not path.exists():
+        bench.check_time()
+        images = next(iter(bench.data.test.batches(SPECTRUM_IMAGES))).images
+        gains = spectrum(vit.reduce(bench.base(seed), "none"), images)
+        about = {"recipe": bench.recipe.name, "recipe_digest": bench.recipe.digest, "seed": seed}
+        replace_text(path, json.dumps(about | gains) + "\n")
 
 
 def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
