@@ -1,11 +1,44 @@
 """Top-K by attention received (PoWER-BERT, Goyal et al., ICML 2020, https://arxiv.org/abs/2001.08950).
 
 The significance of a token is its column sum of the attention matrix; the K most significant stay, in their order.
+The paper also learns K for every block; here that is `tpbench search --method topk`.
 """
 
-from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup, stable_topk
 from tpbench.registry import register
 from tpbench.tokens import Tokens
+
+
+class SoftExtract(Search):
+    """The token of rank j by significance is multiplied by a learned r[j] in [0, 1]; K is the sum of r."""
+
+    needs = Needs.RECEIVED
+
+    @dataclass(frozen=True)
+    class Config:
+        strength: float = 1e-3  # lambda: what a kept token costs, times the number of its block from 1 on
+
+    def __init__(self, setup: Setup, config: Config | None = None):
+        super().__init__(setup, config)
+        self.retention = nn.Parameter(torch.ones(setup.tokens))
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        with torch.no_grad():
+            self.retention.clamp_(0, 1)
+        rank = stable_topk(probe.received, tokens.count).argsort(dim=1)
+        scale = nn.functional.pad(self.retention[rank], (tokens.prefix, 0), value=1.0)
+        return replace(tokens, x=tokens.x * scale[:, :, None].to(tokens.x.dtype))
+
+    def kept(self) -> Tensor:
+        return self.retention.clamp(0, 1).sum()
+
+    def penalty(self, share: Tensor) -> Tensor:  # noqa: ARG002
+        return self.config.strength * (self.setup.block + 1) * self.kept()
 
 
 @register(
@@ -15,10 +48,11 @@ from tpbench.tokens import Tokens
     venue="ICML",
     year=2020,
     url="https://arxiv.org/abs/2001.08950",
-    differs="K comes from the schedule and not from the paper's soft-extract search",
+    differs="K comes from the schedule; the paper's search writes one (learned:FILE) that any method can use",
 )
 class TopK(Downsampler):
     needs = Needs.RECEIVED
+    search = SoftExtract
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         return tokens.keep(stable_topk(probe.received, self.setup.k).sort(dim=1).values)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"tpbench.__main__"},
     {"tpbench.cli"},
-    {"tpbench.runner"},
+    {"tpbench.runner", "tpbench.search"},
     {"tpbench.bench"},
     {"tpbench.train", "tpbench.evaluate", "tpbench.measure", "tpbench.report", "tpbench.environment"}
     | {"tpbench.workers", "tpbench.checkpoint"},
@@ -23,6 +23,7 @@ FLOORS = [
     {"tpbench.data"},
     {"tpbench.vit", "tpbench.registry", "tpbench.recipe"},
     {"tpbench.pooling", "baselines"},
+    {"tpbench.budget"},
     {"tpbench.downsampler", "tpbench.schedule"},
     {"tpbench.tokens", "tpbench.kernels", "tpbench.record", "tpbench.errors", "tpbench"},
 ]

@@ -141,7 +141,7 @@ def alive_some() -> Tensor:
 def test_masked_attention_is_attention_over_the_living():
     q, k, v = heads()
     alive = alive_some()
-    out = kernels.masked_attention(q, k, v, alive, SCALE)
+    out, _ = kernels.masked_attention(q, k, v, alive, SCALE)
     for b in range(len(q)):
         live = alive[b].bool()
         weight = explicit(q[b : b + 1, :, live], k[b : b + 1, :, live], None)
@@ -155,7 +155,7 @@ def test_a_dead_token_sees_itself_and_the_living():
     q, k, v = heads()
     alive = alive_some()
     dead = int((alive[0] == 0).nonzero()[0])
-    out = kernels.masked_attention(q, k, v, alive, SCALE)[0, :, dead]
+    out = kernels.masked_attention(q, k, v, alive, SCALE)[0][0, :, dead]
     sees = alive[0].bool() | (torch.arange(11) == dead)
     weight = explicit(q[:1, :, dead : dead + 1], k[:1, :, sees], None)[0]
     torch.testing.assert_close(out, (weight @ v[0, :, sees].double())[:, 0].float())
@@ -165,25 +165,27 @@ def test_what_the_dead_hold_is_invisible_to_the_living():
     q, k, v = heads()
     alive = alive_some()
     dead = (alive == 0)[:, None, :, None]
-    out = kernels.masked_attention(q, k, v, alive, SCALE)
-    changed = kernels.masked_attention(q, torch.where(dead, k + 5, k), torch.where(dead, -9 * v, v), alive, SCALE)
+    out, _ = kernels.masked_attention(q, k, v, alive, SCALE)
+    changed, _ = kernels.masked_attention(q, torch.where(dead, k + 5, k), torch.where(dead, -9 * v, v), alive, SCALE)
     living = alive.bool()[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(changed[living], out[living])
     # Control: the values of the living are not.
-    assert not torch.allclose(kernels.masked_attention(q, k, v + dead.logical_not(), alive, SCALE)[living], out[living])
+    assert not torch.allclose(
+        kernels.masked_attention(q, k, v + dead.logical_not(), alive, SCALE)[0][living], out[living]
+    )
 
 
 def test_everybody_alive_is_plain_attention():
     q, k, v = heads()
     want = F.scaled_dot_product_attention(q, k, v, scale=SCALE)
-    torch.testing.assert_close(kernels.masked_attention(q, k, v, torch.ones(5, 11), SCALE), want)
+    torch.testing.assert_close(kernels.masked_attention(q, k, v, torch.ones(5, 11), SCALE)[0], want)
 
 
 @pytest.mark.parametrize("size", [1.0, 12.0], ids=["scores_of_3", "scores_of_300"])
 def test_gradients_reach_alive_where_it_is_zero(size):
     q, k, v = ((t * size).requires_grad_() for t in heads())
     alive = alive_some().requires_grad_()
-    kernels.masked_attention(q, k, v, alive, SCALE).square().sum().backward()
+    kernels.masked_attention(q, k, v, alive, SCALE)[0].square().sum().backward()
     assert all(t.grad.isfinite().all() for t in (q, k, v, alive))
     if size == 1:
         assert alive.grad[alive == 0].abs().min() > 0
@@ -199,7 +201,7 @@ def test_gradients_under_the_mask_are_those_of_the_formula():
     alive = torch.rand(5, 11, generator=torch.Generator().manual_seed(2)) * alive_some()
     ours = [t.clone().requires_grad_() for t in (*heads(), alive)]
     theirs = [t.double().requires_grad_() for t in (*heads(), alive)]
-    kernels.masked_attention(*ours, SCALE).square().sum().backward()
+    kernels.masked_attention(*ours, SCALE)[0].square().sum().backward()
     q, k, v, a = theirs
     count = a[:, None, None, :] * (1 - torch.eye(11)) + torch.eye(11)
     weight = (q @ k.mT * SCALE).exp() * count

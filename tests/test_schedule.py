@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from fractions import Fraction
 
 import pytest
 
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.schedule import Schedule, parse, parse_all, spell
+from tpbench.schedule import parse, parse_all, spell
 
 DEPTH = 12
 
@@ -133,89 +132,25 @@ def test_what_cannot_be_reached_is_refused_in_words(text, patches, says):
     assert repr(text) in str(caught.value)
 
 
-# ---------------------------------------------------------------- a share of MACs
+# ---------------------------------------------------------------- learned counts
 
 
-def first_count(schedule: Schedule) -> int:
-    return schedule.requested(196, DEPTH)[0]
+def learned(tmp_path, **change) -> str:
+    path = tmp_path / "soft_extract.json"
+    path.write_text(json.dumps({"patches": 196, "counts": [196, 150, 150, 40], **change}))
+    return f"learned:{path}"
 
 
-def cost(schedule: Schedule) -> float:
-    """A made-up model: half its cost before the first reducing block, the rest in proportion to what is left."""
-    counts = schedule.requested(196, DEPTH)
-    return 0.5 + 0.5 * sum(counts) / (196 * len(counts))
+def test_learned_counts_are_those_of_the_file_where_tokens_leave(tmp_path):
+    schedule = parse(learned(tmp_path))
+    assert (schedule.text, schedule.blocks) == ("learned:soft_extract", (1, 3))
+    assert schedule.requested(196, 4) == (150, 40)
+    assert parse(learned(tmp_path, counts=[196, 150, 120, 40])).blocks == (1, 2, 3)  # control: the file decides
 
 
-@pytest.mark.parametrize("share", ["0.51", "0.6", "0.75", "0.9", "0.999", "1", "1.0"])
-def test_solved_is_the_largest_affordable(share):
-    solved = parse(f"macs={share}@3,6,9").solved(cost, 196, DEPTH)
-    assert solved.macs_share is None
-    assert cost(solved) <= float(share)
-    first = first_count(solved)
-    assert first == 196 or cost(parse(spell(chain(first + 1), solved.blocks))) > float(share)
-    assert solved.requested(196, DEPTH) == chain(first)
-    assert parse(solved.text) == solved  # the record's text gives the schedule back
-
-
-def chain(first: int) -> tuple[int, ...]:
-    return tuple(max(1, math.floor(196 * Fraction(first, 196) ** s)) for s in (1, 2, 3))
-
-
-def test_solved_leaves_other_schedules_alone():
-    schedule = parse("0.7@3,6,9")
-    assert schedule.solved(cost, 196, DEPTH) is schedule
-
-
-def test_a_share_too_small_names_the_nearest():
-    with pytest.raises(ScheduleError, match=r"nearest reachable share is 0\.503"):
-        parse("macs=0.5@3,6,9").solved(cost, 196, DEPTH)
-
-
-def test_a_share_with_a_block_out_of_range_is_refused():
-    with pytest.raises(ScheduleError, match="block 12 is out of range"):
-        parse("macs=0.5@3,12").solved(cost, 196, DEPTH)
-
-
-def test_the_whole_budget_reduces_nothing():
-    """Where reducing itself costs more than it saves, the largest rate within the whole budget is 1."""
-
-    def with_overhead(schedule: Schedule) -> float:
-        return cost(schedule) + (0.2 if first_count(schedule) < 196 else 0.0)
-
-    assert first_count(parse("macs=1@3,6,9").solved(with_overhead, 196, DEPTH)) == 196
-
-
-@pytest.mark.parametrize("floor", [98, 120, 150])
-def test_a_method_that_cannot_go_low_still_meets_a_budget_it_can(floor):
-    """As ToMe, which at most halves: one token is beyond it, 80% of the MACs are not; 52% are, and it says so."""
-
-    def limited(schedule: Schedule) -> float:
-        if first_count(schedule) < floor:
-            raise ScheduleError("so many tokens cannot go")
-        return cost(schedule)
-
-    solved = parse("macs=0.8@3,6,9").solved(limited, 196, DEPTH)
-    assert solved == parse("macs=0.8@3,6,9").solved(cost, 196, DEPTH)
-    nearest = f"{cost(parse(spell(chain(floor), (3, 6, 9)))):.3f}"
-    with pytest.raises(ScheduleError, match=rf"nearest reachable share is {re.escape(nearest)}"):
-        parse("macs=0.52@3,6,9").solved(limited, 196, DEPTH)
-
-
-@pytest.mark.parametrize("method", ["topk", "wkmedoids", "strided_conv"])
-@pytest.mark.parametrize("share", [0.6, 0.8])
-def test_a_solved_model_costs_what_it_may(vit, method, share):
-    """In MACs counted on the model; with one token more at the first block it costs too much."""
-    import tpbench
-    from tpbench.measure import flops
-
-    whole = flops.counted(tpbench.reduce(vit, "none")).total
-    solved = tpbench.reduce(vit, method, f"macs={share}@1,2")
-    assert flops.counted(solved).total <= share * whole
-    first = solved.requested[0][1]
-    while dict(solved.requested) == dict(solved.achieved) or first < 64:  # at_most methods change in steps
-        first += 1
-        counts = tuple(max(1, math.floor(64 * Fraction(first, 64) ** s)) for s in (1, 2))
-        more = tpbench.reduce(vit, method, spell(counts, (1, 2)))
-        if more.achieved != solved.achieved:
-            break
-    assert flops.counted(more).total > share * whole
+@pytest.mark.parametrize("change", [{"counts": None}, {"counts": ["x"]}, {"patches": None}], ids=str)
+def test_a_learned_file_that_cannot_be_read_is_named(tmp_path, change):
+    with pytest.raises(ScheduleError, match=r"learned schedule .*soft_extract\.json cannot be read"):
+        parse(learned(tmp_path, **change))
+    with pytest.raises(ScheduleError, match=r"nowhere\.json cannot be read"):
+        parse("learned:nowhere.json")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,22 +17,24 @@ from safetensors.torch import load_file, save_file
 
 from tpbench import data, environment, evaluate, registry, vit
 from tpbench.checkpoint import agreed
-from tpbench.errors import OutOfTime, UsageError
+from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import memory
 from tpbench.recipe import Recipe
-from tpbench.record import Record, host_id, read
+from tpbench.record import Budget, Record, host_id, read, read_budget, row_name
+from tpbench.registry import Variant
+from tpbench.schedule import Schedule
 from tpbench.train import connect
 
 
 class Cell(NamedTuple):
     """One row's one seed."""
 
-    method: str
-    schedule: str
+    variant: Variant
+    schedule: Schedule
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.method} {self.schedule} seed {self.seed}"
+        return f"{self.variant} {self.schedule.text} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,14 @@ class Bench:
             for path in sorted((self.out / "records").glob("*/*.json")):
                 self.check_recipe(path, fresh)
             if fresh:
-                for results in ("records", "spectra"):
-                    shutil.rmtree(self.out / results / self.machine, ignore_errors=True)
+                for kept in ("records", "spectra", "budgets"):
+                    shutil.rmtree(self.out / kept / self.machine, ignore_errors=True)
                 for path in self.work.iterdir():
                     if path.name not in ("host-id", "lock"):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
             host_id(self.work)
             self.data  # noqa: B018  refuse a data set that cannot be read before anything starts
-        if environment.ranks() > 1:
-            torch.distributed.barrier()
+        self.wait()
 
     def check_recipe(self, path: Path, fresh: bool) -> None:
         record = read(path)
@@ -117,24 +118,50 @@ class Bench:
     def record_path(self, cell: Cell) -> Path:
         return self.out / "records" / self.machine / self.blank(cell, bare=True).file_name
 
+    def budget_path(self, cell: Cell) -> Path:
+        return self.out / "budgets" / self.machine / f"{row_name(str(cell.variant), cell.schedule.text)}.json"
+
+    def schedule(self, cell: Cell) -> Schedule:
+        """The cell's schedule; for a share of latency the counts that were found by the clock."""
+        if cell.schedule.latency_share is None or cell.variant.card.unreduced:
+            return cell.schedule
+        found = read_budget(self.budget_path(cell))
+        if found.counts is None:
+            raise Unreachable(found.error)
+        return cell.schedule.counting(found.counts)
+
     def done(self, cell: Cell) -> bool:
         """Whether a cell has been measured or cannot be; failed ones are tried again."""
         if not self.record_path(cell).exists():
             return False
         known = read(self.record_path(cell))
+        asked = cell.schedule.counts
+        if asked and known.tokens and known.tokens["requested"] != list(asked):  # learned anew under the same name
+            return False
         return known.error is None or not known.reachable
 
     def blank(self, cell: Cell, bare: bool = False) -> Record:
         """A cell's record before anything is measured."""
-        record = Record(self.recipe.name, self.recipe.digest, self.machine, *cell)
+        variant, schedule = cell.variant, cell.schedule.text
+        record = Record(self.recipe.name, self.recipe.digest, self.machine, str(variant), schedule, cell.seed)
         if not bare:
-            card, method = registry.select([cell.method])[0], registry.method(cell.method)
-            record.title, record.count, record.unreduced = card.title, card.count, card.unreduced
-            record.site = self.recipe.site
-            record.config = asdict(method.Config(**self.recipe.knobs.get(cell.method, {})))
+            card, (site, knobs) = variant.card, settings(self.recipe, variant)
+            record.title, record.count, record.unreduced = variant.title, card.count, card.unreduced
+            record.site, record.config = str(site), asdict(registry.method(variant.method).Config(**knobs))
             record.environment, record.git = environment.describe(self.device, self.dtype), environment.git()
             record.data = self.data.description
         return record
+
+    def budget(self, cell: Cell) -> Budget:
+        """A cell's share of latency before it is solved."""
+        environ, batch = environment.describe(self.device, self.dtype), max(self.recipe.measure.batch_sizes)
+        row = (self.machine, str(cell.variant), cell.schedule.text)
+        return Budget(*row, batch, list(cell.schedule.blocks), environment=environ)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if environment.ranks() > 1:
+            torch.distributed.barrier()
 
     def assess(self, record: Record, stage: str, model: vit.TokenViT) -> None:
         """Evaluate a model on the test and the validation part."""
@@ -196,6 +223,18 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None
         yield
+
+
+def settings(recipe: Recipe, variant: Variant) -> tuple[str, dict[str, Any]]:
+    """Where a variant reduces, and the settings of its method: its own before the recipe's."""
+    knobs = recipe.knobs.get(variant.method, {}) | dict(variant.settings)
+    return knobs.pop("site", recipe.site), knobs
+
+
+def reduced(recipe: Recipe, model: torch.nn.Module, variant: Variant, schedule: Schedule) -> vit.TokenViT:
+    """A recipe's model reduced as one row of its table says."""
+    site, knobs = settings(recipe, variant)
+    return vit.reduce(model, variant.method, schedule, site=site, **knobs)
 
 
 def build_base(recipe: Recipe, seed: int) -> torch.nn.Module:

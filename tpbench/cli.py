@@ -16,10 +16,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tpbench.errors import CellFailed, UsageError
 from tpbench.record import Record
+
+if TYPE_CHECKING:
+    from tpbench.recipe import Recipe
 
 DONE, FAILED, WRONG = 0, 1, 2
 
@@ -77,10 +80,24 @@ def parser() -> Parser:
     run.add_argument(
         "--recipe", default="digits", help="digits (default), smoke, cifar10, cifar10-cpu, ... or a .py file"
     )
-    run.add_argument("--methods", default="all", help="all (default), or names separated by commas; see `tpbench list`")
+    run.add_argument(
+        "--methods",
+        help="all, or names separated by commas, with settings where wanted: topk,wkmedoids(init=grid,site=end);"
+        " default: the recipe's, usually all; see `tpbench list`",
+    )
     run.add_argument(
         "--schedules",
         help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
+    )
+    run.add_argument(
+        "--budget",
+        metavar="SHARES",
+        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5",
+    )
+    run.add_argument(
+        "--budget-latency",
+        metavar="SHARES",
+        help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
     )
     run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
@@ -120,6 +137,17 @@ def parser() -> Parser:
         "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
     )
     profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+    text = "learn how many tokens each block keeps, by the search of a method's paper, for any method to use"
+    search = _verb(verbs, "search", do_search, text, "tpbench search --recipe digits --method topk")
+    search.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
+    search.add_argument("--method", required=True, help="whose search: topk (PoWER-BERT's soft-extract) or diffrate")
+    search.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
+    search.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
+    search.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    search.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
+    )
 
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
@@ -168,8 +196,8 @@ def do_run(arguments: argparse.Namespace) -> int:
     recipe = recipes.load(arguments.recipe)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)
-    cards = registry.select(arguments.methods)
-    schedules = schedule.parse_all(arguments.schedules or recipe.schedules)
+    variants = registry.variants(arguments.methods or ",".join(recipe.methods))
+    schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: at least 1 is needed")
@@ -179,8 +207,8 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench.workers import Progress
 
     environment.begin(recipe.workers, arguments.device)
-    plugins, every = tuple(arguments.plugin), arguments.methods == "all"
-    plan = runner.plan(recipe, cards, schedules, seeds, out, arguments.device, plugins, holes=every)
+    plugins, every = tuple(arguments.plugin), (arguments.methods or "all") == "all"
+    plan = runner.plan(recipe, variants, schedules, seeds, out, arguments.device, plugins, holes=every)
     if limit is not None:
         plan = replace(plan, deadline=began + limit)
     records = runner.run(plan, arguments.fresh, Progress())
@@ -206,6 +234,46 @@ def show(records: Sequence[Record], out: Path) -> None:
     write.write(out)
     terminal.show(frame.comparison(frame.cells(records)), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
+
+
+def do_search(arguments: argparse.Namespace) -> int:
+    from tpbench import recipe as recipes
+    from tpbench import registry
+
+    for path in arguments.plugin:
+        registry.plug(path)
+    recipe = recipes.load(arguments.recipe)
+    out = arguments.out or Path("results") / recipe.name
+
+    from tpbench import environment, runner, search
+    from tpbench.bench import Bench, Plan, locked
+    from tpbench.workers import Progress
+
+    search.searching(arguments.method)
+    environment.begin(recipe.workers, arguments.device)
+    bench = Bench(Plan(recipe, (), out, arguments.device, tuple(arguments.plugin)))
+    with locked(out):
+        bench.prepare(fresh=False)
+        progress = Progress()
+        runner.train_base(bench, arguments.seed, lambda text: progress.tell(f"base seed {arguments.seed}", text))
+        progress.finish(f"base seed {arguments.seed}", counts=False)
+        path = search.search(bench, arguments.method, arguments.seed, lambda text: progress.say(f"search: {text}"))
+
+    from tpbench.report import learned
+
+    found = learned.read(path)
+    print(learned.summary(found))
+    print(f"figure: {learned.draw(out)}\nuse it: tpbench run --recipe {arguments.recipe} --schedules learned:{path}")
+    return DONE
+
+
+def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """The schedules named, shares of cost at the recipe's blocks, or else the recipe's schedules."""
+    where = recipe.schedules[0].partition("@")[2]
+    asked = arguments.schedules.split(";") if arguments.schedules else []
+    for kind, shares in (("macs", arguments.budget), ("latency", arguments.budget_latency)):
+        asked += [f"{kind}={share.strip()}@{where}" for share in (shares or "").split(",") if share.strip()]
+    return asked or list(recipe.schedules)
 
 
 def do_profile(arguments: argparse.Namespace) -> int:

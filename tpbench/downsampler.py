@@ -81,6 +81,7 @@ class Count(StrEnum):
 
     EXACT = "exact"
     AT_MOST = "at_most"
+    MASKED = "masked"  # no token is removed; about K stay alive
 
 
 class Downsampler(nn.Module):
@@ -89,8 +90,10 @@ class Downsampler(nn.Module):
     needs: ClassVar[Needs] = Needs.NONE
     reduces: ClassVar[bool] = True  # False: the method is the unreduced model and has no schedule
     weighted_attention: ClassVar[bool] = False  # later keys count `size` times (ToMe's proportional attention)
+    masks: ClassVar[bool] = False  # tokens are hidden and none is removed; K is the number meant to stay alive
     teacher: ClassVar[bool] = False  # the harness supplies the unreduced model's Output to `objective`
     backbone_lr_scale: ClassVar[float] = 1.0  # learning rate of the backbone relative to the method's parameters
+    search: ClassVar[type[Search] | None] = None  # how the method's paper learns K, if it does
     frozen_share: ClassVar[float] = 0.0  # share of the fine-tuning during which the backbone stands still
 
     @dataclass(frozen=True)
@@ -101,6 +104,17 @@ class Downsampler(nn.Module):
         super().__init__()
         self.setup = setup
         self.config = config if config is not None else self.Config()
+        self.needs = self.asks(self.config)
+
+    @classmethod
+    def asks(cls, config: Config) -> Needs:  # noqa: ARG003
+        """What the method must see of the attention under these settings."""
+        return cls.needs
+
+    @property
+    def leaves(self) -> int:
+        """Body tokens that leave: K, or all that arrived where tokens are only hidden."""
+        return self.setup.tokens if self.masks else self.setup.k
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """tokens with setup.tokens body tokens -> tokens with setup.k of them.
@@ -130,6 +144,23 @@ class Downsampler(nn.Module):
 
     def extra_repr(self) -> str:
         return f"block={self.setup.block}, tokens={self.setup.tokens} -> {self.setup.k}, {self.config}"
+
+
+class Search(Downsampler):
+    """One instance for every block while K is learned (`tpbench search`); no token is removed meanwhile.
+
+    Its parameters and its Config are the search's own. What is learned are counts that any method can then use.
+    """
+
+    masks = True
+
+    def kept(self) -> Tensor:
+        """Tokens to keep behind this block as learned so far: a scalar in [0, N], differentiable."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it has learned")
+
+    def penalty(self, share: Tensor) -> Tensor:
+        """This block's term of the loss; share is that of the unreduced model's MACs which all `kept` together cost."""
+        raise NotImplementedError(f"{type(self).__name__} has no reason to keep fewer tokens")
 
 
 def stable_topk(score: Tensor, k: int) -> Tensor:

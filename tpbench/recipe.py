@@ -90,6 +90,15 @@ LATER = {
 
 
 @dataclass(frozen=True)
+class Search:
+    """How K is learned by one method's search (`tpbench search`)."""
+
+    optim: Optim  # its lr is that of the search's own parameters
+    backbone_lr_scale: float = 0.0  # learning rate of the model's weights relative to that; 0: frozen
+    knobs: dict[str, Any] = field(default_factory=dict)  # settings of the search: lambda, target
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One benchmark: the whole truth about what is trained, reduced and measured."""
 
@@ -99,11 +108,13 @@ class Recipe:
     base: Optim
     finetune: Optim
     schedules: tuple[str, ...]
+    methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
     site: str = "mid"  # mid | end: where in the named blocks every method reduces
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by method
+    search: dict[str, Search] = field(default_factory=dict)  # by method
     seeds: int = 2
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
     workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
@@ -112,7 +123,8 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
-        truth = {name: value for name, value in asdict(self).items() if name not in ("seeds", "workers", "schedules")}
+        choices = ("seeds", "workers", "schedules", "methods", "search")  # which results, not what they are
+        truth = {name: value for name, value in asdict(self).items() if name not in choices}
         truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
         del truth["data"]["train_images"]
         for part in ("data", "base", "finetune"):

@@ -2,6 +2,8 @@
 
 OUT/records/MACHINE/METHOD_SCHEDULE_seedS.json   what was measured; committed
 OUT/spectra/MACHINE/seedS.json                   what attention does to frequencies on a seed's base; committed
+OUT/budgets/MACHINE/METHOD_SCHEDULE.json         counts found by the clock, with every sample; committed
+OUT/learned/SEARCH.json                          counts that a search has learned; committed
 OUT/tables, OUT/figures                          made from records alone, one set per machine
 OUT/work/                                        base weights, checkpoints, this checkout's host id; never committed
 """
@@ -61,7 +63,31 @@ class Record:
 
     @property
     def file_name(self) -> str:
-        return f"{self.method}_{slug(self.schedule)}_seed{self.seed}.json"
+        return f"{row_name(self.method, self.schedule)}_seed{self.seed}.json"
+
+
+@dataclass
+class Budget:
+    """The counts with which a method meets a share of the unreduced model's latency on one machine, and how found.
+
+    tried: {"counts": [...], "reduced": [seconds], "unreduced": [seconds]} for every candidate, samples taken in turns
+    at batch size `batch`. counts is None where no candidate came near; `error` says how near.
+    """
+
+    machine: str
+    method: str
+    schedule: str
+    batch: int
+    blocks: list[int]
+    counts: list[int] | None = None
+    error: str | None = None
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def row_name(method: str, schedule: str) -> str:
+    """What a row of a table is called in file names."""
+    return f"{re.sub(r'[^A-Za-z0-9._]+', '-', method).strip('-')}_{slug(schedule)}"
 
 
 def slug(text: str) -> str:
@@ -84,7 +110,17 @@ def read(path: Path) -> Record:
         ) from error
 
 
-def write(path: Path, record: Record) -> None:
+def read_budget(path: Path) -> Budget:
+    """A budget from its file; one that cannot be read is refused by name."""
+    try:
+        return Budget(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"budget {path} is corrupt ({type(error).__name__}: {error}); delete it to solve it again"
+        ) from error
+
+
+def write(path: Path, record: Record | Budget) -> None:
     """Write a record whole or not at all."""
     replace_text(path, json.dumps(asdict(record), indent=1) + "\n")
 

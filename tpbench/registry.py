@@ -11,12 +11,13 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpbench.errors import UsageError
 
@@ -40,6 +41,27 @@ class Card:
     differs: str = ""  # where the implementation departs from the paper, and why
     module: str = ""
     unreduced: bool = False  # the baseline itself
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with settings of its own: what one row of a table is. Written "wkmedoids(init=grid,site=end)"."""
+
+    method: str
+    settings: tuple[tuple[str, Any], ...] = ()  # fields of the method's Config, and `site`
+
+    def __str__(self) -> str:
+        inside = ",".join(f"{name}={value}" for name, value in self.settings)
+        return f"{self.method}({inside})" if inside else self.method
+
+    @property
+    def card(self) -> Card:
+        return select([self.method])[0]
+
+    @property
+    def title(self) -> str:
+        """The method's title, with the settings that depart from its defaults."""
+        return ", ".join([self.card.title, *(f"{name} = {value}" for name, value in self.settings)])
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,39 @@ def select(names: str | Iterable[str]) -> list[Card]:
         if name not in cards and name not in _cards:
             raise UsageError(f"unknown method {name!r}; {nearest(name, cards)}")
     return [cards.get(name) or _cards[name] for name in dict.fromkeys(wanted)]
+
+
+def variants(text: str | Iterable[str]) -> list[Variant]:
+    """The variants that a text names: "all", or names separated by commas, each with settings in parentheses or none.
+
+    Raises UsageError for unknown names and for settings that cannot be read; their values are the method's to check.
+    """
+    if text == "all":
+        return [Variant(card.name) for card in select("all")]
+    parts = re.split(r",(?![^(]*\))", text) if isinstance(text, str) else text
+    return list(dict.fromkeys(_variant(part.strip()) for part in parts))
+
+
+def _variant(text: str) -> Variant:
+    match = re.fullmatch(r"([^()=,]*)(?:\(([^()]*)\))?", text)
+    if not match:
+        raise UsageError(f"method {text!r}: expected NAME or NAME(SETTING=VALUE,...), as in wkmedoids(init=grid)")
+    card = select([match[1]])[0]
+    settings = []
+    for part in filter(None, (match[2] or "").split(",")):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not (name and equals and value):
+            raise UsageError(f"method {text!r}: {part.strip()!r} is no SETTING=VALUE")
+        settings.append((name, _value(value)))
+    return Variant(card.name, tuple(settings))
+
+
+def _value(text: str) -> Any:
+    """A setting's value: a number or truth value where it reads as one, else a word."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _refuse(broken: list[Broken]) -> None:

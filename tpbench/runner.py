@@ -13,16 +13,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tpbench import registry, vit
-from tpbench.bench import Bench, Cell, Plan, build_base, locked
+from tpbench.bench import Bench, Cell, Plan, build_base, locked, reduced
 from tpbench.errors import OutOfTime, Unreachable, UsageError
+from tpbench.measure import budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.recipe import Recipe
 from tpbench.record import Record, read, replace_text, write
-from tpbench.registry import Card
-from tpbench.schedule import Schedule
+from tpbench.registry import Variant
+from tpbench.schedule import Schedule, parse
 from tpbench.train import train
 from tpbench.workers import Job, Progress, side_by_side
 
@@ -31,7 +33,7 @@ SPECTRUM_IMAGES = 16
 
 def plan(
     recipe: Recipe,
-    cards: Sequence[Card],
+    variants: Sequence[Variant],
     schedules: Sequence[Schedule],
     seeds: int,
     out: Path,
@@ -45,20 +47,26 @@ def plan(
     training; with `holes` it is left to its cell to record why it stays empty.
     """
     model = build_base(recipe, seed=0)
-    rows: list[tuple[str, str]] = []
+    rows: list[tuple[Variant, Schedule]] = []
     for schedule in schedules:
         schedule.check(len(model.blocks))
-        for card in cards:
-            row = (card.name, "none" if card.unreduced else schedule.text)
+        for variant in variants:
+            row = (variant, parse("none") if variant.card.unreduced else schedule)
             if row not in rows:
                 try:
-                    vit.reduce(model, card.name, schedule, site=recipe.site, **recipe.knobs.get(card.name, {}))
+                    reduced(recipe, model, variant, trial(schedule, model))
                 except Unreachable:
                     if not holes:
                         raise
                 rows.append(row)
-    cells = [Cell(method, schedule, seed) for seed in range(seeds) for method, schedule in rows]
+    cells = [Cell(variant, schedule, seed) for seed in range(seeds) for variant, schedule in rows]
     return Plan(recipe, tuple(cells), out, device, plugins)
+
+
+def trial(schedule: Schedule, model: nn.Module) -> Schedule:
+    """A schedule to try a method with before anything runs; for one that the clock must solve, nothing reduced."""
+    whole = [model.patch_embed.num_patches] * len(schedule.blocks)
+    return schedule if schedule.latency_share is None else schedule.counting(whole)
 
 
 def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
@@ -71,14 +79,19 @@ def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     bench = Bench(plan)
     bench.prepare(fresh)
     missing = [cell for cell in plan.cells if not bench.done(cell)]
-    bases = [
-        Job(f"base seed {seed}", train_base, seed, counts=False) for seed in sorted({cell.seed for cell in missing})
-    ]
-    spectra = [Job(f"spectrum seed {job.argument}", spectrum_of_base, job.argument, job.name, False) for job in bases]
-    cells = [Job(str(cell), run_cell, cell, needs=f"base seed {cell.seed}") for cell in missing]
+    bases = [Job(f"base seed {n}", train_base, n, counts=False) for n in sorted({cell.seed for cell in missing})]
+    spectra = [Job(f"spectrum seed {j.argument}", spectrum_of_base, j.argument, (j.name,), False) for j in bases]
+    first = {bench.budget_path(cell): cell for cell in reversed(missing) if cell.schedule.latency_share is not None}
+    budgets = [Job(f"budget of {path.stem}", solve_budget, cell, counts=False) for path, cell in first.items()]
+    solved = {path: job.name for path, job in zip(first, budgets)}
+
+    def needs(cell: Cell) -> tuple[str, ...]:
+        return tuple(filter(None, (f"base seed {cell.seed}", solved.get(bench.budget_path(cell)))))
+
+    cells = [Job(str(cell), run_cell, cell, needs(cell)) for cell in missing]
     progress.start(len(plan.cells), len(plan.cells) - len(missing))
     with contextlib.suppress(OutOfTime):
-        side_by_side(bases + spectra + cells, bench.workers, bench, partial(Bench, plan), progress)
+        side_by_side(bases + spectra + budgets + cells, bench.workers, bench, partial(Bench, plan), progress)
     paths = [bench.record_path(cell) for cell in plan.cells]
     return [read(path) for path in paths if path.exists()]
 
@@ -120,33 +133,47 @@ def spectrum_of_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> No
         replace_text(path, json.dumps(about | gains) + "\n")
 
 
+def solve_budget(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
+    """Find, once for all seeds, the counts with which a row meets its share of latency on this machine."""
+    bench.check_time()
+    if bench.writes and not bench.budget_path(cell).exists():
+        tell("bisection by the clock")
+        recipe, base = bench.recipe, build_base(bench.recipe, seed=0).to(bench.device)
+        found = bench.budget(cell)
+        make = partial(reduced, recipe, base, cell.variant)
+        budget.solve(found, make, base, cell.schedule, recipe.measure, bench.dtype)
+        write(bench.budget_path(cell), found)
+    bench.wait()
+
+
 def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
     """Build, evaluate off the shelf, train, evaluate, measure, record. What goes wrong is recorded with its reason."""
     bench.check_time()
     record = bench.blank(cell)
+    folder = bench.work / "cells" / Path(record.file_name).stem
     try:
         recipe, base = bench.recipe, bench.base(cell.seed)
-        method = registry.method(cell.method)
+        method = registry.method(cell.variant.method)
         teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
         torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
-        model = vit.reduce(base, cell.method, cell.schedule, site=recipe.site, **recipe.knobs.get(cell.method, {}))
+        model = reduced(recipe, base, cell.variant, bench.schedule(cell))
 
         bench.assess(record, "off_the_shelf", model)
-        folder = bench.work / "cells" / Path(record.file_name).stem
-        training = train(
-            model,
-            bench.data,
-            recipe.finetune,
-            seed=cell.seed,
-            dtype=bench.dtype,
-            teacher=teacher,
-            folder=folder,
-            identity=bench.identity,
-            deadline=bench.plan.deadline,
-            progress=told(tell),
-        )
-        record.training = asdict(training)
-        bench.assess(record, "fine_tuned", model)
+        if recipe.finetune.epochs:
+            training = train(
+                model,
+                bench.data,
+                recipe.finetune,
+                seed=cell.seed,
+                dtype=bench.dtype,
+                teacher=teacher,
+                folder=folder,
+                identity=bench.identity,
+                deadline=bench.plan.deadline,
+                progress=told(tell),
+            )
+            record.training = asdict(training)
+            bench.assess(record, "fine_tuned", model)
         if bench.writes:
             images = next(iter(bench.data.test.batches(max(recipe.measure.batch_sizes)))).images
             measure(record, model, bench.base(cell.seed), recipe.measure, bench.dtype, images)

@@ -3,25 +3,29 @@
     "0.7@3,6,9"           keep rate: K = int(N r), int(N r^2), int(N r^3) after blocks 3, 6, 9 (blocks count from 0)
     "137,96,67@3,6,9"     explicit K for each block
     "-13@0-11"            13 tokens fewer at each of the blocks 0 to 11
-    "macs=0.6@3,6,9"      the largest keep rate whose model costs at most this share of the unreduced model's MACs
+    "macs=0.6@3,6,9"      a keep rate, solved for each method, whose model costs this share of the unreduced one's MACs
+    "latency=0.6@3,6,9"   the same by measured latency (`tpbench run` measures it)
+    "learned:FILE"        the counts that `tpbench search` has learned and written to FILE
     "none"                nothing is reduced
 K is always the number of body tokens after the step; the prefix (class token, registers) is not counted.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
-from tpbench.errors import ScheduleError, Unreachable
+from tpbench.errors import ScheduleError
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A parsed schedule. Exactly one of rate, counts, step and macs_share is set, or none for the empty schedule."""
+    """A parsed schedule. Exactly one of rate, counts, step and the shares is set, or none for the empty schedule."""
 
     text: str
     blocks: tuple[int, ...] = ()
@@ -29,11 +33,25 @@ class Schedule:
     counts: tuple[int, ...] | None = None
     step: int | None = None
     macs_share: Fraction | None = None
+    latency_share: Fraction | None = None
+
+    @property
+    def budget(self) -> Fraction | None:
+        """The share of the unreduced model's cost that is to be met, for schedules that name one."""
+        return self.macs_share if self.latency_share is None else self.latency_share
+
+    @property
+    def unit(self) -> str:
+        """What the budget is a share of."""
+        return "MACs" if self.latency_share is None else "latency"
 
     def requested(self, patches: int, depth: int) -> tuple[int, ...]:
         """K after each of `blocks` for a model with this many patches and blocks; unreachable ones are refused."""
-        if self.macs_share is not None:
-            raise ScheduleError(f"schedule {self.text!r}: a share of MACs must be solved for a model and method first")
+        if self.macs_share is not None or self.latency_share is not None:
+            what = "MACs" if self.latency_share is None else "latency"
+            raise ScheduleError(
+                f"schedule {self.text!r}: a share of {what} must be solved for a model and method first"
+            )
         self.check(depth)
         if self.rate is not None:
             wanted = [int(patches * self.rate ** (stage + 1)) for stage in range(len(self.blocks))]
@@ -51,41 +69,9 @@ class Schedule:
             before = k
         return tuple(wanted)
 
-    def solved(self, cost: Callable[[Schedule], float], patches: int, depth: int) -> Schedule:
-        """The schedule itself, or for a share of MACs the largest keep rate that costs at most that share.
-
-        cost gives a schedule's MACs as a share of the unreduced model's. Searched over the counts of the first
-        reducing block, which is what a keep rate comes down to.
-        """
-        if self.macs_share is None:
-            return self
-        self.check(depth)
-
-        def at(first: int) -> Schedule:
-            rate = Fraction(first, patches)
-            counts = tuple(max(1, int(patches * rate ** (stage + 1))) for stage in range(len(self.blocks)))
-            return Schedule(text=spell(counts, self.blocks), blocks=self.blocks, counts=counts)
-
-        def price(first: int) -> float:
-            """0 for fewer tokens than the method can reach: the budget, if reachable, lies above."""
-            try:
-                return cost(at(first))
-            except ScheduleError:
-                return 0.0
-
-        low, high = 1, patches
-        if price(high) <= self.macs_share:  # reducing less may cost more than not reducing at all
-            return at(high)
-        while high - low > 1:  # invariant: at(low) is affordable or out of reach, at(high) is not affordable
-            middle = (low + high) // 2
-            low, high = (middle, high) if price(middle) <= self.macs_share else (low, middle)
-        if not 0 < price(low) <= self.macs_share:
-            nearest = price(low) or price(high)
-            raise Unreachable(
-                f"schedule {self.text!r}: the method cannot cost so little from block {self.blocks[0]} on;"
-                f" the nearest reachable share is {nearest:.3f}"
-            )
-        return at(low)
+    def counting(self, counts: Sequence[int]) -> Schedule:
+        """The schedule of these counts at the same blocks."""
+        return Schedule(spell(counts, self.blocks), self.blocks, counts=tuple(counts))
 
     def check(self, depth: int) -> None:
         """Refuse blocks that a model of this depth does not have."""
@@ -101,15 +87,17 @@ def parse(text: str) -> Schedule:
     text = text.strip()
     if text in ("", "none"):
         return Schedule("none")
+    if text.startswith("learned:"):
+        return _learned(Path(text.removeprefix("learned:")))
     budget, separator, where = text.partition("@")
     if not separator or not where:
         raise ScheduleError(
             f"schedule {text!r}: expected BUDGET@BLOCKS, as in 0.7@3,6,9 or 137,96,67@3,6,9 or -13@0-11"
         )
     blocks = _blocks(text, where)
-    if match := re.fullmatch(r"macs=(\d*\.?\d+)", budget):
-        share = _share(text, match[1], "share of MACs")
-        return Schedule(text, blocks, macs_share=share)
+    if match := re.fullmatch(r"(macs|latency)=(\d*\.?\d+)", budget):
+        kind = {"macs": "MACs"}.get(match[1], match[1])
+        return Schedule(text, blocks, **{f"{match[1]}_share": _share(text, match[2], f"share of {kind}")})
     if match := re.fullmatch(r"-(\d+)", budget):
         return Schedule(text, blocks, step=int(match[1]))
     if re.fullmatch(r"\d+(,\d+)*", budget) and not (budget in ("0", "1") and len(blocks) != 1):
@@ -119,7 +107,9 @@ def parse(text: str) -> Schedule:
         return Schedule(text, blocks, counts=counts)
     if re.fullmatch(r"[-+]?\d*\.?\d+", budget):
         return Schedule(text, blocks, rate=_share(text, budget, "keep rate"))
-    raise ScheduleError(f"schedule {text!r}: {budget!r} is neither a keep rate, a list of counts, -STEP nor macs=SHARE")
+    raise ScheduleError(
+        f"schedule {text!r}: {budget!r} is neither a keep rate, a list of counts, -STEP, macs=SHARE nor latency=SHARE"
+    )
 
 
 def parse_all(text: str | Sequence[str]) -> tuple[Schedule, ...]:
@@ -131,6 +121,17 @@ def parse_all(text: str | Sequence[str]) -> tuple[Schedule, ...]:
 def spell(counts: Sequence[int], blocks: Sequence[int]) -> str:
     """The explicit form of a schedule: "137,96,67@3,6,9"."""
     return f"{','.join(map(str, counts))}@{','.join(map(str, blocks))}"
+
+
+def _learned(path: Path) -> Schedule:
+    """The counts in a file of `tpbench search`, at the blocks where tokens leave."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        counts, before = [int(k) for k in found["counts"]], [int(found["patches"]), *found["counts"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ScheduleError(f"learned schedule {path} cannot be read ({type(error).__name__}: {error})") from error
+    blocks = tuple(block for block, (n, k) in enumerate(zip(before, counts)) if k < n)
+    return Schedule(f"learned:{path.stem}", blocks, counts=tuple(counts[block] for block in blocks))
 
 
 def _share(text: str, value: str, what: str) -> Fraction:

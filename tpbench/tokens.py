@@ -22,6 +22,7 @@ class Tokens:
     grid   (rows, columns) while the body tokens lie on a full grid in row order, else None
     alive  [B, N] in [0, 1] or None: padding, or a differentiable keep decision; 0 is invisible to the others
     aux    loss terms met on the way, by name: scalars
+    carry  [B, N] values of a method's own that stay with their tokens, by name, until tokens merge
     """
 
     x: Tensor
@@ -30,6 +31,7 @@ class Tokens:
     grid: tuple[int, int] | None = None
     alive: Tensor | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
+    carry: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def body(self) -> Tensor:
@@ -44,7 +46,7 @@ class Tokens:
     def with_body(self, body: Tensor, size: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches."""
         x = torch.cat([self.x[:, : self.prefix], body], dim=1)
-        return replace(self, x=x, size=size, grid=grid, alive=None)
+        return replace(self, x=x, size=size, grid=grid, alive=None, carry={})
 
     def keep(self, index: Tensor, size: Tensor | None = None) -> Tokens:
         """Prune: keep the body tokens index [B, K] int64, in that order.
@@ -55,7 +57,8 @@ class Tokens:
         x = rows(self.x, torch.cat([prefix, index + self.prefix], dim=1))
         alive = None if self.alive is None else self.alive.gather(1, index)
         size = self.size.gather(1, index) if size is None else size
-        return replace(self, x=x, size=size, grid=None, alive=alive)
+        carry = {name: value.gather(1, index) for name, value in self.carry.items()}
+        return replace(self, x=x, size=size, grid=None, alive=alive, carry=carry)
 
     def merge(self, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tokens:
         """Pool: body tokens with the same assignment [B, N] int64 in [0, k) become their weighted mean, sizes added.

@@ -47,6 +47,7 @@ def train(
     seed: int,
     dtype: torch.dtype = torch.float32,
     teacher: TokenViT | None = None,
+    regulariser: Callable[[], Tensor] | None = None,
     folder: Path | None = None,
     identity: str = "",
     deadline: float | None = None,
@@ -54,12 +55,13 @@ def train(
 ) -> Training:
     """Train a model in place, on its own device, and leave the weights to evaluate in it.
 
-    teacher is the frozen unreduced model of methods that ask for one. folder keeps a checkpoint, from which the same
-    call continues; one of another identity (recipe and data) is refused. deadline, in seconds of time.monotonic(), ends
-    the run between two steps with OutOfTime, everything saved. progress is told every epoch and its mean loss. Raises
-    CellFailed when the loss is no longer finite or memory runs out, UsageError when a checkpoint cannot be used.
+    teacher is the frozen unreduced model of methods that ask for one, regulariser a further term of the loss. folder
+    keeps a checkpoint, from which the same call continues; one of another identity (recipe and data) is refused.
+    deadline, in seconds of time.monotonic(), ends the run between two steps with OutOfTime, everything saved. progress
+    is told every epoch and its mean loss. Raises CellFailed when the loss is no longer finite or memory runs out,
+    UsageError when a checkpoint cannot be used.
     """
-    run = Run(model, data, optim, seed, dtype, teacher, folder, identity, deadline)
+    run = Run(model, data, optim, seed, dtype, teacher, regulariser, folder, identity, deadline)
     state = run.resume()
     while state.training.epochs < optim.epochs:
         with memory.told("in training", run.micro, f"set accumulation={2 * optim.accumulation} in the recipe"):
@@ -85,7 +87,8 @@ class Run:
         optim: Optim,
         seed: int,
         dtype: torch.dtype,
-        teacher: TokenViT | None,
+        teacher: TokenViT | None = None,
+        regulariser: Callable[[], Tensor] | None = None,
         folder: Path | None = None,
         identity: str = "",
         deadline: float | None = None,
@@ -120,7 +123,7 @@ class Run:
             step_on_epochs=False,
             updates_per_epoch=self.updates,
         )
-        objective = Objective(model, optim, self.mixup is not None)
+        objective = Objective(model, optim, self.mixup is not None, regulariser)
         with _quiet_stdout():
             self.engine, *_ = deepspeed.initialize(
                 model=objective,
@@ -252,9 +255,11 @@ class Run:
 class Objective(nn.Module):
     """The model and its loss, as the engine trains them."""
 
-    def __init__(self, model: TokenViT, optim: Optim, soft_labels: bool):
+    def __init__(
+        self, model: TokenViT, optim: Optim, soft_labels: bool, regulariser: Callable[[], Tensor] | None = None
+    ):
         super().__init__()
-        self.model = model
+        self.model, self.regulariser = model, regulariser
         if optim.compile:
             torch.compiler.reset()  # torch gives up, silently, on a function that it compiled for eight models
         self.forward_tokens = torch.compile(model.forward_tokens) if optim.compile else model.forward_tokens
@@ -266,6 +271,8 @@ class Objective(nn.Module):
         terms = list(out.tokens.aux.values())
         if teacher is not None:
             terms += self.model.objective(out, teacher).values()
+        if self.regulariser is not None:
+            terms.append(self.regulariser())
         return loss + sum(terms)
 
 

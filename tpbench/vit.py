@@ -8,7 +8,7 @@ holds the reducer, and ProbedAttention in the blocks whose reducer must see the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -20,7 +20,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from tpbench import registry
+from tpbench import budget, registry
 from tpbench.downsampler import Downsampler, Needs, Output, Probe, Setup, Site
 from tpbench.errors import ScheduleError, UnsupportedModel, UsageError
 from tpbench.kernels import attention as kernels
@@ -54,14 +54,9 @@ def reduce(
     if not schedule.blocks:
         raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
     if schedule.macs_share is not None:
-        whole = sum(TokenViT.around(model, [], (), site).macs().values())
-
-        def cost(candidate: Schedule) -> float:
-            setups, _ = plan(model, cls, candidate)
-            return sum(TokenViT.around(model, [cls(s, config) for s in setups], (), site).macs().values()) / whole
-
-        schedule = schedule.solved(cost, model.patch_embed.num_patches, len(model.blocks))
-    setups, requested = plan(model, cls, schedule)
+        schedule.check(len(model.blocks))
+        schedule = budget.solve(schedule, macs_share(model, cls, config, site), model.patch_embed.num_patches)
+    setups, requested = plan(model, cls, schedule, config)
     where = next(model.parameters())
     reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
     return TokenViT.around(model, reducers, requested, site)
@@ -85,22 +80,38 @@ def create(name: str, args: dict[str, Any], pretrained: bool = False, sincos: fl
     return model
 
 
+def macs_share(
+    model: nn.Module, cls: type[Downsampler], config: Downsampler.Config, site: Site
+) -> Callable[[Schedule], float]:
+    """A function that gives the MACs of the model under a schedule, as a share of the unreduced model's."""
+    plain = TokenViT.around(model, [], (), site)
+    whole = sum(plain.macs().values())
+
+    def share(schedule: Schedule) -> float:
+        setups, _ = plan(model, cls, schedule, config)
+        with torch.device("meta"):  # shapes decide; no weight is made
+            reducers = [cls(setup, config) for setup in setups]
+        return sum(plain.macs_under(reducers).values()) / whole
+
+    return share
+
+
 def plan(
-    model: nn.Module, cls: type[Downsampler], schedule: Schedule
+    model: nn.Module, cls: type[Downsampler], schedule: Schedule, config: Downsampler.Config | None = None
 ) -> tuple[list[Setup], tuple[tuple[int, int], ...]]:
     """What each reducing block meets and must reach, and the (block, K) pairs that were asked for."""
     patches, grid = model.patch_embed.num_patches, tuple(model.patch_embed.grid_size)
     requested = tuple(zip(schedule.blocks, schedule.requested(patches, len(model.blocks))))
-    if cls.needs & Needs.CLS and not model.has_class_token:
+    if cls.asks(config or cls.Config()) & Needs.CLS and not model.has_class_token:
         raise UnsupportedModel(f"{cls.__name__} reads the class token's attention, and this model has no class token")
     setups, n = [], patches
     for stage, (block, k) in enumerate(requested):
         reached, next_grid = cls.reachable(n, min(k, n), grid)
-        if reached < n:  # where as many leave as arrive there is nothing to do
+        if reached < n or cls.masks:  # where as many leave as arrive there is nothing to do
             heads, prefix = model.blocks[block].attn.num_heads, model.num_prefix_tokens
             here = (block, stage, len(requested), n, reached, patches)
             setups.append(Setup(*here, model.embed_dim, heads, grid, prefix))
-            n, grid = reached, next_grid
+            n, grid = (n, grid) if cls.masks else (reached, next_grid)
     return setups, requested
 
 
@@ -180,10 +191,17 @@ class ProbedAttention(Attention):
         probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
         return self.finish(x, out), probe
 
-    def masked(self, x: Tensor, alive: Tensor) -> Tensor:
-        """Attention in which key j counts alive [B, P + N] times, with a gradient to alive."""
+    def masked(self, x: Tensor, alive: Tensor, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
+        """Attention in which key j counts alive [B, P + N] times, with a gradient to alive; and its Probe."""
         q, k, v = self.project(x)
-        return self.finish(x, kernels.masked_attention(q, k, v, alive, self.scale))
+        out, attention = kernels.masked_attention(q, k, v, alive, self.scale)
+        cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
+        received = own = None
+        if needs & Needs.RECEIVED:
+            received = attention.sum(dim=2).mean(dim=1)
+            own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
+        probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
+        return self.finish(x, out), probe
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, C] -> q, k, v [B, H, N, D]."""
@@ -237,17 +255,21 @@ class TokenBlock(Block):
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
         x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
         if tokens.alive is not None and tokens.alive.requires_grad:
-            if needs:
-                raise UsageError("a method cannot see attention under its own differentiable mask")
-            return self.attn.masked(x, self.key_weight(tokens)), Probe()
-        bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
-        attended, probe = self.attn(x, bias, needs)
+            attended, probe = self.attn.masked(x, self.key_weight(tokens), needs)
+        else:
+            bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
+            attended, probe = self.attn(x, bias, needs)
         body = (None if row is None else row[:, tokens.prefix :] for row in probe[2:])
         return attended, Probe(probe.keys, probe.values, *body)
 
-    def probe_macs(self) -> int:
-        """What attention spends only because the reducer looks: a class-token row, or a second pass over the scores."""
-        needs, n, width = self.reducer.needs, self.reducer.setup.tokens + self.prefix, self.attn.width
+    def macs(self, n: int, after: int) -> tuple[int, int]:
+        """MACs of attention and MLP when n body tokens arrive and `after` leave; without the reducer's own."""
+        processed = after if self.site is Site.MID else n
+        return self.attn.macs(self.prefix + n), (self.prefix + processed) * linear_macs(self.mlp)
+
+    def probe_macs(self, reducer: Downsampler) -> int:
+        """What attention spends only because a reducer looks: a class-token row, or a second pass over the scores."""
+        needs, n, width = reducer.needs, reducer.setup.tokens + self.prefix, self.attn.width
         row = n * width if needs & Needs.CLS else 0
         twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.qkv.weight.device)
         return row + (n * n * width if twice else 0)
@@ -290,7 +312,7 @@ class TokenViT(VisionTransformer):
     @property
     def achieved(self) -> tuple[tuple[int, int], ...]:
         """(block, K) as planned: equal to `requested` for methods that count exactly, at most that for the others."""
-        k_after, result = {r.setup.block: r.setup.k for r in self.reducers}, []
+        k_after, result = {r.setup.block: r.leaves for r in self.reducers}, []
         n = self.patch_embed.num_patches
         for block, _ in self.requested:
             n = k_after.get(block, n)
@@ -302,18 +324,36 @@ class TokenViT(VisionTransformer):
 
         A reducer's row holds what reducing costs: the method's own operations and what only its probe needs.
         """
-        n = self.patch_embed.num_patches
+        return self.macs_under(self.reducers)
+
+    def macs_under(self, reducers: Sequence[Downsampler]) -> dict[str, int]:
+        """The same with other reducers in the place of the model's own."""
+        n, by_block = self.patch_embed.num_patches, {reducer.setup.block: reducer for reducer in reducers}
         macs = {"patch_embed": n * self.patch_embed.proj.weight.numel()}
         for index, block in enumerate(self.blocks):
-            macs[f"blocks.{index}.attn"] = block.attn.macs(block.prefix + n)
-            after = n if block.reducer is None else block.reducer.setup.k
-            if block.reducer is not None:
-                macs[f"blocks.{index}.reducer"] = block.reducer.macs() + block.probe_macs()
-            processed = block.prefix + (after if block.site is Site.MID else n)
-            macs[f"blocks.{index}.mlp"] = processed * linear_macs(block.mlp)
+            reducer = by_block.get(index)
+            after = n if reducer is None else reducer.leaves
+            own = {} if reducer is None else {f"blocks.{index}.reducer": reducer.macs() + block.probe_macs(reducer)}
+            attention, mlp = block.macs(n, after)
+            macs |= {f"blocks.{index}.attn": attention} | own | {f"blocks.{index}.mlp": mlp}
             n = after
+        return macs | {"head": self.head_macs()}
+
+    def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
+        """Multiply-adds per image when counts[i] tokens, any real number, leave block i; differentiable.
+
+        No block lets more leave than arrive. What reducing itself costs is left out: K is not known to cost any.
+        """
+        n = torch.as_tensor(float(self.patch_embed.num_patches), device=counts[0].device)
+        total = n * self.patch_embed.proj.weight.numel() + self.head_macs()
+        for block, count in zip(self.blocks, counts, strict=True):
+            after = torch.minimum(count, n)
+            total, n = total + sum(block.macs(n, after)), after
+        return total
+
+    def head_macs(self) -> int:
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
-        return macs | {"head": sum(linear_macs(head) for head in heads)}
+        return sum(linear_macs(head) for head in heads)
 
     def embed(self, images: Tensor) -> Tokens:
         """Images [B, channels, height, width] -> the tokens that enter the first block."""

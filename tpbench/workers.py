@@ -26,7 +26,7 @@ class Job:
     name: str
     function: Callable[[Any, Any, Callable[[str], None]], None]
     argument: Any
-    needs: str = ""  # the name of the job that must be done before
+    needs: tuple[str, ...] = ()  # the names of the jobs that must be done before
     counts: bool = True  # whether it is one of the cells that the user waits for
 
 
@@ -91,7 +91,7 @@ def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[]
     try:
         waiting, running, done = list(jobs), set(), set()
         while waiting or running:
-            ready = [job for job in waiting if not job.needs or job.needs in done]
+            ready = [job for job in waiting if done.issuperset(job.needs)]
             waiting = [job for job in waiting if job not in ready]
             running |= {pool.submit(_work, job) for job in ready}
             if not listener.is_alive():

@@ -42,10 +42,11 @@ def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> 
     return scores.softmax(dim=-1).mean(dim=1)[:, 0].float()
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention to key j multiplied by alive [B, N], a token always seeing itself (DynamicViT, eq. 11).
 
-    Multiplied and not biased by its logarithm, so that gradients reach alive where it is 0. [B, H, N, D].
+    Multiplied and not biased by its logarithm, so that gradients reach alive where it is 0.
+    Output [B, H, N, D] and the attention itself [B, H, N, N], without gradient.
     """
     scores = (q @ k.transpose(-2, -1)).float() * scale
     own = torch.eye(alive.shape[1], device=alive.device, dtype=scores.dtype)
@@ -53,7 +54,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: floa
     visible = visible + (1 - visible) * own
     highest = scores.detach().masked_fill(visible == 0, float("-inf")).amax(dim=-1, keepdim=True)
     weight = (scores - highest).clamp(max=30).exp() * visible  # hidden scores far above all visible ones: no overflow
-    return (weight / weight.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
+    attention = weight / weight.sum(dim=-1, keepdim=True)
+    return attention.to(v.dtype) @ v, attention.detach()
 
 
 @torch.library.custom_op("tpbench::receive", mutates_args=())

@@ -66,8 +66,8 @@ def counted(model: TokenViT) -> Macs:
     macs["head"] = sum(sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in ("head", "head_dist"))
     for index, block in enumerate(model.blocks):
         if block.reducer is not None:  # the probe is computed inside the attention: move it to whom it serves
-            macs[f"blocks.{index}.attn"] -= block.probe_macs()
-            macs[f"blocks.{index}.reducer"] += block.probe_macs()
+            macs[f"blocks.{index}.attn"] -= block.probe_macs(block.reducer)
+            macs[f"blocks.{index}.reducer"] += block.probe_macs(block.reducer)
     whole = sum(flops["Global"].values()) // 2
     if whole != sum(macs.values()):
         raise MacsDisagree(f"the counter finds {whole} MACs in the model but {sum(macs.values())} in its layers")

@@ -7,7 +7,7 @@ them test. Expect the unreduced base at 97 to 99 % and, at keep rate 0.3, most m
 2 of 4 are where methods separate.
 """
 
-from tpbench.recipe import Data, Measure, Optim, Recipe
+from tpbench.recipe import Data, Measure, Optim, Recipe, Search
 
 
 def recipe() -> Recipe:
@@ -28,6 +28,10 @@ def recipe() -> Recipe:
         data=Data("digits", image_size=16, channels=1, shift=2),
         base=Optim(epochs=30, lr=2.5e-3, warmup_epochs=2),
         finetune=Optim(epochs=2, lr=5e-4),
+        search={
+            "topk": Search(Optim(epochs=5, lr=1e-2), backbone_lr_scale=0.05, knobs={"strength": 2e-3}),
+            "diffrate": Search(Optim(epochs=3, lr=5e-2), knobs={"target": 0.5}),
+        },
         schedules=("0.7@0,1,2", "0.5@0,1,2", "0.3@0,1,2"),
         seeds=2,
         workers=2,

@@ -60,7 +60,7 @@ def draw(frame: pd.DataFrame, path: Path, methods: Sequence[str] = ()) -> Path:
         panels[0].set_ylabel(top1.label)
         _titles(frame, panels, top1)
         _legend(figure, frame, panels, top1)
-        _save(figure, path)
+        save(figure, path)
     return path
 
 
@@ -153,7 +153,7 @@ def _legend(figure: Figure, frame: pd.DataFrame, panels: Sequence[Axes], top1: A
         figure.legend([entries[label] for label in labels], labels, loc="outside lower center", ncols=columns)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """As a PNG of 128 colours (a third of the size), in one step; the same figure gives the same bytes."""
     from PIL import Image
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tpbench.errors import UsageError
 from tpbench.record import Record, read_all, replace_text
-from tpbench.report import columns, pareto, tables
+from tpbench.report import columns, learned, pareto, tables
 from tpbench.report.frame import by_machine, cells, comparison, pairs
 
 
@@ -22,6 +22,7 @@ def write(folder: Path) -> list[Path]:
         frame = comparison(rows)
         paths += tables.write(folder, rows, frame, pairs(rows))
         paths.append(pareto.draw(frame, folder / "figures" / f"{machine}-pareto.png", methods))
+    paths += filter(None, [learned.draw(folder)])
     replace_text(folder / "README.md", readme(folder.resolve().name, machines))
     return paths
 

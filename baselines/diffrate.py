@@ -1,0 +1,110 @@
+"""DiffRate (Chen et al., ICCV 2023, https://arxiv.org/abs/2305.17997): prune and merge, and learn how many of each.
+
+Tokens are sorted by class attention. The last are pruned; of those left the least attended are merged, each into the
+most similar more attended one. How many are pruned and merged in every block is learned (`tpbench search --method
+diffrate`): a softmax over candidate counts, made hard with a straight-through gradient, the weights frozen.
+Written from the paper's description.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup, stable_topk
+from tpbench.registry import register
+from tpbench.tokens import Tokens
+
+
+class RateSearch(Search):
+    """A distribution over how many tokens survive pruning, and another for merging."""
+
+    needs = Needs.CLS
+
+    @dataclass(frozen=True)
+    class Config:
+        target: float = 0.5  # share of the unreduced model's MACs
+        weight: float = 100.0  # of the squared distance to it; the paper's 5 per GFLOP^2, on DeiT-S
+        granularity: int = 4  # candidate counts are multiples of it
+
+    def __init__(self, setup: Setup, config: Config | None = None):
+        super().__init__(setup, config)
+        step = min(self.config.granularity, setup.tokens)
+        self.register_buffer("candidates", torch.arange(setup.tokens, 0, -step).float())
+        favour = -torch.arange(len(self.candidates)).float()  # nothing leaves at first
+        self.pruning, self.merging = nn.Parameter(favour.clone()), nn.Parameter(favour.clone())
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
+        order = stable_topk(probe.cls.masked_fill(alive == 0, -1), tokens.count)  # the dead come last
+        tokens = replace(tokens, alive=alive).keep(order)
+        left, stays = self.survival(self.pruning), self.survival(self.merging)
+        absorbed = self.absorb(tokens, (tokens.alive * left).detach(), stays.detach())
+        return replace(absorbed, alive=tokens.alive * left * stays)
+
+    def survival(self, logits: Tensor) -> Tensor:
+        """[N] 1 for every rank below the expected count, with the gradient of the chance to survive."""
+        chance = logits.softmax(dim=0)
+        rank = torch.arange(self.setup.tokens, device=logits.device)
+        soft = (chance * (rank[:, None] < self.candidates)).sum(dim=1)
+        hard = (rank < (chance * self.candidates).sum().round()).float()
+        return hard + (soft - soft.detach())  # exactly 0 or 1
+
+    @staticmethod
+    def absorb(tokens: Tokens, alive: Tensor, stays: Tensor) -> Tokens:
+        """Every token that stays becomes the mean of itself and of the living ones that merge into it."""
+        directions = F.normalize(tokens.body.detach().float(), dim=-1)
+        similarity = (directions @ directions.transpose(1, 2)).masked_fill(stays == 0, float("-inf"))
+        number = torch.arange(tokens.count, device=tokens.x.device)
+        partner = torch.where(stays > 0, number, similarity.argmax(dim=2))
+        met = F.one_hot(partner, tokens.count) * (alive * tokens.size)[:, :, None]  # [B, from, to]
+        size = met.sum(dim=1)
+        mean = met.transpose(1, 2) @ tokens.body.float() / size.clamp(min=1)[:, :, None]
+        body = torch.where(size[:, :, None] > 0, mean.to(tokens.x.dtype), tokens.body)
+        x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
+        return replace(tokens, x=x, size=torch.where(size > 0, size, tokens.size))
+
+    def kept(self) -> Tensor:
+        return torch.minimum(
+            *((logits.softmax(dim=0) * self.candidates).sum() for logits in (self.pruning, self.merging))
+        )
+
+    def penalty(self, share: Tensor) -> Tensor:
+        """Once for all blocks: the last one's."""
+        last = self.setup.stage == self.setup.stages - 1
+        return self.config.weight * (share - self.config.target) ** 2 if last else share * 0
+
+
+@register(
+    "diffrate",
+    title="DiffRate",
+    paper="DiffRate: Differentiable Compression Rate for Efficient Vision Transformers",
+    venue="ICCV",
+    year=2023,
+    url="https://arxiv.org/abs/2305.17997",
+    differs="K comes from the schedule, which its search can write; a fixed share of what leaves is pruned",
+)
+class DiffRate(Downsampler):
+    needs = Needs.CLS
+    search = RateSearch
+
+    @dataclass(frozen=True)
+    class Config:
+        pruned: float = 0.5  # share of the leaving tokens that are pruned; the others merge
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        k = self.setup.k
+        tokens = tokens.keep(stable_topk(probe.cls, self.pruned_to))
+        directions = F.normalize(tokens.body, dim=-1)
+        partner = (directions[:, k:] @ directions[:, :k].transpose(1, 2)).max(dim=2).indices
+        stay = torch.arange(k, device=partner.device).expand(len(partner), -1)
+        return tokens.merge(torch.cat([stay, partner], dim=1), k)
+
+    @property
+    def pruned_to(self) -> int:
+        """Tokens left behind the pruning."""
+        return self.setup.tokens - int(self.config.pruned * (self.setup.tokens - self.setup.k))
+
+    def macs(self) -> int:
+        return (self.pruned_to - self.setup.k) * self.setup.k * self.setup.width

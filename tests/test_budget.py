@@ -1,0 +1,177 @@
+"""Budgets: what is solved costs what was asked; what cannot be met is refused with the nearest that can."""
+
+from __future__ import annotations
+
+import json
+import random
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+
+import tpbench
+from tpbench import budget, registry, schedule
+from tpbench.cli import DONE, WRONG, main
+from tpbench.errors import ScheduleError, Unreachable
+from tpbench.measure import flops
+from tpbench.record import read_all
+
+PATCHES = 196
+REDUCING = [name for name, card in registry.catalogue()[0].items() if not card.unreduced]
+
+
+def cost(asked: schedule.Schedule) -> float:
+    """A made-up model: half its cost before the first reducing block, the rest in proportion to what is left."""
+    counts = asked.requested(PATCHES, 12)
+    return 0.5 + 0.5 * sum(counts) / (PATCHES * len(counts))
+
+
+def solve(text: str, price=cost) -> schedule.Schedule:
+    return budget.solve(schedule.parse(text), price, PATCHES)
+
+
+# ---------------------------------------------------------------- keep rates
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 12])
+def test_every_keep_rate_is_in_the_chain_and_nothing_else_is(stages):
+    chain = budget.rates(64, stages)
+    draw = random.Random(stages)
+    for _ in range(2000):
+        rate = Fraction(draw.randint(1, 10**6), 10**6)
+        assert tuple(max(1, int(64 * rate ** (stage + 1))) for stage in range(stages)) in set(chain)
+    assert chain[0] == (1,) * stages
+    assert chain[-1] == (64,) * stages
+    for fewer, more in pairwise(chain):
+        assert fewer != more
+        assert all(a <= b for a, b in zip(fewer, more))
+    assert (32, 33, 1)[:stages] not in chain or stages == 1  # control: no rate gives more after less
+
+
+# ---------------------------------------------------------------- solving
+
+
+@pytest.mark.parametrize("share", ["0.55", "0.6", "0.75", "0.9", "0.999", "1"])
+@pytest.mark.parametrize("blocks", ["5", "3,6,9", "0-11"])
+def test_what_is_solved_costs_what_was_asked(share, blocks):
+    solved = solve(f"macs={share}@{blocks}")
+    assert solved.budget is None
+    assert cost(solved) == pytest.approx(float(share), rel=budget.TOLERANCE)
+    assert schedule.parse(solved.text) == solved  # the text gives the schedule back
+    halved = solved.counting([max(1, k // 2) for k in solved.counts])
+    assert cost(halved) != pytest.approx(float(share), rel=budget.TOLERANCE)  # control
+
+
+def test_coarse_steps_leave_the_keep_rate():
+    """Counts come in steps of 28: no keep rate is within 1 %, single counts are."""
+
+    def coarse(asked: schedule.Schedule) -> float:
+        return cost(asked.counting([k // 28 * 28 or 1 for k in asked.counts]))
+
+    near = min(abs(coarse(schedule.parse("macs=1@3,6,9").counting(c)) - 0.95) for c in budget.rates(PATCHES, 3))
+    assert near > 0.95 * budget.TOLERANCE  # control
+    assert coarse(solve("macs=0.95@3,6,9", coarse)) == pytest.approx(0.95, rel=budget.TOLERANCE)
+
+
+def test_a_share_too_small_names_the_nearest():
+    with pytest.raises(
+        Unreachable, match=r"cannot cost 0.4 of the .* MACs; the nearest it reaches is 0.503, by 1,1,1@"
+    ):
+        solve("macs=0.4@3,6,9")
+
+
+@pytest.mark.parametrize("floor", [98, 120, 150])
+def test_a_method_that_cannot_go_low_still_meets_a_budget_it_can(floor):
+    """As ToMe, which at most halves: one token is beyond it, 85 % of the MACs are not; 52 % are, and it says so."""
+
+    def limited(asked: schedule.Schedule) -> float:
+        if asked.counts[0] < floor:
+            raise Unreachable("so many tokens cannot go")
+        return cost(asked)
+
+    assert solve("macs=0.85@3,6,9", limited) == solve("macs=0.85@3,6,9")
+    nearest = cost(schedule.parse(f"{floor},1,1@3,6,9"))
+    with pytest.raises(Unreachable, match=f"nearest it reaches is {nearest:.3f}"):
+        solve(f"macs={0.9 * nearest:.3f}@3,6,9", limited)
+
+
+def test_a_method_that_never_gets_there_says_so():
+    def never(asked: schedule.Schedule) -> float:
+        raise Unreachable(f"not {asked.text}")
+
+    with pytest.raises(Unreachable, match="nor come near it"):
+        solve("macs=0.8@3,6,9", never)
+
+
+def test_an_unsolved_budget_is_no_schedule():
+    for text, what in (("macs=0.5@3", "MACs"), ("latency=0.5@3", "latency")):
+        with pytest.raises(ScheduleError, match=f"a share of {what} must be solved"):
+            schedule.parse(text).requested(PATCHES, 12)
+
+
+# ---------------------------------------------------------------- every method
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+@pytest.mark.parametrize("method", REDUCING)
+def test_every_method_costs_the_same(make_vit, method, share):
+    """In MACs as torch counts them, the reducer included."""
+    model = make_vit()
+    whole = flops.counted(tpbench.reduce(model, "none")).total
+    if registry.method(method).masks:
+        with pytest.raises(Unreachable, match="the nearest it reaches is 1"):
+            tpbench.reduce(model, method, f"macs={share}@0,1,2")
+        return
+    solved = tpbench.reduce(model, method, f"macs={share}@0,1,2")
+    assert flops.measured(solved).total / whole == pytest.approx(share, rel=budget.TOLERANCE)
+    at_rate = tpbench.reduce(model, method, "0.9@0,1,2")  # control
+    assert flops.measured(at_rate).total / whole != pytest.approx(share, rel=budget.TOLERANCE)
+
+
+# ---------------------------------------------------------------- as a user runs it
+
+
+def run(out, *words: str) -> int:
+    return main(["run", "--recipe", "tests/tiny_recipe.py", "--out", str(out), *words])
+
+
+def test_equal_cost_from_the_command_line(tmp_path, capsys, request):
+    request.getfixturevalue("monkeypatch").chdir(request.config.rootpath)
+    methods = "none,topk,wkmedoids(iterations=1),random"
+    assert run(tmp_path, "--methods", methods, "--budget", "0.8", "--budget-latency", "0.9") in (DONE, 0)
+    found = {(record.method, record.schedule): record for record in read_all(tmp_path)}
+    assert len(found) == 1 + 3 * 2
+    for (method, text), record in found.items():
+        if text.startswith("macs"):
+            assert record.macs["total"] / record.macs["unreduced"] == pytest.approx(0.8, rel=budget.TOLERANCE)
+            assert record.tokens["requested"] == record.tokens["achieved"]
+        if text.startswith("latency"):
+            (path,) = (tmp_path / "budgets").glob(f"*/{method.split('(')[0]}*.json")
+            solved = json.loads(path.read_text())
+            assert all(len(t["reduced"]) == len(t["unreduced"]) > 0 for t in solved["tried"]), "samples are kept"
+            if record.error is None:
+                assert record.tokens["requested"] == solved["counts"]
+            else:
+                assert not record.reachable
+                assert "the nearest it reaches is" in record.error
+    assert found["wkmedoids(iterations=1)", "macs=0.8@0,1"].config["iterations"] == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "budgets").rglob("*.json")}
+    capsys.readouterr()
+    assert run(tmp_path, "--methods", methods, "--budget", "0.8", "--budget-latency", "0.9") == DONE
+    assert "7 of 7 cells have been measured before" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "budgets").rglob("*.json")}
+
+
+def test_a_budget_below_the_first_reducing_block_is_refused_by_name(tmp_path, capsys, request):
+    request.getfixturevalue("monkeypatch").chdir(request.config.rootpath)
+    assert run(tmp_path, "--methods", "topk", "--budget", "0.05") == WRONG
+    error = capsys.readouterr().err
+    assert "the nearest it reaches is 0." in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "says"), [("1.5", "outside (0, 1]"), ("half", "macs=SHARE"), ("0", "outside (0, 1]")])
+def test_a_budget_that_is_no_share_is_refused(tmp_path, capsys, request, text, says):
+    request.getfixturevalue("monkeypatch").chdir(request.config.rootpath)
+    assert run(tmp_path, "--methods", "topk", "--budget", text) == WRONG
+    assert says.split("(")[0].lower() in capsys.readouterr().err.lower()

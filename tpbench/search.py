@@ -1,0 +1,98 @@
+"""Learning how many tokens each block keeps: a method's search, trained on the base, leaves counts for every method.
+
+OUT/learned/METHOD_seedS.json: {"counts": K behind every block, "patches", "kept": the learned real numbers, ...}; used
+by `--schedules learned:FILE`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tpbench import environment, registry, vit
+from tpbench.bench import Bench
+from tpbench.downsampler import Search
+from tpbench.errors import ScheduleError, UsageError
+from tpbench.evaluate import evaluate
+from tpbench.record import replace_text
+from tpbench.schedule import parse, spell
+from tpbench.train import train
+
+
+def search(bench: Bench, method: str, seed: int, tell: Callable[[str], None]) -> Path:
+    """Learn K for every block by a method's search, on the trained base of a seed; the file that holds it.
+
+    Raises UsageError where the method has no search or the recipe does not say how to run it, ScheduleError where
+    every block has learned to keep everything.
+    """
+    cls, how = searching(method), bench.recipe.search.get(method)
+    if how is None:
+        known = ", ".join(bench.recipe.search) or "none"
+        raise UsageError(f"recipe {bench.recipe.name} does not say how {method} searches; it does for: {known}")
+    base = bench.base(seed)
+    patches, depth = base.patch_embed.num_patches, len(base.blocks)
+    everywhere = spell([patches] * depth, range(depth))
+    torch.manual_seed(seed)
+    model = vit.reduce(base, cls, everywhere, site=bench.recipe.site, **how.knobs)
+    for block in model.reducers:
+        block.backbone_lr_scale = how.backbone_lr_scale
+    training = train(
+        model,
+        bench.data,
+        how.optim,
+        seed=seed,
+        dtype=bench.dtype,
+        regulariser=lambda: penalty(model),
+        progress=lambda epoch, loss: tell(f"epoch {epoch + 1}, loss {loss:.3f}"),
+    )
+    kept = [block.kept().item() for block in model.reducers]
+    counts = falling(kept, patches)
+    if counts[-1] == patches:
+        raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
+    path = bench.out / "learned" / f"{method}_seed{seed}.json"
+    found = {"method": method, "search": cls.__name__, "recipe": bench.recipe.name, "machine": bench.machine}
+    found |= {"seed": seed, "patches": patches, "counts": counts, "kept": kept}
+    found |= {"config": asdict(model.reducers[0].config), "optim": asdict(how.optim)}
+    found |= {"backbone_lr_scale": how.backbone_lr_scale, "training": asdict(training)}
+    found |= {"environment": environment.describe(bench.device, bench.dtype), "git": environment.git()}
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    found["off_the_shelf"] = judged(bench, method, seed, path)
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def searching(method: str) -> type[Search]:
+    """The search of a method; a method without one is refused with those that have one."""
+    cls = registry.method(method).search
+    if cls is None:
+        able = [name for name, other in registry.discover().items() if other.search is not None]
+        raise UsageError(f"method {method!r} has no search for K; these have: {', '.join(able)}")
+    return cls
+
+
+def penalty(model: vit.TokenViT) -> Tensor:
+    """The blocks' terms of the loss, told what share of the unreduced model's MACs they ask for together."""
+    kept = [block.kept() for block in model.reducers]
+    whole = model.macs_leaving([torch.full_like(k, float(model.patch_embed.num_patches)) for k in kept])
+    share = model.macs_leaving(kept) / whole
+    return sum(block.penalty(share) for block in model.reducers)
+
+
+def falling(kept: Sequence[float], patches: int) -> list[int]:
+    """Whole counts that never rise from block to block, at least 1 each."""
+    return list(accumulate((min(patches, max(1, int(k))) for k in kept), min))
+
+
+def judged(bench: Bench, method: str, seed: int, path: Path) -> dict[str, float]:
+    """What the learned counts do to the base as it is, under the method itself: MACs share and validation top-1."""
+    base = bench.base(seed)
+    model = vit.reduce(base, method, parse(f"learned:{path}"), site=bench.recipe.site)
+    whole = sum(vit.reduce(base, "none").macs().values())
+    values = dict(evaluate(model, bench.data.validation, bench.recipe.finetune.batch_size, bench.dtype, seed))
+    return {"macs_share": sum(model.macs().values()) / whole, "validation_top1": values["top1"]}
