@@ -22,6 +22,7 @@ from tpbench.errors import CellFailed, UsageError
 from tpbench.record import Record
 
 if TYPE_CHECKING:
+    from tpbench.bench import Plan
     from tpbench.recipe import Recipe
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -106,6 +107,7 @@ def parser() -> Parser:
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
     )
     run.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies; default: the recipe's")
+    run.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
     run.add_argument(
         "--time-limit",
         metavar="9m",
@@ -207,8 +209,12 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench.workers import Progress
 
     environment.begin(recipe.workers, arguments.device)
+    if arguments.plan:
+        recipe = replace(recipe, pretrained=False)  # shapes are enough
     plugins, every = tuple(arguments.plugin), (arguments.methods or "all") == "all"
     plan = runner.plan(recipe, variants, schedules, seeds, out, arguments.device, plugins, holes=every)
+    if arguments.plan:
+        return show_forecast(plan)
     if limit is not None:
         plan = replace(plan, deadline=began + limit)
     records = runner.run(plan, arguments.fresh, Progress())
@@ -223,6 +229,14 @@ def do_run(arguments: argparse.Namespace) -> int:
     for record in failed:
         say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
     return FAILED if failed else DONE
+
+
+def show_forecast(plan: Plan) -> int:
+    from tpbench import forecast
+
+    for line in forecast.told(forecast.forecast(plan)):
+        print(line)
+    return DONE
 
 
 def show(records: Sequence[Record], out: Path) -> None:

@@ -26,7 +26,7 @@ from tpbench.record import Record, read, replace_text, write
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule, parse
 from tpbench.train import train
-from tpbench.workers import Job, Progress, side_by_side
+from tpbench.workers import Job, Progress, Tell, side_by_side
 
 SPECTRUM_IMAGES = 16
 
@@ -79,7 +79,8 @@ def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     bench = Bench(plan)
     bench.prepare(fresh)
     missing = [cell for cell in plan.cells if not bench.done(cell)]
-    bases = [Job(f"base seed {n}", train_base, n, counts=False) for n in sorted({cell.seed for cell in missing})]
+    seeds, epochs = sorted({cell.seed for cell in missing}), plan.recipe.base.epochs
+    bases = [Job(f"base seed {n}", train_base, n, (), False, epochs * (not bench.base_path(n).exists())) for n in seeds]
     spectra = [Job(f"spectrum seed {j.argument}", spectrum_of_base, j.argument, (j.name,), False) for j in bases]
     first = {bench.budget_path(cell): cell for cell in reversed(missing) if cell.schedule.latency_share is not None}
     budgets = [Job(f"budget of {path.stem}", solve_budget, cell, counts=False) for path, cell in first.items()]
@@ -88,15 +89,15 @@ def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
     def needs(cell: Cell) -> tuple[str, ...]:
         return tuple(filter(None, (f"base seed {cell.seed}", solved.get(bench.budget_path(cell)))))
 
-    cells = [Job(str(cell), run_cell, cell, needs(cell)) for cell in missing]
-    progress.start(len(plan.cells), len(plan.cells) - len(missing))
+    cells = [Job(str(cell), run_cell, cell, needs(cell), work=plan.recipe.finetune.epochs) for cell in missing]
+    progress.start(len(plan.cells), len(plan.cells) - len(missing), bases + cells)
     with contextlib.suppress(OutOfTime):
         side_by_side(bases + spectra + budgets + cells, bench.workers, bench, partial(Bench, plan), progress)
     paths = [bench.record_path(cell) for cell in plan.cells]
     return [read(path) for path in paths if path.exists()]
 
 
-def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
+def train_base(bench: Bench, seed: int, tell: Tell) -> None:
     """Train the unreduced model of a seed once, unless its weights are there already."""
     if bench.base_path(seed).exists():
         bench.base(seed)  # refuses weights of another recipe
@@ -115,6 +116,7 @@ def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
             identity=bench.identity,
             deadline=bench.plan.deadline,
             progress=told(tell),
+            tick=partial(tell, ""),
         )
         bench.keep_base(seed, model, training.seconds)
         bench.forget(folder)
@@ -122,7 +124,7 @@ def train_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:
         bench.keep_base(seed, model, 0.0)
 
 
-def spectrum_of_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> None:  # noqa: ARG001
+def spectrum_of_base(bench: Bench, seed: int, tell: Tell) -> None:  # noqa: ARG001
     """What attention does to the frequencies of its values, on the trained base of a seed: the paper's second claim."""
     path = bench.out / "spectra" / bench.machine / f"seed{seed}.json"
     if bench.writes and not path.exists():
@@ -133,7 +135,7 @@ def spectrum_of_base(bench: Bench, seed: int, tell: Callable[[str], None]) -> No
         replace_text(path, json.dumps(about | gains) + "\n")
 
 
-def solve_budget(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
+def solve_budget(bench: Bench, cell: Cell, tell: Tell) -> None:
     """Find, once for all seeds, the counts with which a row meets its share of latency on this machine."""
     bench.check_time()
     if bench.writes and not bench.budget_path(cell).exists():
@@ -146,7 +148,7 @@ def solve_budget(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
     bench.wait()
 
 
-def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
+def run_cell(bench: Bench, cell: Cell, tell: Tell) -> None:
     """Build, evaluate off the shelf, train, evaluate, measure, record. What goes wrong is recorded with its reason."""
     bench.check_time()
     record = bench.blank(cell)
@@ -171,6 +173,7 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
                 identity=bench.identity,
                 deadline=bench.plan.deadline,
                 progress=told(tell),
+                tick=partial(tell, ""),
             )
             record.training = asdict(training)
             bench.assess(record, "fine_tuned", model)
@@ -191,7 +194,7 @@ def run_cell(bench: Bench, cell: Cell, tell: Callable[[str], None]) -> None:
         bench.forget(folder) if record.error is None else None
 
 
-def told(tell: Callable[[str], None]) -> Callable[[int, float], None]:
+def told(tell: Tell) -> Callable[[int, float], None]:
     return lambda epoch, loss: tell(f"epoch {epoch + 1}, loss {loss:.3f}")
 
 

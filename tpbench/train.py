@@ -52,16 +52,17 @@ def train(
     identity: str = "",
     deadline: float | None = None,
     progress: Callable[[int, float], None] | None = None,
+    tick: Callable[[float], None] | None = None,
 ) -> Training:
     """Train a model in place, on its own device, and leave the weights to evaluate in it.
 
     teacher is the frozen unreduced model of methods that ask for one, regulariser a further term of the loss. folder
     keeps a checkpoint, from which the same call continues; one of another identity (recipe and data) is refused.
     deadline, in seconds of time.monotonic(), ends the run between two steps with OutOfTime, everything saved. progress
-    is told every epoch and its mean loss. Raises CellFailed when the loss is no longer finite or memory runs out,
-    UsageError when a checkpoint cannot be used.
+    is told every epoch and its mean loss, tick about once a second the share of all steps that is done. Raises
+    CellFailed when the loss is no longer finite or memory runs out, UsageError when a checkpoint cannot be used.
     """
-    run = Run(model, data, optim, seed, dtype, teacher, regulariser, folder, identity, deadline)
+    run = Run(model, data, optim, seed, dtype, teacher, regulariser, folder, identity, deadline, tick)
     state = run.resume()
     while state.training.epochs < optim.epochs:
         with memory.told("in training", run.micro, f"set accumulation={2 * optim.accumulation} in the recipe"):
@@ -92,6 +93,7 @@ class Run:
         folder: Path | None = None,
         identity: str = "",
         deadline: float | None = None,
+        tick: Callable[[float], None] | None = None,
     ):
         self.model, self.data, self.optim = model, data, optim
         self.seed, self.dtype, self.teacher, self.deadline = seed, dtype, teacher, deadline
@@ -132,7 +134,7 @@ class Run:
                 dist_init_required=False,
             )
         self.keeper = Keeper(folder, self.engine, identity, self.device)
-        self.pace = Pace(self.device, {})
+        self.pace, self.tick, self.ticked = Pace(self.device, {}), tick, 0.0
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
         if teacher is not None:
             teacher.eval()
@@ -170,6 +172,7 @@ class Run:
             if self.engine.global_steps > epoch * self.updates + state.step:
                 state.step += 1
                 self.pace.step(self.optim.batch_size)
+                self.tell()
                 if state.step < self.updates and self.late():
                     break
         self.pace.end()
@@ -196,6 +199,12 @@ class Run:
         skip = done * self.optim.accumulation
         source = self.data.train.batches(size, (self.seed, epoch), self.rank, self.ranks, skip)
         yield from (batch for _, batch in zip(range(whole - skip), source))
+
+    def tell(self) -> None:
+        """How far the run is, at most once a second and not during its first steps, which compile."""
+        if self.tick is not None and not self.pace.warming and time.monotonic() - self.ticked >= 1:
+            self.ticked = time.monotonic()
+            self.tick(self.engine.global_steps / (self.updates * self.optim.epochs))
 
     def late(self) -> bool:
         """Whether the deadline has come. Rank 0's clock decides for all, and they ask it every tenth step only."""

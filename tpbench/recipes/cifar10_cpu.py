@@ -22,6 +22,7 @@ def recipe() -> Recipe:
         base=Optim(epochs=12, lr=2e-3, batch_size=64, warmup_epochs=1),
         finetune=Optim(epochs=1, lr=3e-4, batch_size=64),
         schedules=("0.5@1,2,3", "macs=0.5@1,2,3", "0.7@1,2,3"),
+        methods=("none", "wkmedoids", "kmedoids", "wkmeans", "kmeans", "topk", "importance", "random", "strided_conv"),
         workers=2,
         measure=Measure(batch_sizes=(1, 32), repeats=15, warmup=3),
     )
