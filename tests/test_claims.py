@@ -306,13 +306,18 @@ def test_a_claim_holds_only_if_every_reading_does():
     assert outcome(FAILS, OPEN).startswith(FAILS)
 
 
-def test_the_verb_writes_three_files_and_names_what_it_cannot_read(tmp_path, capsys):
+def test_the_verb_writes_its_files_and_names_what_it_cannot_read(tmp_path, capsys):
     example(tmp_path)
     words = ["claims", str(tmp_path / "wide"), str(tmp_path / "narrow"), "--out", str(tmp_path / "out")]
     assert main(words) == DONE
     out = capsys.readouterr().out
-    assert "2. Softmax attention is a low-pass filter over key space: holds" in out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"claims.md", "claims.csv", "claims.json"}
+    assert "2. Softmax attention is a low-pass filter over key space: holds\n" in out
+    names = {"claims.md", "claims.csv", "claims.json", "claims-hull-wide.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert (tmp_path / "out" / "claims-hull-wide.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["claims", str(tmp_path / "wide"), "--out", str(tmp_path / "one")]) == DONE
+    assert not list((tmp_path / "one").glob("*.png")), "control: one width has no hull"
+    capsys.readouterr()
     rows = json.loads((tmp_path / "out" / "claims.json").read_text())
     assert {row["claim"] for row in rows} == set(claims.CLAIMS)
     assert main(["claims", str(tmp_path / "nowhere")]) == WRONG

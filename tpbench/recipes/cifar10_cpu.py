@@ -13,8 +13,10 @@ from tpbench.recipe import Measure, Optim, Recipe
 from tpbench.recipes import cifar10
 
 
-def recipe() -> Recipe:
-    whole = cifar10.recipe("cifar10-cpu", width=64)
+def recipe(
+    name: str = "cifar10-cpu", width: int = 64, methods: tuple[str, ...] = cifar10.EQUAL_COST + cifar10.SETTINGS
+) -> Recipe:
+    whole = cifar10.recipe(name, width, methods=methods)
     return replace(
         whole,
         model_args={**whole.model_args, "depth": 4, "num_heads": 2, "mlp_ratio": 2},
@@ -23,7 +25,6 @@ def recipe() -> Recipe:
         base=Optim(epochs=10, lr=2e-3, batch_size=64, warmup_epochs=1),
         finetune=Optim(epochs=1, lr=3e-4, batch_size=64),
         schedules=("0.5@0,1,2", "macs=0.5@0,1,2"),
-        methods=("none", "wkmedoids", "kmedoids", "wkmeans", "kmeans", "topk", "importance", "random", "strided_conv"),
         workers=2,
         measure=Measure(batch_sizes=(1, 32), repeats=10, warmup=2),
     )

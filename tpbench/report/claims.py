@@ -104,7 +104,7 @@ def equal_accuracy(studies: Sequence[Study]) -> Iterator[Reading]:
         yield _loss([study], "one base: accuracy at 42 % fewer MACs", "-0.6 at -43 % (DeiT-S)")
     for group in same_images(studies):
         hull = _saving(group, "Pareto hull over widths: MACs saved at the largest base's accuracy", "42 %")
-        if len({_base_macs(study) for study in group}) < 2:
+        if not several_widths(group):
             hull = Reading(3, hull.test, hull.study, "", hull.paper, hull.unit, hull.rule, missing=several)
         yield hull
 
@@ -117,6 +117,10 @@ def same_images(studies: Sequence[Study]) -> list[list[Study]]:
         if study.recipe not in own or len(study.records) > len(own[study.recipe].records):
             own[study.recipe] = study
     return [list(own.values()) for own in groups.values()]
+
+
+def several_widths(group: list[Study]) -> bool:
+    return len({_base_macs(study) for study in group if study.base}) > 1
 
 
 def _saving(group: list[Study], test: str, paper: str) -> Reading:

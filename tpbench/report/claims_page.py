@@ -1,4 +1,4 @@
-"""The table of claims as files: claims.md (rounded), claims.csv and claims.json (in full)."""
+"""The table of claims as files: claims.md (rounded), claims.csv and claims.json (in full), and the hulls' figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from tpbench.record import replace_text
-from tpbench.report.claims import CLAIMS
+from tpbench.report import hull
+from tpbench.report.claims import CLAIMS, same_images, several_widths
 from tpbench.report.layout import fixed
 from tpbench.report.study import Study
 from tpbench.report.verdict import FAILS, HOLDS, OPEN, Reading
@@ -26,7 +27,7 @@ shelf). A Pareto front over noisy points flatters: it follows the luckiest."""
 
 
 def write(folder: Path, studies: Sequence[Study], readings: Sequence[Reading]) -> list[Path]:
-    """Write the three files and return their paths."""
+    """Write the three files and the figures and return their paths."""
     rows = [row(reading) for reading in readings]
     texts = {
         "claims.md": markdown(studies, readings),
@@ -35,7 +36,13 @@ def write(folder: Path, studies: Sequence[Study], readings: Sequence[Reading]) -
     }
     for name, text in texts.items():
         replace_text(folder / name, text)
-    return [folder / name for name in texts]
+    return [folder / name for name in texts] + figures(folder, studies)
+
+
+def figures(folder: Path, studies: Sequence[Study]) -> list[Path]:
+    """The hull of every group of studies on bases of several widths."""
+    groups = [group for group in same_images(studies) if several_widths(group)]
+    return [hull.draw(group, folder / f"claims-hull-{group[0].recipe}.png") for group in groups]
 
 
 def row(reading: Reading) -> dict[str, Any]:
