@@ -3,7 +3,7 @@
     python -m tpbench run --recipe cifar10-cpu-w32 --data DIR
     python -m tpbench claims results/cifar10-cpu results/cifar10-cpu-w32
 
-Two CPU cores, minutes. Its accuracies mean little.
+Machine: 2 CPU cores, minutes. Its accuracies mean little.
 """
 
 from tpbench.recipe import Recipe
