@@ -31,7 +31,7 @@ class ATS(Downsampler):
         rising, order = score.sort(dim=1, stable=True)
         total = rising.cumsum(dim=1) / rising.sum(dim=1, keepdim=True)
         quantile = (torch.arange(self.setup.k, device=score.device) + 0.5) / self.setup.k
-        place = torch.searchsorted(total, quantile.expand(len(score), -1).contiguous()).clamp(max=tokens.count - 1)
+        place = torch.searchsorted(total, quantile.expand(score.shape[0], -1).contiguous()).clamp(max=tokens.count - 1)
         first = torch.ones_like(place, dtype=torch.bool)
         first[:, 1:] = place[:, 1:] > place[:, :-1]  # quantiles rise, so repeated tokens stand side by side
         kept = tokens.keep(order.gather(1, place))

@@ -18,7 +18,7 @@ from tpbench.tokens import Tokens
 
 
 class RateSearch(Search):
-    """A distribution over how many tokens survive pruning, and another for merging."""
+    """A distribution over the share of the living that survives pruning, and one over the share that merging leaves."""
 
     needs = Needs.CLS
 
@@ -26,36 +26,40 @@ class RateSearch(Search):
     class Config:
         target: float = 0.5  # share of the unreduced model's MACs
         weight: float = 100.0  # of the squared distance to it; the paper's 5 per GFLOP^2, on DeiT-S
-        granularity: int = 4  # candidate counts are multiples of it
+        granularity: int = 4  # candidates lie as many tokens apart
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__(setup, config)
-        step = min(self.config.granularity, setup.tokens)
-        self.register_buffer("candidates", torch.arange(setup.tokens, 0, -step).float())
-        favour = -torch.arange(len(self.candidates)).float()  # nothing leaves at first
+        counts = torch.arange(setup.tokens, 0, -min(self.config.granularity, setup.tokens))
+        self.register_buffer("candidates", counts / setup.tokens)
+        favour = -torch.arange(len(counts)).float()  # nothing leaves at first
         self.pruning, self.merging = nn.Parameter(favour.clone()), nn.Parameter(favour.clone())
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
         order = stable_topk(probe.cls.masked_fill(alive == 0, -1), tokens.count)  # the dead come last
         tokens = replace(tokens, alive=alive).keep(order)
-        left, stays = self.survival(self.pruning), self.survival(self.merging)
-        absorbed = self.absorb(tokens, (tokens.alive * left).detach(), stays.detach())
-        return replace(absorbed, alive=tokens.alive * left * stays)
+        left = tokens.alive * self.survival(self.pruning, tokens.alive)
+        stays = left * self.survival(self.merging, left)
+        return replace(self.absorb(tokens, left.detach(), stays.detach()), alive=stays)
 
-    def survival(self, logits: Tensor) -> Tensor:
-        """[N] 1 for every rank below the expected count, with the gradient of the chance to survive."""
-        chance = logits.softmax(dim=0)
-        rank = torch.arange(self.setup.tokens, device=logits.device)
-        soft = (chance * (rank[:, None] < self.candidates)).sum(dim=1)
-        hard = (rank < (chance * self.candidates).sum().round()).float()
+    def share(self, logits: Tensor) -> Tensor:
+        """The expected share that survives: a scalar."""
+        return (logits.softmax(dim=0) * self.candidates).sum()
+
+    def survival(self, logits: Tensor, alive: Tensor) -> Tensor:
+        """[B, N] 1 for the first of the living, up to the expected share; its gradient is that of the chance."""
+        living = alive.detach().sum(dim=1, keepdim=True)
+        rank = torch.arange(alive.shape[1], device=alive.device)
+        soft = ((rank / living)[:, :, None] < self.candidates).float() @ logits.softmax(dim=0)
+        hard = (rank < (self.share(logits) * living).round().clamp(min=1)).float()
         return hard + (soft - soft.detach())  # exactly 0 or 1
 
     @staticmethod
     def absorb(tokens: Tokens, alive: Tensor, stays: Tensor) -> Tokens:
         """Every token that stays becomes the mean of itself and of the living ones that merge into it."""
         directions = F.normalize(tokens.body.detach().float(), dim=-1)
-        similarity = (directions @ directions.transpose(1, 2)).masked_fill(stays == 0, float("-inf"))
+        similarity = (directions @ directions.transpose(1, 2)).masked_fill((stays == 0)[:, None, :], float("-inf"))
         number = torch.arange(tokens.count, device=tokens.x.device)
         partner = torch.where(stays > 0, number, similarity.argmax(dim=2))
         met = F.one_hot(partner, tokens.count) * (alive * tokens.size)[:, :, None]  # [B, from, to]
@@ -65,10 +69,8 @@ class RateSearch(Search):
         x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
         return replace(tokens, x=x, size=torch.where(size > 0, size, tokens.size))
 
-    def kept(self) -> Tensor:
-        return torch.minimum(
-            *((logits.softmax(dim=0) * self.candidates).sum() for logits in (self.pruning, self.merging))
-        )
+    def kept(self, arriving: Tensor) -> Tensor:
+        return arriving * self.share(self.pruning) * self.share(self.merging)
 
     def penalty(self, share: Tensor) -> Tensor:
         """Once for all blocks: the last one's."""

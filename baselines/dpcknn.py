@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from tpbench.downsampler import Downsampler, Probe, stable_topk
-from tpbench.pooling.cluster import squared_distances
+from tpbench.kernels.clustering import squared_distances
 from tpbench.registry import register
 from tpbench.tokens import Tokens, rows
 

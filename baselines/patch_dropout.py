@@ -24,4 +24,4 @@ class PatchDropout(Downsampler):
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         k, n = self.setup.k, tokens.count
         index = (2 * torch.arange(k, device=tokens.x.device) + 1) * n // (2 * k)
-        return tokens.keep(index.expand(len(tokens.x), -1))
+        return tokens.keep(index.expand(tokens.x.shape[0], -1))

@@ -34,11 +34,11 @@ class SoftExtract(Search):
         scale = nn.functional.pad(self.retention[rank], (tokens.prefix, 0), value=1.0)
         return replace(tokens, x=tokens.x * scale[:, :, None].to(tokens.x.dtype))
 
-    def kept(self) -> Tensor:
-        return self.retention.clamp(0, 1).sum()
+    def kept(self, arriving: Tensor) -> Tensor:
+        return torch.minimum(self.retention.clamp(0, 1).sum(), arriving)
 
     def penalty(self, share: Tensor) -> Tensor:  # noqa: ARG002
-        return self.config.strength * (self.setup.block + 1) * self.kept()
+        return self.config.strength * (self.setup.block + 1) * self.retention.sum()
 
 
 @register(

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tpbench import environment
+from tpbench.record import host_id
+
 torch.set_num_threads(1)
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
@@ -19,6 +22,15 @@ TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads
 
 def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """What tpbench calls the machine, in the JSON that `tox -e opbench` makes its tables from."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = environment.machine(where, host_id(config.rootpath / "results" / "opbench" / "work"))
+    about = environment.describe(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
+    machine_info["tpbench"] = {"machine": name, "environment": about, "git": environment.git()}
 
 
 def tiny(name: str = "vit_tiny_patch16_224", *, seed: int = 0, **overrides) -> nn.Module:

@@ -64,6 +64,22 @@ WRONG_REQUESTS = {
     "block out of range": (["run", "--recipe", "smoke", "--schedules", "0.5@0,9"], "out of range"),
     "K above N": (["run", "--recipe", "smoke", "--schedules", "99@0"], "only 64 arrive"),
     "K below 1": (["run", "--recipe", "smoke", "--schedules", "0.1@0,1,2"], "at least 1"),
+    "unknown setting": (["run", "--recipe", "smoke", "--methods", "wkmedoids(colour=red)"], "no such setting"),
+    "setting out of range": (["run", "--recipe", "smoke", "--methods", "wkmedoids(init=corner)"], "is not one of"),
+    "unknown site": (["run", "--recipe", "smoke", "--methods", "topk(site=start)"], "unknown site"),
+    "budget above 1": (["run", "--recipe", "smoke", "--budget", "1.5"], "outside (0, 1]"),
+    "budget too small": (
+        ["run", "--recipe", "smoke", "--methods", "topk", "--budget", "0.01"],
+        "the nearest it reaches",
+    ),
+    "latency in a profile": (
+        ["profile", "--model", "test_vit", "--method", "topk", "--schedule", "latency=0.5@1"],
+        "must be solved",
+    ),
+    "no weights": (["run", "--recipe", "smoke", "--pretrained", "nowhere.pth"], "does not exist"),
+    "hub's head": (["run", "--recipe", "smoke", "--pretrained"], "give --pretrained a file"),
+    "no search": (["search", "--method", "tome"], "has no search"),
+    "no learned file": (["run", "--recipe", "smoke", "--schedules", "learned:nowhere.json"], "cannot be read"),
     "no seeds": (["run", "--recipe", "smoke", "--seeds", "0"], "at least 1"),
     "odd time limit": (["run", "--recipe", "smoke", "--time-limit", "soon"], "such as 540s, 9m or 1.5h"),
     "no time at all": (["run", "--recipe", "smoke", "--time-limit", "0"], "such as 540s, 9m or 1.5h"),
@@ -79,6 +95,10 @@ WRONG_REQUESTS = {
     "no schedule": (["profile", "--model", "deit_tiny_patch16_224", "--method", "topk"], "needs a schedule"),
     "odd batch sizes": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1;2"], "whole numbers"),
     "batch of none": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "0"], "at least one"),
+    "no CUDA graph": (
+        ["profile", "--model", "x", "--method", "topk", "--device", "cpu", "--cuda-graph"],
+        "needs a CUDA device",
+    ),
     "no records": (["report", "nowhere"], "no records"),
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from tpbench.kernels import clustering
 from tpbench.pooling import cluster
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -243,7 +244,7 @@ def in_bf16(x, w, first, iterations):
     x = x.bfloat16()
     norm = x.square().sum(-1)
     d = (norm[:, :, None] + norm[:, None] - 2 * x @ x.transpose(1, 2)).clamp(min=0).float()
-    return torch.ops.tpbench.kmedoids_iterate(d, w.float(), first, iterations)
+    return clustering.iterate_medoids(d, w.float(), first, iterations)
 
 
 def own_cluster_forgotten(x, w, first, iterations):  # noqa: ARG001
@@ -398,10 +399,90 @@ def test_kmedoids_carries_no_gradient():
 # ---------------------------------------------------------------- both: edges, cost, errors
 
 
+# ---------------------------------------------------------------- where to start
+
+
+def outranks(w: list[float], j: int, i: int) -> bool:
+    return (w[j], -j) > (w[i], -i)
+
+
+def peaks_by_hand(x, w, k):
+    d = [[squared(a, b) for b in x] for a in x]
+    apart = [min((d[j][i] for j in range(len(x)) if outranks(w, j, i)), default=float("inf")) for i in range(len(x))]
+    gain = [float("inf") if apart[i] == float("inf") else w[i] * apart[i] for i in range(len(x))]
+    return sorted(range(len(x)), key=lambda i: (-gain[i], i))[:k]
+
+
+def farthest_by_hand(x, w, k):
+    taken = [max(range(len(x)), key=lambda i: (w[i], -i))]
+    while len(taken) < k:
+        left = [i for i in range(len(x)) if i not in taken]
+        gain = {i: w[i] * min(squared(x[i], x[j]) for j in taken) for i in left}
+        taken.append(max(left, key=lambda i: (gain[i], -i)))
+    return taken
+
+
+STARTS = {"peaks": peaks_by_hand, "farthest": farthest_by_hand}
+
+
+def start_by_hand(name: str, x: Tensor, w: Tensor, k: int) -> list[list[int]]:
+    return [STARTS[name](points, weight, k) for points, weight in zip(x.double().tolist(), w.double().tolist())]
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("name", STARTS)
+def test_starts_are_the_loops(name, kind, device):
+    """On Gaussian points, and on small integers full of duplicates and exact ties."""
+    for b, n, k in SHAPES:
+        for seed in range(6):
+            for x in (gaussian(b, n, 3, seed), integers(b, n, 2, seed).float()):
+                w = weights(kind, b, n, seed, whole=x.dtype == torch.float32)
+                given = x.to(device), w.to(device)
+                got = cluster.initial(name, given[1], k, cluster.squared_distances(given[0]))
+                want = start_by_hand(name, x, w, k)
+                assert got.tolist() == want, (b, n, k, seed)
+                for function in (cluster.kmedoids, cluster.kmeans):
+                    named, told = (function(*given, k, 2, init) for init in (name, torch.tensor(want, device=device)))
+                    assert all(torch.equal(a, b) for a, b in zip(named, told))
+
+
+def test_control_other_starts_are_others():
+    """Distances without weights, weights without distances, and either rule in place of the other."""
+    x, w = gaussian(3, 40, 3, 0), weights("random", 3, 40, 0)
+    d = cluster.squared_distances(x)
+    starts = [cluster.initial(name, score, 9, d) for name in STARTS for score in (w, torch.ones_like(w))]
+    starts += [cluster.initial("topk", w, 9), cluster.initial("grid", w, 9)]
+    chosen = [tuple(map(frozenset, first.tolist())) for first in starts]
+    assert len(set(chosen)) == len(chosen)
+
+
+@pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
+@pytest.mark.parametrize("init", ["topk", "peaks", "farthest"])
+def test_a_start_goes_by_score_where_one_is_given(function, init):
+    x, w, score = gaussian(2, 20, 4, 0), weights("random", 2, 20, 0), weights("random", 2, 20, 5)
+    first = cluster.initial(init, score, 6, cluster.squared_distances(x))
+    by_score, told, by_weight = (function(x, w, 6, 1, *how) for how in ((init, score), (first,), (init,)))
+    assert all(torch.equal(a, b) for a, b in zip(by_score, told))
+    assert not torch.equal(by_score[1], by_weight[1])  # control
+
+
+@pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
+@pytest.mark.parametrize("init", ["given", "topk", "peaks", "farthest"])
+def test_sets_are_alone_whatever_shares_the_cache(function, init, monkeypatch):
+    """In chunks of one, of two (the last is smaller) and in one piece: the same to the last bit."""
+    x, w = gaussian(5, 20, 4, 0, torch.float32), weights("random", 5, 20, 0).float()
+    init = start(5, 20, 6, 0) if init == "given" else init
+    results = []
+    for sets in (1, 2, 5):
+        monkeypatch.setattr(clustering, "CACHE_PAIRS", sets * 20 * 20)
+        results.append(function(x, w, 6, 3, init))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
 @pytest.mark.parametrize("init", cluster.INITIALISATIONS)
 @pytest.mark.parametrize(("n", "k"), [(7, 1), (7, 3), (7, 6), (7, 7), (1, 1)])
 def test_every_start_names_k_distinct_tokens(init, n, k):
-    first = cluster.initial(init, weights("random", 3, n, 0), k)
+    first = cluster.initial(init, weights("random", 3, n, 0), k, torch.zeros(3, n, n))
     assert first.shape == (3, k)
     assert all(len(set(row)) == k and min(row) >= 0 and max(row) < n for row in first.tolist())
 
@@ -492,10 +573,12 @@ def test_control_the_counter_does_not_see_cdist():
     assert counter.get_total_flops() == 0
 
 
-@pytest.mark.parametrize("name", ["kmedoids_iterate", "kmeans_iterate"])
+@pytest.mark.parametrize("name", ["kmedoids", "kmeans"])
+@pytest.mark.parametrize("init", ["given", "topk", "peaks", "farthest"])
 @pytest.mark.parametrize("iterations", [0, 3])
-def test_the_operators_fakes_agree(name, iterations):
-    pairs, first = torch.rand(2, 9, 9), start(2, 9, 4, 0)
-    operator = getattr(torch.ops.tpbench, name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operators_fakes_agree(name, init, iterations, dtype):
+    x, w, first = gaussian(2, 9, 3, 0, dtype), weights("random", 2, 9, 0).float(), start(2, 9, 4, 0)
+    arguments = (x, w, w, first if init == "given" else None, init, 4, iterations)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(operator, (pairs + pairs.mT, torch.ones(2, 9), first, iterations), test_utils=checks)
+    torch.library.opcheck(getattr(torch.ops.tpbench, name), arguments, test_utils=checks)

@@ -134,6 +134,58 @@ def test_ats_keeps_fewer_where_attention_is_concentrated():
     assert out.alive.sum(dim=1).tolist()[1] <= 3
 
 
+# ---------------------------------------------------------------- DiffRate
+
+
+def test_diffrate_prunes_the_ignored_and_merges_the_rest():
+    """Class attention sorts 1, 3, 0, 2, 4. Of three that leave 4 is pruned; 0 and 2 merge, each into the more alike."""
+    attention = torch.tensor([[0.2, 0.4, 0.1, 0.3, 0.0]])
+    body = [[1.0, 0.1], [0.0, 2.0], [0.2, 3.0], [4.0, 0.0], [9.0, 9.0]]
+    reducer = instance("diffrate", 5, 2, 2, pruned=0.34)
+    out = reducer(tokens_of(body), Probe(cls=attention))
+    assert reducer.pruned_to == 4
+    torch.testing.assert_close(out.body[0], torch.tensor([[0.1, 2.5], [2.5, 0.05]]))  # 1 with 2, 3 with 0
+    assert out.size.tolist() == [[2.0, 2.0]]
+    all_pruned = instance("diffrate", 5, 2, 2, pruned=1.0)(tokens_of(body), Probe(cls=attention))  # control
+    assert all_pruned.body[0].tolist() == [[0.0, 2.0], [4.0, 0.0]]
+    all_merged = instance("diffrate", 5, 2, 2, pruned=0.0)(tokens_of(body), Probe(cls=attention))
+    assert all_merged.size.sum().item() == 5
+
+
+# ---------------------------------------------------------------- A-ViT
+
+
+def test_avit_hides_a_token_when_its_scores_sum_to_the_threshold():
+    """sigmoid(5 x - 10): at x = 2 one half, so that a token of 2 halts at the second block; one of 4 at the first."""
+    tokens = tokens_of([[0.0], [2.0], [4.0]])
+    for want in ([1.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
+        tokens = instance("avit", 3, 2, 1)(tokens, Probe())
+        assert tokens.alive[0].tolist() == want
+        assert tokens.count == 3, "nothing is removed"
+
+
+def test_avit_is_drawn_to_its_budget_and_pays_for_the_living():
+    """All three live, two were asked for: (1 - 2/3)^2; what is left of their halting mass is pondered."""
+    reducer = instance("avit", 3, 2, 1, ponder_weight=0.5, rate_weight=2.0).train()
+    body = torch.tensor([[[9.0], [0.0], [1.0], [1.5]]], requires_grad=True)
+    out = reducer(Tokens(body, 1, torch.ones(1, 3)), Probe())
+    left = [1 - 1 / (1 + math.exp(10 - 5 * x)) for x in (0.0, 1.0, 1.5)]
+    assert out.aux["ponder"].item() == pytest.approx(0.5 * sum(left) / 3, rel=1e-4)
+    assert out.aux["keep_rate"].item() == pytest.approx(2 * (1 - 2 / 3) ** 2, rel=1e-4)
+    sum(out.aux.values()).backward()
+    assert (body.grad[0, 1:, 0] < 0).all(), "a higher score costs less"
+    assert body.grad[0, 0, 0] == 0, "the class token is nobody's to halt"
+
+
+def test_avit_saves_nothing_and_its_row_says_so():
+    model = timm.create_model("test_vit").eval()
+    whole = sum(tpbench.reduce(model, "none").macs().values())
+    reduced = tpbench.reduce(model, "avit", "0.5@1,3")
+    assert sum(reduced.macs().values()) == whole
+    assert [n for _, n in reduced.achieved] == [100, 100]
+    assert "saves nothing" in registry.catalogue()[0]["avit"].title
+
+
 # ---------------------------------------------------------------- PiToMe
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,6 +234,41 @@ def test_an_unknown_name_gets_the_nearest(ask, wrong, meant):
 def test_a_name_like_no_other_gets_the_list():
     with pytest.raises(UsageError, match=r"known: none, .*wkmedoids"):
         registry.select("qqqqqqqq")
+
+
+# ---------------------------------------------------------------- methods with settings
+
+
+def test_a_variant_is_a_method_with_settings():
+    asked = "topk, wkmedoids(init=grid, iterations=3),wkmedoids(site=end),wkmedoids(normalise=True),topk"
+    found = registry.variants(asked)
+    assert [variant.method for variant in found] == ["topk", "wkmedoids", "wkmedoids", "wkmedoids"]
+    assert found[1].settings == (("init", "grid"), ("iterations", 3))
+    assert found[3].settings == (("normalise", True),)
+    assert [str(variant) for variant in found[:3]] == [
+        "topk",
+        "wkmedoids(init=grid,iterations=3)",
+        "wkmedoids(site=end)",
+    ]
+    assert registry.variants([str(variant) for variant in found]) == found, "what is written reads back"
+    assert "init = grid, iterations = 3" in found[1].title
+    assert [v.method for v in registry.variants("all")] == [card.name for card in registry.select("all")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("topkk(a=1)", "did you mean topk"),
+        ("topk(", "expected NAME or NAME"),
+        ("topk(a=1", "expected NAME or NAME"),
+        ("topk(a)", "'a' is no SETTING=VALUE"),
+        ("topk(=1)", "is no SETTING=VALUE"),
+        ("topk(a=)", "is no SETTING=VALUE"),
+    ],
+)
+def test_a_variant_that_cannot_be_read_is_refused(text, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        registry.variants(text)
 
 
 # ---------------------------------------------------------------- reading costs nothing

@@ -18,7 +18,7 @@ from rich.console import Console
 from tpbench.errors import UsageError
 from tpbench.record import Record, read_all
 from tpbench.record import write as write_record
-from tpbench.report import columns, published, tables
+from tpbench.report import bands, columns, layout, published, tables
 from tpbench.report.frame import cells, comparison, pairs
 from tpbench.report.interval import interval
 from tpbench.report.pareto import front
@@ -26,7 +26,8 @@ from tpbench.report.write import write
 
 GOLDEN = Path(__file__).with_name("golden")
 MACHINE = "xeon-4c-ab12"
-TABLES = (f"{MACHINE}.csv", f"{MACHINE}-cells.csv", f"{MACHINE}-pairs.csv", f"{MACHINE}.md", f"{MACHINE}.tex")
+KINDS = (".csv", "-cells.csv", "-pairs.csv", ".md", "-by-macs.md", "-by-latency.md", ".tex")
+TABLES = tuple(f"{MACHINE}{kind}" for kind in KINDS)
 SCHEDULE = "0.5@0,1,2"
 REDUCED = {"blocks": [0, 1, 2], "requested": [32, 16, 8], "achieved": [32, 16, 8]}
 T1 = math.tan(0.475 * math.pi)  # the 0.975 quantile of Student's t in closed form: 12.706 with 1 degree of freedom,
@@ -277,6 +278,58 @@ def test_bold_only_where_a_method_stands_alone() -> None:
         frame = comparison(cells(records))
         assert tables.markdown(frame).count("**") == 2 * bold
         assert tables.latex(frame).count("\\textbf") == bold
+
+
+# ------------------------------------------------------------------------------------------ grouped by cost
+
+
+def at(method: str, top1: float, macs: float, time: float, schedule: str = SCHEDULE) -> Record:
+    """A record that costs these shares of the unreduced model."""
+    record = measured(method, 0, top1, schedule, macs)
+    unreduced = record.latency["32"]["unreduced"]
+    return replace(record, latency={"32": {"reduced": [time * t for t in unreduced], "unreduced": unreduced}})
+
+
+def test_a_winner_by_macs_that_loses_by_latency_is_seen() -> None:
+    """Equal MACs: a is better than b. But a takes 70 % of the time, where c is better than it, and b 50 %."""
+    records = [measured("none", 0, 98, share=1.0), at("a", 95, 0.504, 0.7), at("b", 94, 0.497, 0.5)]
+    frame = comparison(cells([*records, at("c", 96, 0.8, 0.72), at("a", 80, 0.3, 0.5, "0.3@0")]))
+    by_macs = {title: [(row["method"], row["places"]) for row in rows] for title, rows in bands.banded(frame, "macs")}
+    assert list(by_macs) == [f"{low}% to {low + 10}% of the unreduced model's multiply-adds" for low in (25, 45, 75)]
+    half = by_macs["45% to 55% of the unreduced model's multiply-adds"]
+    assert half == [("a", {"macs": (1, 2), "latency": (2, 2)}), ("b", {"macs": (2, 2), "latency": (1, 2)})]
+    by_time = {title[:3]: [row["method"] for row in rows] for title, rows in bands.banded(frame, "latency")}
+    assert by_time == {"45%": ["b", "a"], "65%": ["c", "a"]}
+    text = tables.grouped(frame, "macs")
+    assert "| a | 0.5@0,1,2 | 32,16,8 | 50.4 | 70.0 | 85.00 | 95.00 | 1 of 2 | 2 of 2 |" in text
+
+
+def test_a_method_stands_in_a_band_once_by_its_best_row() -> None:
+    records = [at("a", 95, 0.5, 0.5), at("a", 96, 0.52, 0.5, "macs=0.52@0"), at("b", 95.5, 0.5, 0.5)]
+    ((_, rows),) = bands.banded(comparison(cells(records)), "macs")
+    assert [(row["method"], row["schedule"], row["places"]["macs"]) for row in rows] == [
+        ("a", "macs=0.52@0", (1, 2)),
+        ("b", SCHEDULE, (2, 2)),
+    ]
+
+
+def test_living_tokens_are_shown() -> None:
+    live = measured("ats", 0, 93, count="at_most", tokens=REDUCED | {"live": [30.04, 15.5, 7.25]})
+    other = replace(live, seed=1, tokens=REDUCED | {"live": [31.0, 15.5, 7.75]})
+    row = compared([live, other])["ats", SCHEDULE]
+    assert row["tokens_live"] == "30.5,15.5,7.5"
+    assert layout.tokens(row) == "32,16,8 (30.5,15.5,7.5 live)"
+    masked = replace(live, count="masked", tokens={"requested": [32], "achieved": [64], "live": [40.0]})
+    assert layout.tokens(compared([masked])["ats", SCHEDULE]) == "all of 32 (40.0 live)"
+    assert "live" not in layout.tokens(compared([measured("tome", 0, 96)])["tome", SCHEDULE])
+
+
+def test_off_the_shelf_alone_still_ranks_rows() -> None:
+    """Without fine-tuning the most accurate off the shelf stands first."""
+    bare = [replace(measured(m, 0, t), metrics={"off_the_shelf_top1": t / 100}) for m, t in (("a", 80), ("b", 90))]
+    frame = comparison(cells(bare))
+    assert list(frame["method"]) == ["b", "a"]
+    assert [row["method"] for _, rows in bands.banded(frame, "macs") for row in rows] == ["b", "a"]
 
 
 # ------------------------------------------------------------------------------------------ holes, refusals

@@ -240,4 +240,11 @@ def reduced(recipe: Recipe, model: torch.nn.Module, variant: Variant, schedule: 
 def build_base(recipe: Recipe, seed: int) -> torch.nn.Module:
     """The recipe's unreduced timm model with the seed's first weights."""
     torch.manual_seed(seed)
+    if recipe.pretrained is True and not recipe.finetune.epochs:
+        own = recipe.model_args.get("num_classes", vit.hub_classes(recipe.model))
+        if own != vit.hub_classes(recipe.model):
+            raise UsageError(
+                f"the hub's weights of {recipe.model} are for {vit.hub_classes(recipe.model)} classes, recipe"
+                f" {recipe.name} has {own}: without training the head would be random; give --pretrained a file"
+            )
     return vit.create(recipe.model, recipe.model_args, recipe.pretrained, recipe.sincos)

@@ -1,4 +1,4 @@
-"""The command line: run, profile, report, claims, list. Few flags; everything else is a line of the recipe.
+"""The command line: run, profile, export, report, claims, list. Few flags; the rest is a line of the recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
 run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.
@@ -79,7 +79,9 @@ def parser() -> Parser:
     text = "train, evaluate and measure methods x schedules x seeds, and write the tables"
     run = _verb(verbs, "run", do_run, text, "tpbench run --recipe smoke --methods wkmedoids,topk")
     run.add_argument(
-        "--recipe", default="digits", help="digits (default), smoke, cifar10, cifar10-cpu, ... or a .py file"
+        "--recipe",
+        default="digits",
+        help="digits (default), smoke, ablations, cifar10-cpu, cifar10, another packaged name, or a .py file",
     )
     run.add_argument(
         "--methods",
@@ -99,6 +101,13 @@ def parser() -> Parser:
         "--budget-latency",
         metavar="SHARES",
         help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
+    )
+    run.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="timm's pretrained weights from the hub, or those in FILE, and no training: every method off the shelf",
     )
     run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
@@ -133,7 +142,10 @@ def parser() -> Parser:
     profile.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     profile.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     profile.add_argument(
-        "--compile", action="store_true", help="torch.compile both models; the faster unreduced one is the reference"
+        "--compile", action="store_true", help="torch.compile both models; the fastest unreduced one is the reference"
+    )
+    profile.add_argument(
+        "--cuda-graph", action="store_true", help="record both models as CUDA graphs and replay them (small batches)"
     )
     profile.add_argument(
         "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
@@ -151,9 +163,21 @@ def parser() -> Parser:
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
     )
 
+    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
+    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
+    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
+    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
+    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
+    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
+
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+    report.add_argument(
+        "--by",
+        choices=("schedule", "macs", "latency"),
+        help="print the rows too, grouped by schedule, or by the MACs or the time that they take",
+    )
 
     text = "the paper's eight claims against the records of results folders"
     claims = _verb(verbs, "claims", do_claims, text, "tpbench claims results/cifar10 results/cifar10-w128")
@@ -198,6 +222,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     recipe = recipes.load(arguments.recipe)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)
+    recipe = recipe.untrained(arguments.pretrained) if arguments.pretrained else recipe
     variants = registry.variants(arguments.methods or ",".join(recipe.methods))
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
@@ -292,6 +317,7 @@ def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
 
 def do_profile(arguments: argparse.Namespace) -> int:
     from tpbench.measure import profile
+    from tpbench.measure.modes import Mode
 
     sizes = _batch_sizes(arguments.batch_sizes)
     if arguments.repeats < 1:
@@ -305,7 +331,7 @@ def do_profile(arguments: argparse.Namespace) -> int:
         site=arguments.site,
         dtype=arguments.dtype,
         device=arguments.device,
-        compiled=arguments.compile,
+        mode=Mode(arguments.compile, arguments.cuda_graph),
         trace=arguments.trace,
     )
     if arguments.json:
@@ -319,11 +345,31 @@ def do_profile(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def do_report(arguments: argparse.Namespace) -> int:
-    from tpbench.report import write
+def do_export(arguments: argparse.Namespace) -> int:
+    from tpbench import registry
 
-    for path in write.write(arguments.folder):
+    cards = registry.select(arguments.methods)
+
+    from tpbench.measure import export
+    from tpbench.report import exported
+
+    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
         print(path)
+    return DONE
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    from tpbench.report import frame, terminal, write
+
+    paths = write.write(arguments.folder)
+    if arguments.by is None:
+        print(*paths, sep="\n")
+        return DONE
+    from rich.console import Console
+
+    from tpbench.record import read_all
+
+    terminal.show(frame.comparison(frame.cells(read_all(arguments.folder))), Console(), arguments.by)
     return DONE
 
 

@@ -154,8 +154,8 @@ class Search(Downsampler):
 
     masks = True
 
-    def kept(self) -> Tensor:
-        """Tokens to keep behind this block as learned so far: a scalar in [0, N], differentiable."""
+    def kept(self, arriving: Tensor) -> Tensor:
+        """Tokens to keep of those that arrive, as learned so far: scalars, not whole numbers; differentiable."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it has learned")
 
     def penalty(self, share: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
         "dtype": str(chosen).removeprefix("torch."),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
     }
 
 
@@ -97,7 +97,7 @@ def git() -> dict[str, Any]:
     return {} if commit is None else {"commit": commit, "changed": bool(changed)}
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -110,7 +110,7 @@ class Recipe:
     schedules: tuple[str, ...]
     methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
+    pretrained: bool | str = False  # timm's weights from the hub, or those in a file; then the base needs no epochs
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
     site: str = "mid"  # mid | end: where in the named blocks every method reduces
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by method
@@ -119,6 +119,11 @@ class Recipe:
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
     workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
     measure: Measure = Measure()
+
+    def untrained(self, pretrained: bool | str) -> Recipe:
+        """The same with pretrained weights and without any training: every method off the shelf."""
+        base, finetune = replace(self.base, epochs=0), replace(self.finetune, epochs=0)
+        return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune)
 
     @property
     def digest(self) -> str:

@@ -33,6 +33,7 @@ class Record:
     depends on the image "live": the mean tokens that are no padding.
     macs: {"total", "unreduced", "reducers", "closed_form", "layers": [{"name", "macs"}]}, per image.
     latency: batch size -> {"reduced": [seconds], "unreduced": [seconds]}, raw samples taken in turns.
+    unreduced_mode: batch size -> the mode in which the unreduced model was fastest ("eager", "compiled", ...).
     """
 
     recipe: str
@@ -53,6 +54,7 @@ class Record:
     macs: dict[str, Any] = field(default_factory=dict)
     layers_seconds: dict[str, float] = field(default_factory=dict)
     latency: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    unreduced_mode: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)  # images, epochs, seconds, loss per epoch
     evaluation: dict[str, int] = field(default_factory=dict)  # images

@@ -7,7 +7,7 @@ by `--schedules learned:FILE`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -51,8 +51,8 @@ def search(bench: Bench, method: str, seed: int, tell: Callable[[str], None]) ->
         regulariser=lambda: penalty(model),
         progress=lambda epoch, loss: tell(f"epoch {epoch + 1}, loss {loss:.3f}"),
     )
-    kept = [block.kept().item() for block in model.reducers]
-    counts = falling(kept, patches)
+    kept = [k.item() for k in leaving(model)]
+    counts = [max(1, int(k)) for k in kept]
     if counts[-1] == patches:
         raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
     path = bench.out / "learned" / f"{method}_seed{seed}.json"
@@ -76,17 +76,18 @@ def searching(method: str) -> type[Search]:
     return cls
 
 
+def leaving(model: vit.TokenViT) -> list[Tensor]:
+    """Tokens that leave every block as learned so far; they never rise from block to block."""
+    n = torch.tensor(float(model.patch_embed.num_patches), device=next(model.parameters()).device)
+    return list(accumulate((block.kept for block in model.reducers), lambda k, kept: kept(k), initial=n))[1:]
+
+
 def penalty(model: vit.TokenViT) -> Tensor:
     """The blocks' terms of the loss, told what share of the unreduced model's MACs they ask for together."""
-    kept = [block.kept() for block in model.reducers]
-    whole = model.macs_leaving([torch.full_like(k, float(model.patch_embed.num_patches)) for k in kept])
-    share = model.macs_leaving(kept) / whole
+    kept = leaving(model)
+    whole = torch.full_like(kept[0], model.patch_embed.num_patches)
+    share = model.macs_leaving(kept) / model.macs_leaving([whole] * len(kept))
     return sum(block.penalty(share) for block in model.reducers)
-
-
-def falling(kept: Sequence[float], patches: int) -> list[int]:
-    """Whole counts that never rise from block to block, at least 1 each."""
-    return list(accumulate((min(patches, max(1, int(k))) for k in kept), min))
 
 
 def judged(bench: Bench, method: str, seed: int, path: Path) -> dict[str, float]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import timm
 import torch
 from timm.layers import Attention, build_sincos2d_pos_embed
-from timm.models import checkpoint
+from timm.models import checkpoint, load_checkpoint
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from tpbench import budget, registry
@@ -62,22 +63,42 @@ def reduce(
     return TokenViT.around(model, reducers, requested, site)
 
 
-def create(name: str, args: dict[str, Any], pretrained: bool = False, sincos: float | None = None) -> VisionTransformer:
+def create(
+    name: str, args: dict[str, Any], pretrained: bool | str = False, sincos: float | None = None
+) -> VisionTransformer:
     """A timm model by name; an unknown one is refused with the nearest names.
 
-    sincos is the temperature of a 2-D sine-cosine start of the learned position embedding.
+    pretrained: timm's weights from the hub (True), or those of a file by its path, which must hold every weight of the
+    model; timm fits the position embedding to another patch grid. sincos is the temperature of a 2-D sine-cosine start
+    of the learned position embedding. Raises UsageError where weights cannot be had or do not fit.
     """
     if not timm.is_model(name):
         raise UsageError(
             f"unknown model {name!r}; {registry.nearest(name, timm.list_models(module='vision_transformer'))}"
         )
-    model = timm.create_model(name, pretrained=pretrained, **args)
+    if isinstance(pretrained, str) and not Path(pretrained).is_file():
+        raise UsageError(f"the file of pretrained weights {pretrained} does not exist")
+    try:
+        model = timm.create_model(name, pretrained=pretrained is True, **args)
+        if isinstance(pretrained, str):
+            load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn)
+    except Exception as error:
+        if not pretrained:
+            raise
+        where = "from the hub" if pretrained is True else f"in {pretrained}"
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"the pretrained weights of {name} {where} cannot be loaded: {why}") from error
     if sincos is not None:
         table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)
         with torch.no_grad():
             model.pos_embed.zero_()
             model.pos_embed[0, -len(table) :] = table.to(model.pos_embed)
     return model
+
+
+def hub_classes(name: str) -> int:
+    """For how many classes the hub's weights of a timm model are; for another number timm makes a new head."""
+    return timm.get_pretrained_cfg(name).num_classes
 
 
 def macs_share(
@@ -340,16 +361,13 @@ class TokenViT(VisionTransformer):
         return macs | {"head": self.head_macs()}
 
     def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
-        """Multiply-adds per image when counts[i] tokens, any real number, leave block i; differentiable.
+        """Multiply-adds per image when counts[i] body tokens, any real number, leave block i; differentiable.
 
-        No block lets more leave than arrive. What reducing itself costs is left out: K is not known to cost any.
+        What reducing itself costs is left out.
         """
-        n = torch.as_tensor(float(self.patch_embed.num_patches), device=counts[0].device)
-        total = n * self.patch_embed.proj.weight.numel() + self.head_macs()
-        for block, count in zip(self.blocks, counts, strict=True):
-            after = torch.minimum(count, n)
-            total, n = total + sum(block.macs(n, after)), after
-        return total
+        arriving = (torch.full_like(counts[0], self.patch_embed.num_patches), *counts)
+        macs = (sum(block.macs(n, after)) for block, n, after in zip(self.blocks, arriving, counts))
+        return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + self.head_macs()
 
     def head_macs(self) -> int:
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]

@@ -9,12 +9,14 @@ both in one pass, a few images at a time so that the scores stay in the cache an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-CACHE_SCORES = 2**18  # scores at a time on a CPU: 1 MiB of float32
+CACHE_SCORES = 2**17  # scores at a time on a CPU: half a MiB of float32, one image of a common model
 DEVICE_SCORES = 2**28  # scores at a time elsewhere: 1 GiB of float32
 
 
@@ -63,8 +65,8 @@ def receive(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Te
     """Attention received [B, N] and its diagonal [B, N], from the scores alone."""
     batch, _, n, _ = q.shape
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
-    for part in _chunks(q):
-        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale)
+    for part, room in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
         _column_sums(attention, received[part], own[part])
     return received, own
 
@@ -77,22 +79,37 @@ def attend_and_receive(
     batch, heads, n, _ = q.shape
     out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
-    for part in _chunks(q):
-        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale)
-        out[part] = attention @ v[part]
+    heads_room = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
+    for part, room in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
+        product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=heads_room[: len(attention) * heads])
+        out[part] = product.view(-1, heads, n, v.shape[-1])
         _column_sums(attention, received[part], own[part])
     return out, received, own
 
 
-def _chunks(q: Tensor) -> list[slice]:
+def _images(q: Tensor) -> int:
+    """How many images at a time: on a CPU, as many as have scores that stay in the cache."""
+    _, heads, n, _ = q.shape
+    return max(1, (CACHE_SCORES if q.device.type == "cpu" else DEVICE_SCORES) // (heads * n * n))
+
+
+def _chunks(q: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Images at a time, and the one room [b, H, N, N] that the scores of each chunk may use.
+
+    A fresh room for every chunk costs a CPU more than everything else that is done beside the two products.
+    """
     batch, heads, n, _ = q.shape
-    step = max(1, (CACHE_SCORES if q.device.type == "cpu" else DEVICE_SCORES) // (heads * n * n))
-    return [slice(start, start + step) for start in range(0, batch, step)]
+    step = _images(q)
+    room = q.new_empty(min(step, batch), heads, n, n)
+    for start in range(0, batch, step):
+        yield slice(start, start + step), room[: batch - start]
 
 
-def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    scores = (q * scale) @ k.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(dim=-1)
+def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, room: Tensor) -> Tensor:
+    flat = room.flatten(0, 1)
+    torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale, out=flat)
+    return torch.softmax(room if bias is None else room.add_(bias), dim=-1, out=room)
 
 
 def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tpbench import vit
 from tpbench.measure import flops, latency, memory
+from tpbench.measure.modes import Mode, compare
 from tpbench.recipe import Measure
 from tpbench.record import Record
 from tpbench.tokens import Tokens
@@ -21,13 +22,10 @@ def measure(
 
     images [B, C, H, W] of the data set: they show how many tokens live in methods whose count depends on the image.
     """
-    largest = max(how.batch_sizes)
     record.tokens, record.macs = token_counts(model, images), macs(model, base)
-    candidates = {"eager": base} | ({"compiled": torch.compile(base)} if how.compile else {})
-    fastest = candidates[latency.fastest(candidates, largest, dtype=dtype)]
-    timed = torch.compile(model) if how.compile else model
-    record.latency = latency.compare(timed, fastest, how.batch_sizes, how.repeats, how.warmup, dtype=dtype)
-    noise = latency.random_images(model, largest)
+    mode, sampling = Mode(compiled=how.compile), (how.batch_sizes, how.repeats, how.warmup, dtype)
+    record.latency, record.unreduced_mode = compare(model, base, mode, *sampling)
+    noise = latency.random_images(model, max(how.batch_sizes))
     record.layers_seconds = latency.layers(model, noise, how.repeats, how.warmup, dtype)
     for name, network in (("reduced", model), ("unreduced", base)):
         call = latency.forward_call(network, noise, dtype)

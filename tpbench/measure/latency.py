@@ -29,28 +29,6 @@ def interleaved(
     return samples
 
 
-def compare(
-    reduced: nn.Module, unreduced: nn.Module, batch_sizes: tuple[int, ...], repeats: int, warmup: int, **how: object
-) -> dict[str, dict[str, list[float]]]:
-    """Batch size -> seconds of a reduced and of the unreduced model, in turns. `how` as for `forward_call`."""
-    result = {}
-    for batch in batch_sizes:
-        images = random_images(reduced, batch)
-        calls = {"reduced": forward_call(reduced, images, **how), "unreduced": forward_call(unreduced, images, **how)}
-        result[str(batch)] = interleaved(calls, repeats, warmup, images.device)
-    return result
-
-
-def fastest(models: Mapping[str, nn.Module], batch: int, **how: object) -> str:
-    """The name of the model that is fastest at a batch size, by the median of ten samples each, in turns."""
-    if len(models) == 1:
-        return next(iter(models))
-    images = random_images(next(iter(models.values())), batch)
-    calls = {name: forward_call(model, images, **how) for name, model in models.items()}
-    samples = interleaved(calls, 10, 3, images.device)
-    return min(samples, key=lambda name: median(samples[name]))
-
-
 def forward_call(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
     """One inference of `images` in evaluation mode; a lower dtype runs under autocast, as in training."""
     model.eval()

@@ -3,25 +3,35 @@
 Both minimise   sum_i w_i min_j |x_i - c_j|^2   (Marin et al., WACV 2023: the weighted K-Means objective, an
 asymmetric Chamfer divergence from tokens to centres); K-Medoids keeps every c_j among the x_i.
 Shapes: B sets, N tokens, K clusters, C width. Distances are squared, computed in float32 (float64 stays float64)
-from a matrix product, so that counters see them; everything else is batched index arithmetic, with no loop over B
-or K and nothing larger than [B, N, N]. Ties go to the lowest token index, and between centres to the first.
-The iterations are custom operators with a FLOP formula: T N^2 multiply-adds for T iterations, executed or not.
+from a matrix product, once for the start and all iterations; everything else is batched index arithmetic, with no
+loop over B or K and nothing larger than [B, N, N]. Ties go to the lowest token index, and between centres to the
+first. The steps themselves, and what runs in their place on a GPU, are in `tpbench.kernels.clustering`.
 """
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from tpbench.downsampler import stable_topk
-from tpbench.tokens import rows, segment_sum
+from tpbench.kernels import clustering
+from tpbench.kernels.clustering import squared_distances
+from tpbench.tokens import rows
 
-INITIALISATIONS = ("topk", "grid", "random")
+__all__ = ["INITIALISATIONS", "Initialisation", "initial", "kmeans", "kmedoids", "objective", "squared_distances"]
+
+Initialisation = Literal["topk", "peaks", "farthest", "grid", "random"]
+INITIALISATIONS = get_args(Initialisation)
 
 
 def kmedoids(
-    x: Tensor, weight: Tensor, k: int, iterations: int = 5, init: str | Tensor = "topk"
+    x: Tensor,
+    weight: Tensor,
+    k: int,
+    iterations: int = 5,
+    init: Initialisation | Tensor = "topk",
+    score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted K-Medoids by alternation (Voronoi iteration).
 
@@ -29,18 +39,22 @@ def kmedoids(
     [0, K). One iteration assigns every token to its nearest medoid, then makes the member i of every cluster with the
     least sum_j w_j |x_i - x_j|^2 over the members j its medoid. The assignment returned belongs to the medoids
     returned; a medoid always belongs to its own cluster, so that no cluster is empty.
-    init: a name (see `initial`) or token indices [B, K]. Raises ValueError for shapes that do not fit or K outside
-    1..N. NaN tokens give indices in range and nothing else.
+    init: a name (see `initial`) or token indices [B, K]; score [B, N] is what named starts go by, the weight unless
+    given. Raises ValueError for shapes that do not fit or K outside 1..N. NaN tokens give indices in range and
+    nothing else.
     """
-    _check(x, weight, k, init)
+    _check(x, weight, k, init, score)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        distance = squared_distances(x)
-        first = init if isinstance(init, Tensor) else initial(init, weight, k)
-        return torch.ops.tpbench.kmedoids_iterate(distance, weight.to(distance.dtype), first, iterations)
+        return torch.ops.tpbench.kmedoids(x, weight, *_start(init, weight, k, score), k, iterations)
 
 
 def kmeans(
-    x: Tensor, weight: Tensor, k: int, iterations: int = 5, init: str | Tensor = "topk"
+    x: Tensor,
+    weight: Tensor,
+    k: int,
+    iterations: int = 5,
+    init: Initialisation | Tensor = "topk",
+    score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted K-Means (Lloyd's iteration).
 
@@ -52,27 +66,32 @@ def kmeans(
     A centre is a combination of tokens, c_k = sum_i a_ki x_i, so after one [N, N] matrix of inner products an
     iteration costs N^2 instead of N K C: the same iterates, from fewer operations.
     """
-    _check(x, weight, k, init)
+    _check(x, weight, k, init, score)
     with torch.autocast(x.device.type, enabled=False):
         with torch.no_grad():
-            first = init if isinstance(init, Tensor) else initial(init, weight, k)
-            products = inner_products(x)
-            share, assignment = torch.ops.tpbench.kmeans_iterate(products, weight.to(products.dtype), first, iterations)
+            share, assignment = torch.ops.tpbench.kmeans(x, weight, *_start(init, weight, k, score), k, iterations)
         return torch.bmm(share, x.to(share.dtype)).to(x.dtype), assignment
 
 
-def initial(name: str, weight: Tensor, k: int) -> Tensor:
-    """Token indices [B, K] to start from.
+def initial(name: Initialisation, score: Tensor, k: int, distance: Tensor | None = None) -> Tensor:
+    """Token indices [B, K] to start from, by score [B, N]; peaks and farthest need the squared distances [B, N, N].
 
-    topk: the K heaviest (the likely choice of Marin et al.); grid: evenly spaced in token order; random: K at random.
+    topk: the K heaviest (the likely choice of Marin et al.); peaks: the K largest products of a token's score and
+    its squared distance to the nearest heavier token; farthest: from the heaviest on, always the token with the
+    largest product of its score and its squared distance to those taken; grid: evenly spaced in token order;
+    random: K at random.
     """
-    batch, n = weight.shape
+    batch, n = score.shape
     if name == "topk":
-        return stable_topk(weight, k)
+        return clustering.heaviest(score, k)
+    if name == "peaks":
+        return clustering.peaks(distance, score.to(distance.dtype), k)
+    if name == "farthest":
+        return clustering.farthest(distance, score.to(distance.dtype), k)
     if name == "grid":
-        return ((2 * torch.arange(k, device=weight.device) + 1) * n // (2 * k)).expand(batch, k)
+        return ((2 * torch.arange(k, device=score.device) + 1) * n // (2 * k)).expand(batch, k)
     if name == "random":
-        return torch.rand(batch, n, device=weight.device).argsort(dim=1)[:, :k]
+        return torch.rand(batch, n, device=score.device).argsort(dim=1)[:, :k]
     raise ValueError(f"unknown initialisation {name!r}; known: {', '.join(INITIALISATIONS)}")
 
 
@@ -83,118 +102,24 @@ def objective(x: Tensor, weight: Tensor, centres: Tensor, assignment: Tensor) ->
     return (weight.to(exact) * off.square().sum(-1)).sum(-1)
 
 
-def inner_products(x: Tensor) -> Tensor:
-    """Inner products of the tokens about their mean: [B, N, N] float32 (float64 for float64).
+def _start(
+    init: Initialisation | Tensor, weight: Tensor, k: int, score: Tensor | None
+) -> tuple[Tensor, Tensor | None, str]:
+    """Score, tokens to start from and name of the start, as the operators take them.
 
-    Taking the mean off removes most of the cancellation in |a|^2 + |b|^2 - 2ab. It is rounded to a 128th of the
-    largest value's power of two, so that small integers stay exact and ties between them stay ties.
+    What goes by score is left to them: they hold the distances, and a fused way to choose.
     """
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    largest = exact.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    step = largest.log2().ceil().exp2() / 128
-    exact = exact - (exact.mean(1, keepdim=True) / step).round() * step
-    return torch.bmm(exact, exact.transpose(1, 2))
+    score = weight if score is None else score
+    if isinstance(init, Tensor):
+        return score, init, "given"
+    by_score = init in ("topk", "peaks", "farthest")
+    return score, None if by_score else initial(init, score, k), init
 
 
-def squared_distances(x: Tensor) -> Tensor:
-    """|x_i - x_j|^2: [B, N, N] float32 (float64 for float64), symmetric to the last bit, 0 on the diagonal."""
-    products = inner_products(x)
-    norm = products.diagonal(dim1=1, dim2=2)
-    both_ways = products + products.transpose(1, 2)  # a matrix product need not be symmetric to the last bit
-    return torch.sub(norm[:, :, None] + norm[:, None, :], both_ways, out=both_ways).clamp_(min=0)
-
-
-@torch.library.custom_op("tpbench::kmedoids_iterate", mutates_args=())
-def kmedoids_iterate(distance: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """distance [B, N, N], weight [B, N], first [B, K] -> medoids [B, K], assignment [B, N]."""
-    medoids = first.clone()
-    weighted = distance * weight[:, :, None]  # [B, j, i]: what member j costs candidate i
-    for _ in range(iterations):
-        assignment = _nearest_medoid(distance, medoids)
-        cost = _cost_in_cluster(weighted, assignment, medoids.shape[1])
-        moved = _cheapest_member(cost, assignment, medoids)
-        if distance.device.type == "cpu" and torch.equal(moved, medoids):  # elsewhere the question costs a wait
-            break
-        medoids = moved
-    return medoids, _nearest_medoid(distance, medoids)
-
-
-def _nearest_medoid(distance: Tensor, medoids: Tensor) -> Tensor:
-    assignment = rows(distance, medoids).min(1).indices  # several times faster than argmin on a CPU, first wins a tie
-    own = torch.arange(medoids.shape[1], device=medoids.device).expand_as(medoids)
-    return assignment.scatter_(1, medoids, own)
-
-
-def _cost_in_cluster(weighted: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """[B, N]: what each token would cost as the medoid of its own cluster."""
-    batch, n, _ = weighted.shape
-    if weighted.device.type != "cpu":  # adding rows by index has no fixed order there
-        return weighted.masked_fill(assignment[:, :, None] != assignment[:, None, :], 0).sum(1)
-    flat = (assignment + torch.arange(batch)[:, None] * k).view(-1)
-    sums = weighted.new_zeros(batch * k, n).index_add_(0, flat, weighted.view(batch * n, n))
-    return sums.view(batch, k, n).gather(1, assignment[:, None, :])[:, 0]
-
-
-def _cheapest_member(cost: Tensor, assignment: Tensor, medoids: Tensor) -> Tensor:
-    """The cheapest member of every cluster, ties to the lowest token index: [B, K]; NaN costs keep the medoid."""
-    n = cost.shape[1]
-    least = cost.new_full(medoids.shape, float("inf")).scatter_reduce_(1, assignment, cost, "amin")
-    token = torch.arange(n, device=cost.device)
-    candidate = torch.where(cost == least.gather(1, assignment), token, n)
-    chosen = torch.full_like(medoids, n).scatter_reduce_(1, assignment, candidate, "amin")
-    return torch.where(chosen < n, chosen, medoids)
-
-
-@torch.library.custom_op("tpbench::kmeans_iterate", mutates_args=())
-def kmeans_iterate(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """products [B, N, N], weight [B, N], first [B, K] -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
-    batch, n, _ = products.shape
-    k = first.shape[1]
-    share = products.new_zeros(batch, k, n).scatter_(2, first[:, :, None], 1)
-    inner = rows(products, first)  # [B, K, N]: c_k . x_i
-    norm = inner.gather(2, first[:, :, None])  # [B, K, 1]: |c_k|^2
-    for _ in range(iterations):
-        assignment = (norm - 2 * inner).min(1).indices
-        total = segment_sum(weight, assignment, k)
-        part = weight / total.gather(1, assignment)
-        heavy = (total > 0)[:, :, None]
-        moved = products.new_zeros(batch, k, n).scatter_(1, assignment[:, None, :], part[:, None, :])
-        share = torch.where(heavy, moved, share)
-        inner = torch.where(heavy, _weighted_rows(products, part, assignment, moved), inner)
-        norm = (share * inner).sum(2, keepdim=True)
-    return share, (norm - 2 * inner).min(1).indices
-
-
-def _weighted_rows(products: Tensor, part: Tensor, assignment: Tensor, share: Tensor) -> Tensor:
-    """share @ products, from the one non-zero share of every token: [B, K, N]."""
-    batch, k, n = share.shape
-    if products.device.type != "cpu":  # adding rows by index has no fixed order there
-        return torch.bmm(share, products)
-    flat = (assignment + torch.arange(batch)[:, None] * k).view(-1)
-    weighted = (products * part[:, :, None]).view(batch * n, n)
-    return products.new_zeros(batch * k, n).index_add_(0, flat, weighted).view(batch, k, n)
-
-
-@kmedoids_iterate.register_fake
-def _(distance: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return torch.empty_like(first), first.new_empty(weight.shape)
-
-
-@kmeans_iterate.register_fake
-def _(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return products.new_empty(first.shape[0], first.shape[1], products.shape[2]), first.new_empty(weight.shape)
-
-
-@register_flop_formula([torch.ops.tpbench.kmedoids_iterate, torch.ops.tpbench.kmeans_iterate])
-def _iterate_flops(pairs: tuple[int, int, int], weight, first, iterations: int, *args, **kwargs) -> int:  # noqa: ARG001
-    """One multiply-add for every ordered pair of tokens and iteration."""
-    batch, n, _ = pairs
-    return 2 * batch * iterations * n * n
-
-
-def _check(x: Tensor, weight: Tensor, k: int, init: str | Tensor) -> None:
-    if x.dim() != 3 or weight.shape != x.shape[:2]:
-        raise ValueError(f"x must be [B, N, C] and weight [B, N]; got {list(x.shape)} and {list(weight.shape)}")
+def _check(x: Tensor, weight: Tensor, k: int, init: str | Tensor, score: Tensor | None) -> None:
+    shapes = [list(x.shape), list(weight.shape), list(weight.shape if score is None else score.shape)]
+    if x.dim() != 3 or any(shape != shapes[0][:2] for shape in shapes[1:]):
+        raise ValueError(f"x must be [B, N, C], weight and score [B, N]; got {', '.join(map(str, shapes))}")
     if not 1 <= k <= x.shape[1]:
         raise ValueError(f"k must be between 1 and the {x.shape[1]} tokens; got {k}")
     if isinstance(init, Tensor) and init.shape != (x.shape[0], k):

@@ -30,7 +30,7 @@ def recipe() -> Recipe:
         finetune=Optim(epochs=2, lr=5e-4),
         search={
             "topk": Search(Optim(epochs=5, lr=1e-2), backbone_lr_scale=0.05, knobs={"strength": 2e-3}),
-            "diffrate": Search(Optim(epochs=3, lr=5e-2), knobs={"target": 0.5}),
+            "diffrate": Search(Optim(epochs=3, lr=0.2), knobs={"target": 0.5}),
         },
         schedules=("0.7@0,1,2", "0.5@0,1,2", "0.3@0,1,2"),
         seeds=2,

@@ -13,7 +13,8 @@ MEANINGS = {
     "title": "the method's name in words",
     "unreduced": "True for the base: the model that keeps every token",
     "site": "where in a block the method reduces: mid (before the MLP) or end",
-    "count": "exact: the requested tokens are met; at_most: fewer may be kept",
+    "count": "exact: the requested tokens are met; at_most: fewer may be kept; masked: none is removed, about as many "
+    "as requested live",
     "rank": "1 + the number of methods of the schedule whose fine-tuned top-1 minus this one's has a paired "
     "interval wholly above zero. Methods that do not separate share a rank; blank below 2 seeds",
     "stands_alone": "True where the method separates upwards from every other method of its schedule",
@@ -21,6 +22,7 @@ MEANINGS = {
     "seeds_expected": "seeds met anywhere on this machine",
     "tokens_requested": "body tokens after each reducing block; a-b is a range over seeds",
     "tokens_achieved": "the same, as counted in the running model",
+    "tokens_live": "those of them that are no padding and not hidden, mean over images and seeds; blank where all live",
     "gmacs": "1e9 multiply-adds per image, the reducer included",
     "macs_share": "share of the unreduced model's multiply-adds, 1 is all",
     "reducer_share": "share of the method's own multiply-adds that goes into reducing",

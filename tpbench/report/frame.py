@@ -73,6 +73,7 @@ def _sizes(record: Record) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name in ("requested", "achieved"):
         row[f"tokens_{name}"] = _listed(record.tokens.get(name, ()))
+    row["tokens_live"] = _listed(record.tokens.get("live", ()))
     for name in ("total", "unreduced", "reducers", "closed_form"):
         row[f"macs_{name}"] = record.macs.get(name, nan)
     for name in ("reduced", "unreduced"):
@@ -160,6 +161,7 @@ def _cost(group: pd.DataFrame) -> dict[str, Any]:
     return {
         "tokens_requested": _spans(group["tokens_requested"]),
         "tokens_achieved": _spans(group["tokens_achieved"]),
+        "tokens_live": _means(group["tokens_live"]),
         "gmacs": _mean(group, "macs_total") / GIGA,
         "macs_share": share,
         "reducer_share": _mean(group, "macs_reducers", over="macs_total"),
@@ -182,6 +184,12 @@ def _spans(texts: Iterable[str]) -> str:
         return " or ".join(dict.fromkeys(_listed(counts) for counts in lists))
     limits = [(min(counts), max(counts)) for counts in zip(*lists)]
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in limits)
+
+
+def _means(texts: Iterable[str]) -> str:
+    """Mean token counts over seeds, to a tenth: "45.1,30.8"."""
+    lists = [[float(count) for count in text.split(",")] for text in texts if text]
+    return ",".join(f"{sum(counts) / len(counts):.1f}" for counts in zip(*lists))
 
 
 def _accuracy(group: pd.DataFrame, base: pd.Series) -> dict[str, float]:
@@ -258,6 +266,7 @@ def _separations(pairs: pd.DataFrame) -> set[tuple[Place, Place]]:
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """Machine, base, schedules by falling mean share of MACs, then methods by falling accuracy."""
     cost = -frame.groupby(["machine", "schedule"])["macs_share"].transform("mean")
-    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-frame["fine_tuned_top1_percent"])
+    accuracy = frame["fine_tuned_top1_percent"].fillna(frame["off_the_shelf_top1_percent"])
+    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-accuracy)
     order = keys.sort_values(["machine", "reduced", "cost", "schedule", "loss", "method"]).index
     return frame.loc[order].reset_index(drop=True)

@@ -73,7 +73,7 @@ def terminal(frame: pd.DataFrame) -> list[Column]:
     batches = batch_sizes(frame)
     return [
         Column("method", "", lambda row: row["method"]),
-        Column("tokens", "", lambda row: failure(row).partition(":")[0] or _achieved(row)),
+        Column("tokens", "", lambda row: failure(row).partition(":")[0] or _shown(row)),
         Column("GMACs", "", lambda row: significant(row["gmacs"], 3)),
         Column("MACs", "%", lambda row: fixed(100 * row["macs_share"], 1)),
         Column("off the", "shelf %", lambda row: fixed(row["off_the_shelf_top1_percent"], 2)),
@@ -107,14 +107,20 @@ def plus_minus(row: Row, name: str, sign: str = "", gap: str = " ") -> str:
 
 
 def tokens(row: Row) -> str:
-    """Achieved tokens, and the request where it differs."""
+    """Achieved tokens, the request where it differs, and those alive where not all are."""
+    live = f" ({brief(row['tokens_live'])} live)" if row["tokens_live"] else ""
     if row["unreduced"] or row["tokens_achieved"] == row["tokens_requested"]:
-        return _achieved(row)
-    return f"{_achieved(row)} of {'≤' if row['count'] == 'at_most' else ''}{brief(row['tokens_requested'])}"
+        return _achieved(row) + live
+    return f"{_achieved(row)} of {'≤' if row['count'] == 'at_most' else ''}{brief(row['tokens_requested'])}{live}"
 
 
 def _achieved(row: Row) -> str:
-    return "all" if row["unreduced"] else brief(row["tokens_achieved"])
+    return "all" if row["unreduced"] or row["count"] == "masked" else brief(row["tokens_achieved"])
+
+
+def _shown(row: Row) -> str:
+    """Achieved tokens, or those alive where none is removed."""
+    return f"{brief(row['tokens_live'])} live" if row["count"] == "masked" else _achieved(row)
 
 
 def brief(counts: str) -> str:

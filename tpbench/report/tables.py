@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from tpbench.record import replace_text
+from tpbench.report import bands
 from tpbench.report.layout import NOTE, Column, Row, accuracy, cost, failure, groups, left_out, sections
 from tpbench.report.terminal import show
 
@@ -23,6 +24,7 @@ def write(folder: Path, cells: pd.DataFrame, frame: pd.DataFrame, pairs: pd.Data
         f"{machine}-cells.csv": csv(cells),
         f"{machine}-pairs.csv": csv(pairs),
         f"{machine}.md": markdown(frame),
+        **{f"{machine}-by-{name}.md": grouped(frame, name) for name in bands.axes(frame)},
         f"{machine}.tex": latex(frame),
     }
     for name, text in texts.items():
@@ -46,6 +48,15 @@ def markdown(frame: pd.DataFrame) -> str:
         lines += [f"## {schedule}", "", *_markdown_table(accuracy(), rows), *_markdown_table(cost(frame), rows)]
     partial = [f"- {_markdown_text(line)}" for line in left_out(frame)]
     return "\n".join(lines + (["Seeds left out:", "", *partial, ""] if partial else []))
+
+
+def grouped(frame: pd.DataFrame, by: str) -> str:
+    """A table for every band of cost, whatever the schedules."""
+    first, about = frame.iloc[0], " ".join(bands.__doc__.split("\n\n")[1].split())
+    lines = [f"# {first['machine']}: {first['recipe']} by {bands.axes(frame)[by].what}", "", about, ""]
+    for title, rows in bands.banded(frame, by):
+        lines += [f"## {title}", "", *_markdown_table(bands.columns(frame), rows)]
+    return "\n".join(lines)
 
 
 def _markdown_table(columns: list[Column], rows: list[Row]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tpbench.report import bands
 from tpbench.report.layout import Column, Row, sections, terminal
 
 if TYPE_CHECKING:
@@ -14,20 +15,36 @@ if TYPE_CHECKING:
 
 GAP = 2  # characters between columns
 PIPE_WIDTH = 140  # characters at least, where the output is no terminal
-DISPENSABLE = ("tokens", "GMACs", "off the", "ms at", "rank", "to base", "MACs")  # left out in this order
+DISPENSABLE = (
+    "Off the shelf",
+    "Tokens",
+    "Schedule",
+    "tokens",
+    "GMACs",
+    "off the",
+    "ms at",
+    "rank",
+    "to base",
+    "MACs",
+)  # left out in this order
 NOTE = "± is the half-width of the 95 % interval over seeds; methods that do not separate share a rank"
 
 
-def show(frame: pd.DataFrame, console: Console) -> None:
-    """Print comparisons, one table per machine and schedule. Away from a terminal the console is widened to fit."""
+def show(frame: pd.DataFrame, console: Console, by: str = "schedule") -> None:
+    """Print comparisons, one table per machine and schedule, or per band of cost.
+
+    Away from a terminal the console is widened to fit.
+    """
     for machine, own in frame.groupby("machine", sort=False):
-        widths = _widths(own.to_dict("records"), terminal(own))
+        groups = list(sections(own) if by == "schedule" else bands.banded(own, by))
+        columns = terminal(own) if by == "schedule" else bands.columns(own)
+        widths = _widths([row for _, rows in groups for row in rows], columns)
         if not console.is_terminal:
             console.width = max(console.width, PIPE_WIDTH, _total(widths))
         shown = _fitting(widths, console.width)
         _print(console, f"\n{machine}, recipe {own['recipe'].iloc[0]}\n")
-        for schedule, rows in sections(own):
-            _print(console, _table(schedule, rows, shown))
+        for title, rows in groups:
+            _print(console, _table(title, rows, shown))
             _print(console, "")
         for row in own[own["error"] != ""].to_dict("records"):
             _print(console, f"{row['method']}, {row['schedule']}: {row['error']}")
@@ -64,7 +81,7 @@ def _table(schedule: str, rows: list[Row], widths: dict[Column, int]) -> Table:
     look = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, GAP - 1, 0, 0)}
     table = Table(title=Text(schedule, style="bold"), title_justify="left", **look)
     for column, width in widths.items():
-        justify = "left" if column.head in ("method", "tokens") else "right"
+        justify = "left" if column.head.lower() in ("method", "schedule", "tokens") else "right"
         head = Text(f"{column.head}\n{column.unit}")
         table.add_column(head, justify=justify, min_width=width, no_wrap=True)
     for row in rows:

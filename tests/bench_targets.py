@@ -1,0 +1,185 @@
+"""The cases behind the speed targets that results/opbench lists: part of `tox -e opbench`.
+
+Whole models in one thread, one clustering layer, a block that also returns the attention received, and where
+clustering should start on the tokens of a trained model. The targets themselves stand in `tpbench.report.opbench`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from plain import looped_kmedoids, textbook_kmeans
+from torch import Tensor
+from turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
+
+from tpbench import data, registry, train, vit
+from tpbench.bench import build_base
+from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
+from tpbench.measure import flops, latency
+from tpbench.pooling import cluster
+from tpbench.recipe import Optim, load
+from tpbench.tokens import Tokens
+from tpbench.vit import TokenBlock
+
+torch.set_num_threads(1)
+SCHEDULE = "0.7@3,6,9"
+METHODS = [card.name for card in registry.select("all") if not card.unreduced]
+F32 = torch.float32
+
+
+class Place(NamedTuple):
+    model: str
+    batch: int
+    dtype: str
+
+
+SMALL, TINY = "deit_small_patch16_224", "deit_tiny_patch16_224"
+PLACES = [Place(name, batch, "float32") for name in (SMALL, TINY) for batch in (1, 8)]
+PLACES += [Place(SMALL, 8, "bfloat16")] if BF16 else []
+
+if ON_GPU:
+    pytest.skip("the targets here are a CPU's", allow_module_level=True)
+
+
+# ---------------------------------------------------------------- whole models
+
+
+@pytest.fixture(scope="module")
+def models(request: pytest.FixtureRequest) -> Turns:
+    """timm's own model and every method, in turns, all of them eager."""
+    name, batch, dtype = request.param
+    torch.manual_seed(0)
+    base = vit.create(name, {}).eval()
+    images, precision = latency.random_images(base, batch), getattr(torch, dtype)
+    macs = batch * flops.closed_form(vit.reduce(base, "none")).total
+    operations = {"none": Operation(latency.forward_call(base, images, precision), {"macs": macs})}
+    for method, model in reduced(base, METHODS, SCHEDULE):
+        macs = batch * flops.closed_form(model).total
+        operations[method] = Operation(latency.forward_call(model, images, precision), {"macs": macs})
+    return Turns({"kind": "model", **request.param._asdict()}, operations, 15 if batch == 1 else 5)
+
+
+@pytest.mark.parametrize("models", PLACES, indirect=True, ids=label)
+@pytest.mark.parametrize("method", ["none", *METHODS])
+def test_model(benchmark: Any, models: Turns, method: str):
+    models.report(benchmark, method)
+
+
+# ---------------------------------------------------------------- one layer
+
+
+@pytest.fixture(scope="module")
+def clustering(request: pytest.FixtureRequest) -> Turns:
+    """N=196, C=384, batch 32, K as asked: the clustering alone, and two whole reducers."""
+    k, generator = request.param, torch.Generator().manual_seed(0)
+    x, weight = torch.randn(32, 196, 384, generator=generator), torch.rand(32, 196, generator=generator)
+    tokens, probe = Tokens(x, 0, torch.ones(32, 196)), Probe(received=weight, own=weight / 196)
+    setup = Setup(0, 0, 1, 196, k, 196, 384, 6, None, 0)
+    reducers = {name: registry.method(name)(setup) for name in ("wkmedoids", "dpcknn")}
+    calls = {
+        "kmedoids": lambda: cluster.kmedoids(x, weight, k),
+        "looped kmedoids": lambda: looped_kmedoids(x, weight, k),
+        "kmeans": lambda: cluster.kmeans(x, weight, k),
+        "textbook kmeans": lambda: textbook_kmeans(x, weight, k),
+    }
+    calls |= {f"{name} reducer": lambda reducer=reducer: reducer(tokens, probe) for name, reducer in reducers.items()}
+    operations = {name: Operation(inference(call, F32), {"k": k}) for name, call in calls.items()}
+    return Turns({"kind": "clustering", "tokens": 196, "k": k, "batch": 32, "dtype": "float32"}, operations, 5)
+
+
+OPERATIONS = ["kmedoids", "looped kmedoids", "kmeans", "textbook kmeans", "wkmedoids reducer", "dpcknn reducer"]
+
+
+@pytest.mark.parametrize("clustering", [138, 69], indirect=True)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_clustering(benchmark: Any, clustering: Turns, operation: str):
+    clustering.report(benchmark, operation)
+
+
+# ---------------------------------------------------------------- a block that looks
+
+
+class Looks(Downsampler):
+    """Asks for the attention received and changes nothing."""
+
+    needs = Needs.RECEIVED
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        assert probe.received is not None
+        return tokens
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Turns:
+    """DeiT-S, 197 tokens, batch 8."""
+    torch.manual_seed(0)
+    base = vit.create(SMALL, {"depth": 1}).eval()
+    tokens = Tokens(torch.randn(8, 197, 384), 1, torch.ones(8, 196))
+    looks = Looks(Setup(0, 0, 1, 196, 196, 196, 384, 6, None))
+    plain = TokenBlock.around(base.blocks[0], None, Site.MID, 1, False)
+    seeing = TokenBlock.around(base.blocks[0], looks, Site.MID, 1, False)
+    calls = {"SDPA block": lambda: plain(tokens), "received block": lambda: seeing(tokens)}
+    operations = {name: Operation(inference(call, F32), {}) for name, call in calls.items()}
+    return Turns({"kind": "blocks", "tokens": 196, "batch": 8, "dtype": "float32"}, operations, 31, 3)
+
+
+@pytest.mark.parametrize("operation", ["SDPA block", "received block"])
+def test_block(benchmark: Any, blocks: Turns, operation: str):
+    blocks.report(benchmark, operation)
+
+
+# ---------------------------------------------------------------- where to start
+
+
+@pytest.fixture(scope="module")
+def starts() -> Turns:
+    """Weighted K-Medoids on tokens of the digits model after five epochs, from every start, 2 iterations and 5."""
+    met = trained_tokens()
+
+    def clustered(init: str, iterations: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        return [cluster.kmedoids(x, weight, k, iterations, init) for x, weight, k in met]
+
+    def loss(init: str, iterations: int) -> float:
+        found = zip(met, clustered(init, iterations))
+        return sum(
+            cluster.objective(x, weight, x.gather(1, medoids[:, :, None].expand(-1, -1, x.shape[2])), own).sum().item()
+            for (x, weight, _), (medoids, own) in found
+        )
+
+    operations = {}
+    for init in cluster.INITIALISATIONS:
+        for iterations in (2, 5):
+            facts = {"init": init, "iterations": iterations, "loss": loss(init, iterations)}
+            call = inference(lambda init=init, iterations=iterations: clustered(init, iterations), F32)
+            operations[f"{init}, {iterations} iterations"] = Operation(call, facts)
+    return Turns({"kind": "start", "batch": 32, "dtype": "float32"}, operations, 15, 3)
+
+
+@pytest.mark.parametrize("init", cluster.INITIALISATIONS)
+@pytest.mark.parametrize("iterations", [2, 5])
+def test_start(benchmark: Any, starts: Turns, init: str, iterations: int):
+    starts.report(benchmark, f"{init}, {iterations} iterations")
+
+
+def trained_tokens() -> list[tuple[Tensor, Tensor, int]]:
+    """What three reducers of a trained model meet of 32 test images: points [B, N, C], weights [B, N] and K."""
+    recipe = load("digits")
+    parts = data.load(recipe.data, torch.device("cpu"))
+    model = vit.reduce(build_base(recipe, 0), "none")
+    train.train(model, parts, Optim(epochs=5, lr=recipe.base.lr, warmup_epochs=1), seed=0)
+    base = build_base(recipe, 0)
+    base.load_state_dict(model.state_dict())
+    model, met = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval(), []
+
+    def note(reducer: Downsampler, given: tuple[Tokens, Probe]) -> None:
+        tokens, probe = given
+        met.append((tokens.body.clone(), reducer.significance(probe), reducer.setup.k))
+
+    for reducer in model.reducers:
+        reducer.register_forward_pre_hook(note)
+    with torch.inference_mode():
+        model(next(iter(parts.test.batches(32))).images)
+    return met

@@ -1,0 +1,249 @@
+"""The operation benchmarks: tables from the JSON alone, targets judged by turns, references that are what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from plain import looped_kmedoids, textbook_kmeans
+
+from tpbench.pooling import cluster
+from tpbench.report import opbench, targets
+
+ROOT = Path(__file__).parents[1]
+
+
+def cases(place: dict[str, Any], **operations: dict[str, Any]) -> list[dict[str, Any]]:
+    """pytest-benchmark's entries of one group; what its own statistics say must not matter."""
+    return [
+        {
+            "group": "g",
+            "stats": {"median": 99.0},
+            "extra_info": {"place": list(place), **place, "operation": n, **facts},
+        }
+        for n, facts in operations.items()
+    ]
+
+
+def run(*entries: dict[str, Any]) -> dict[str, Any]:
+    environment = {"device": "Some CPU", "packages": {"torch": "2.15.0", "timm": "1.0.31"}}
+    about = {
+        "machine": "some-cpu-2c-0000",
+        "environment": environment,
+        "git": {"commit": "0123456789ab", "changed": False},
+    }
+    return {
+        "datetime": "2026-01-02T03:04:05",
+        "machine_info": {"node": "secret", "tpbench": about},
+        "benchmarks": list(entries),
+    }
+
+
+MODEL = {"kind": "model", "model": "deit_small_patch16_224", "batch": 8, "dtype": "float32"}
+LAYER = {"kind": "layer", "tokens": 64, "share": 0.5, "batch": 1, "dtype": "float32"}
+ATTENTION = LAYER | {"kind": "attention", "share": 1.0}
+START = {"kind": "start", "batch": 32, "dtype": "float32"}
+CEILINGS = {
+    "copy": {"seconds": [1e-3, 1e-3, 1e-3], "macs": 0, "bytes": 2**20},
+    "matmul": {"seconds": [2e-3, 2e-3, 2e-3], "macs": 10**6, "bytes": 10**4},
+}
+RUN = run(
+    *cases(
+        MODEL,
+        none={"seconds": [1.0, 3.0, 1.5], "macs": 1600},
+        topk={"seconds": [0.5, 1.0, 1.0], "macs": 800},
+        wkmedoids={"seconds": [0.5, 2.0, 1.0], "macs": 1000},
+    ),
+    *cases(
+        LAYER,
+        **CEILINGS,
+        block={"seconds": [8e-3, 9e-3, 8e-3], "macs": 2 * 10**6, "bytes": 2**20, "k": 64},
+        topk={"seconds": [2e-3, 3e-3, 1e-3], "macs": 0, "bytes": 2**20, "k": 32},
+        wkmedoids={"seconds": [6e-3, 6e-3, 6e-3], "macs": 10**6, "bytes": 2**20, "k": 32},
+        **{"looped kmedoids": {"seconds": [1.0, 1.0, 1.0], "k": 32}},
+    ),
+    *cases(
+        ATTENTION,
+        **CEILINGS,
+        block={"seconds": [8e-3, 8e-3, 8e-3], "macs": 2 * 10**6, "bytes": 2**20},
+        SDPA={"seconds": [4e-3, 4e-3, 4e-3], "macs": 10**6, "bytes": 2**20},
+    ),
+    *cases(
+        START,
+        **{
+            "topk, 2 iterations": {"seconds": [1.0, 1.0, 1.0], "loss": 90.0, "init": "topk", "iterations": 2},
+            "slow, 2 iterations": {"seconds": [3.0, 3.0, 3.0], "loss": 10.0, "init": "slow", "iterations": 2},
+            "grid, 2 iterations": {"seconds": [1.5, 1.0, 2.0], "loss": 50.0, "init": "grid", "iterations": 2},
+            "topk, 5 iterations": {"seconds": [2.0, 2.0, 2.0], "loss": 100.0, "init": "topk", "iterations": 5},
+        },
+    ),
+)
+GOLDEN = f"""\
+# Operations: some-cpu-2c-0000
+
+Some CPU, 2026-01-02, commit 0123456789; torch 2.15.0, timm 1.0.31. One thread on a CPU.
+
+{opbench.NOTE}
+
+## Targets
+
+| Where | What | Target | Measured | Met | Remark |
+| :-- | --: | --: | --: | --: | --: |
+| DeiT-S, batch 8 | wkmedoids: share of the speed-up that MACs promise | >= 0.96 | 0.938 | **no** | 1.500 of 1.600 |
+| DeiT-S, batch 1 | wkmedoids: share of the speed-up that MACs promise | >= 0.88 | not measured |  |  |
+| DeiT-Ti, batch 8 | wkmedoids: share of the speed-up that MACs promise | >= 0.96 | not measured |  |  |
+| DeiT-S, batch 8 | wkmedoids / topk: throughput | >= 0.97 | 1.000 | yes |  |
+| DeiT-Ti, batch 8 | wkmedoids / topk: throughput | >= 0.94 | not measured |  |  |
+| DeiT-S, batch 8, bfloat16 | wkmedoids / topk: throughput | >= 0.92 | not measured |  |  |
+| DeiT-S, batch 8 | block that returns the attention received / SDPA block: time | <= 1.1 | not measured |  |  |
+| one layer, N=196, C=384, batch 32, K=138 | plainly looped K-Medoids / batched: time | >= 30 | not measured |  |  |
+| one layer, N=196, C=384, batch 32, K=69 | plainly looped K-Medoids / batched: time | >= 20 | not measured |  |  |
+| one layer, N=196, C=384, batch 32, K=138 | DPC-KNN / wkmedoids: time | >= 1.6 | not measured |  |  |
+| one layer, N=196, C=384, batch 32, K=138 | textbook K-Means / from the Gram matrix: time | >= 1.5 | not measured |  |  |
+| tokens of a trained model | best start that is no slower (2 iterations) / top-K start (5): loss | <= 0.65 | 0.500 | yes | grid, 0.75 of the time |
+| every method, model and batch | reduced / unreduced: time, at most | < 1 | 0.667 | yes | wkmedoids (deit_small_patch16_224, batch 8, float32) |
+
+## Whole models
+
+deit_small_patch16_224, batch 8, float32
+
+| Method | ms | time, of unreduced | speed-up | promised by MACs | share | time, of top-K |
+| :-- | --: | --: | --: | --: | --: | --: |
+| none | 1500 | 1.00 | 1.00 | 1.00 | 1.00 | 2.00 |
+| topk | 1000 | 0.500 | 2.00 | 2.00 | 1.00 | 1.00 |
+| wkmedoids | 1000 | 0.667 | 1.50 | 1.60 | 0.938 | 1.00 |
+
+## Reducers
+
+N = 64, batch 1, float32
+
+| Reducer | K/N 0.5: K | K/N 0.5: ms | K/N 0.5: to top-K | K/N 0.5: to block | K/N 0.5: to loop | K/N 0.5: to roofline |
+| :-- | --: | --: | --: | --: | --: | --: |
+| block | 64 | 8.00 | 4.00 | 1.00 | 0.00800 | 2.00 |
+| topk | 32 | 2.00 | 1.00 | 0.250 | 0.00200 | 2.00 |
+| wkmedoids | 32 | 6.00 | 3.00 | 0.750 | 0.00600 | 3.00 |
+| looped kmedoids | 32 | 1000 | 500 | 125 | 1.00 |  |
+
+## Attention
+
+| N, batch, dtype | Attention | ms | to SDPA | to block | to roofline |
+| :-- | --: | --: | --: | --: | --: |
+| 64, 1, float32 | block | 8.00 | 2.00 | 1.00 | 2.00 |
+| 64, 1, float32 | SDPA | 4.00 | 1.00 | 0.500 | 2.00 |
+
+## Ceilings
+
+| N, batch, dtype | copied, read and written, MiB | GB/s | matrix product, GMAC/s |
+| :-- | --: | --: | --: |
+| 64, 1, float32 | 1.00 | 1.05 | 0.500 |
+
+## Where K-Medoids starts, on tokens of a trained model
+
+| Start | loss, of top-K with 5 | time, of top-K with 5 |
+| :-- | --: | --: |
+| topk, 2 iterations | 0.900 | 0.500 |
+| slow, 2 iterations | 0.100 | 1.50 |
+| grid, 2 iterations | 0.500 | 0.750 |
+| topk, 5 iterations | 1.00 | 1.00 |
+"""  # noqa: E501
+
+
+def test_golden_markdown():
+    assert opbench.markdown(RUN) == GOLDEN
+
+
+def test_a_run_is_written_lean_and_reads_back_the_same(tmp_path: Path):
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    written = opbench.write(tmp_path / "run.json", tmp_path / "first")
+    assert [path.name for path in written] == [f"some-cpu-2c-0000.{kind}" for kind in ("json", "csv", "md")]
+    again = opbench.write(written[0], tmp_path / "second")
+    assert [path.read_text() for path in written] == [path.read_text() for path in again]
+    assert "secret" not in written[0].read_text()
+    header, first, *_ = written[1].read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(",")))
+    assert (row["operation"], row["median_seconds"], row["to_topk"], row["macs"]) == ("none", "1.5", "2.0", "1600")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"benchmarks": [{"extra_info": {}}]}'])
+def test_another_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, text: str):
+    (tmp_path / "run.json").write_text(text)
+    assert opbench.main([str(tmp_path / "run.json"), str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1
+    assert "no run of" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ratio_is_taken_turn_by_turn():
+    """A machine that is ten and a hundred times slower in some turns changes no ratio."""
+    slowness = [1, 10, 100]
+    a, b = [own * by for own, by in zip([2.0, 3.0, 2.0], slowness)], [1.0 * by for by in slowness]
+    group = {"a": {"seconds": a}, "b": {"seconds": b}}
+    assert targets.ratio(group, "a", "b") == 2
+    assert median(a) / median(b) == 3  # control: the medians' ratio, of different turns, does change
+    with pytest.raises(targets.NotMeasured):
+        targets.ratio(group, "a", "c")
+
+
+def test_methods_that_are_not_faster_are_named_and_miss_the_target():
+    slow = run(
+        *cases(
+            MODEL,
+            none={"seconds": [1.0], "macs": 2},
+            topk={"seconds": [0.5], "macs": 1},
+            slower={"seconds": [1.25], "macs": 1},
+        )
+    )
+    [target] = [target for target in targets.TARGETS if target.measure is targets.slowest]
+    value, remark = target.measure(opbench.groups(slow))
+    assert not target.met(value)
+    assert remark == "slower (deit_small_patch16_224, batch 8, float32) 1.250"
+    assert not target.met(1.0)
+
+
+def test_the_committed_tables_are_those_of_their_json(tmp_path: Path):
+    runs = sorted((ROOT / "results" / "opbench").glob("*.json"))
+    assert runs
+    for source in runs:
+        for path in opbench.write(source, tmp_path):
+            assert path.read_text() == source.with_suffix(path.suffix).read_text(), path.name
+
+
+# ---------------------------------------------------------------- what is compared with
+
+
+def test_the_looped_kmedoids_is_the_batched_one():
+    x, weight = torch.randn(3, 40, 6), torch.rand(3, 40) + 0.1
+    looped, (batched, _) = looped_kmedoids(x, weight, 9), cluster.kmedoids(x, weight, 9)
+    assert torch.equal(looped.sort().values, batched.sort().values)
+    assert not torch.equal(looped, looped_kmedoids(x, weight, 9, iterations=0))  # control: it iterates
+
+
+def test_the_textbook_kmeans_is_the_one_from_the_gram_matrix():
+    x, weight = torch.randn(3, 40, 6), torch.rand(3, 40) + 0.1
+    (centres, assignment), (ours, own) = textbook_kmeans(x, weight, 9), cluster.kmeans(x, weight, 9)
+    torch.testing.assert_close(centres, ours)
+    assert torch.equal(assignment, own)
+    assert not torch.equal(assignment, textbook_kmeans(x, weight, 9, iterations=0)[1])  # control: it iterates
+
+
+@pytest.mark.slow
+def test_a_case_of_the_benchmark_runs_and_makes_a_table(tmp_path: Path):
+    pytest.importorskip("pytest_benchmark")
+    out = tmp_path / "run.json"
+    words = ["-m", "pytest", "-q", "-p", "no:xdist", "tests/bench_operations.py", "-k", "64-0.7-1-", "--benchmark-only"]
+    done = subprocess.run(
+        [sys.executable, *words, f"--benchmark-json={out}"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout.decode()[-2000:]
+    _, table, text = opbench.write(out, tmp_path)
+    lines = table.read_text().splitlines()
+    assert len(lines) > 20
+    assert all(len(line.split(",")) >= 19 for line in lines)
+    assert "wkmedoids" in text.read_text()

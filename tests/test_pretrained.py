@@ -1,0 +1,79 @@
+"""Pretrained weights go the same way as trained ones, without any training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tpbench import bench, recipe, vit
+from tpbench.cli import DONE, WRONG, main
+from tpbench.errors import UsageError
+from tpbench.record import read_all
+
+
+@pytest.fixture
+def tiny_recipe(request) -> recipe.Recipe:
+    return recipe.load(str(request.config.rootpath / "tests" / "tiny_recipe.py"))
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_recipe) -> dict[str, torch.Tensor]:
+    """Weights that are not the seed's first ones, as safetensors and as a checkpoint of torch's."""
+    state = bench.build_base(tiny_recipe, seed=7).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save({"model": state}, tmp_path / "w.pth")
+    return state
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_files_weights_are_all_loaded(tmp_path, tiny_recipe, weights, name):
+    """The head too, though the hub's of this name has other classes."""
+    model = bench.build_base(tiny_recipe.untrained(str(tmp_path / name)), seed=0)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    other = bench.build_base(tiny_recipe, seed=0)  # control
+    assert not torch.equal(other.head.weight, weights["head.weight"])
+
+
+def test_another_patch_grid_gets_a_fitted_position_embedding(tmp_path, tiny_recipe, weights):
+    model = vit.create(tiny_recipe.model, {**tiny_recipe.model_args, "img_size": 16}, str(tmp_path / "w.pth"))
+    assert model.pos_embed.shape[1] == 1 + 64
+    assert torch.equal(model.head.weight, weights["head.weight"])
+
+
+def test_every_method_off_the_shelf_and_nothing_trained(tmp_path, request, weights, capsys):
+    out = tmp_path / "results"
+    words = ["run", "--recipe", str(request.config.rootpath / "tests" / "tiny_recipe.py"), "--out", str(out)]
+    assert main([*words, "--methods", "none,topk,wkmeans", "--pretrained", str(tmp_path / "w.pth")]) == DONE
+    records = {record.method: record for record in read_all(out)}
+    assert set(records) == {"none", "topk", "wkmeans"}
+    for record in records.values():
+        assert record.error is None
+        assert record.training == {}
+        assert "off_the_shelf_top1" in record.metrics
+        assert "fine_tuned_top1" not in record.metrics
+        assert record.latency
+    base = bench.Bench(bench.Plan(recipe.load(words[2]).untrained(str(tmp_path / "w.pth")), (), out, "cpu")).base(0)
+    assert torch.equal(base.head.weight, weights["head.weight"])
+    assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", ["missing", "text", "lacks a weight", "another width"])
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, tiny_recipe, weights, spoil):
+    path = tmp_path / "bad.pth"
+    if spoil == "text":
+        path.write_text("not weights")
+    elif spoil == "lacks a weight":
+        torch.save({key: value for key, value in weights.items() if key != "head.bias"}, path)
+    elif spoil == "another width":
+        torch.save(weights | {"norm.weight": torch.ones(17)}, path)
+    with pytest.raises(UsageError, match=str(path)) as caught:
+        bench.build_base(tiny_recipe.untrained(str(path)), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hubs_head_is_not_trusted_for_other_classes(tmp_path, request, capsys):
+    """Nothing is downloaded: 10 classes are not the hub's 1,000, and without training a new head would be random."""
+    words = ["run", "--recipe", str(request.config.rootpath / "tests" / "tiny_recipe.py"), "--out", str(tmp_path)]
+    assert main([*words, "--pretrained"]) == WRONG
+    assert "without training the head would be random" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""How far a reduced model travels: torch.compile, torch.export and ONNX, method by method (`tpbench export`).
+
+Whatever a route makes of a model must give the eager model's logits; a route that fails leaves its reason. ONNX knows
+none of our operators: they are replaced by plain PyTorch that says the same, for finite tokens, in operations that ONNX
+has. Sorting is stable in ONNX too, by the definition of TopK: of equal values the lower index comes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import Dim, ExportedProgram
+
+from tpbench import environment, vit
+from tpbench.errors import UsageError
+from tpbench.measure.latency import random_images
+from tpbench.measure.modes import Mode
+from tpbench.registry import Card
+
+Call = Callable[[Tensor], Tensor]
+IMAGES, MORE_IMAGES = 2, 3
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-3  # of the largest logit; a token chosen otherwise shows as far more
+
+
+def survey(cards: Iterable[Card], name: str, schedule: str) -> dict[str, Any]:
+    """What every route makes of every method, on a CPU with random weights; `report.exported` makes the table."""
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise UsageError(f"exporting to ONNX needs {package}: python -m pip install 'tpbench[export]'")
+    where = torch.device("cpu")
+    Mode(compiled=True).check(where)
+    torch.manual_seed(0)
+    base = vit.create(name, {}).eval()
+    models = {card.name: vit.reduce(base, card.name, schedule) for card in cards}
+    return {
+        "model": name,
+        "schedule": schedule,
+        "methods": {method: outcomes(model) for method, model in models.items()},
+        "environment": environment.describe(where, torch.float32),
+        "packages": {package: environment.version_of(package) for package in PACKAGES},
+    }
+
+
+def outcomes(model: vit.TokenViT) -> dict[str, dict[str, Any]]:
+    """Route -> {"works", "difference" (largest, as a share of the largest logit), "reason"}."""
+    return {route: outcome(model, make) for route, make in ROUTES.items()}
+
+
+@torch.no_grad()
+def outcome(model: vit.TokenViT, make: Callable[[nn.Module, Tensor], Call]) -> dict[str, Any]:
+    """One route's result, compared with the eager model on other images than those it was made from."""
+    images = random_images(model, IMAGES)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            made = make(model, images)
+            fresh = random_images(model, MORE_IMAGES if make is any_batch else IMAGES).flip(-1)
+            got, want = seeded(made, fresh), seeded(model, fresh)
+    except Exception as error:
+        return {"works": False, "difference": None, "reason": innermost(error)}
+    difference = ((got - want).abs().max() / want.abs().max()).item()
+    if difference <= TOLERANCE:
+        return {"works": True, "difference": difference, "reason": ""}
+    if draws(model, fresh):
+        return {"works": True, "difference": None, "reason": "draws at random: its logits cannot be compared"}
+    return {"works": False, "difference": difference, "reason": "the logits differ"}
+
+
+def seeded(call: Call, images: Tensor, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    return call(images)
+
+
+def draws(model: nn.Module, images: Tensor) -> bool:
+    return not torch.equal(seeded(model, images, 0), seeded(model, images, 1))
+
+
+def innermost(error: BaseException) -> str:
+    """What went wrong first, in its first two lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:300]
+
+
+# ---------------------------------------------------------------- the routes
+
+
+def compiled(model: nn.Module, images: Tensor) -> Call:
+    Mode(compiled=True).call(model, images)
+    return torch.compile(model, fullgraph=True, dynamic=False)
+
+
+def strict(model: nn.Module, images: Tensor) -> Call:
+    return torch.export.export(model, (images,), strict=True).module()
+
+
+def fixed_batch(model: nn.Module, images: Tensor) -> Call:
+    return exported(model, images).module()
+
+
+def any_batch(model: nn.Module, images: Tensor) -> Call:
+    return torch.export.export(model, (images,), dynamic_shapes={"x": {0: Dim.DYNAMIC}}, strict=False).module()
+
+
+def onnx(model: nn.Module, images: Tensor) -> Call:
+    program = torch.onnx.export(
+        in_plain_operators(exported(model, images)), dynamo=True, custom_translation_table=translations()
+    )
+    return lambda fresh: program(fresh)[0]
+
+
+ROUTES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
+    "torch.compile": compiled,
+    "torch.export, strict": strict,
+    "torch.export": fixed_batch,
+    "torch.export, any batch": any_batch,
+    "ONNX": onnx,
+}
+
+
+def exported(model: nn.Module, images: Tensor) -> ExportedProgram:
+    return torch.export.export(model, (images,), strict=False)
+
+
+# ---------------------------------------------------------------- for ONNX: operators in plain PyTorch
+
+
+def in_plain_operators(program: ExportedProgram) -> ExportedProgram:
+    """The same program with operators replaced that have a plain form; ONNX will name those that have none."""
+    graphs = [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]
+    called = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
+    return program.run_decompositions({op: PLAIN[op._schema.name] for op in called if op._schema.name in PLAIN})
+
+
+def attend_and_receive(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = (q * scale) @ k.transpose(-2, -1)
+    attention = (scores if bias is None else scores + bias).softmax(dim=-1)
+    received = attention.float().sum(dim=2).mean(dim=1)
+    own = attention.diagonal(dim1=-2, dim2=-1).float().mean(dim=1)
+    out = (attention @ v).transpose(1, 2).contiguous().transpose(1, 2)  # laid out as the operator's own
+    return out, received, own
+
+
+def kmedoids_iterate(distance: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    medoids, own = first, torch.arange(first.shape[1], device=first.device)
+    for _ in range(iterations):
+        assignment = _nearest(distance, medoids)
+        together = assignment[:, :, None] == assignment[:, None, :]
+        cost = torch.where(together, distance * weight[:, :, None], 0).sum(1)
+        member = assignment[:, None, :] == own[:, None]
+        medoids = torch.where(member, cost[:, None, :], float("inf")).argmin(2)
+    return medoids, _nearest(distance, medoids)
+
+
+def _nearest(distance: Tensor, medoids: Tensor) -> Tensor:
+    batch, k = medoids.shape
+    to_medoid = distance.gather(1, medoids[:, :, None].expand(batch, k, distance.shape[2]))
+    own = torch.arange(k, device=medoids.device).expand(batch, k)
+    return to_medoid.argmin(1).scatter(1, medoids, own)
+
+
+def kmeans_iterate(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    k, own = first.shape[1], torch.arange(products.shape[2], device=first.device)
+    share = (first[:, :, None] == own).to(products.dtype)
+    for _ in range(iterations):
+        member = (_nearest_centre(products, share)[:, None, :] == own[:k, None]).to(products.dtype)
+        mass = member * weight[:, None, :]
+        total = mass.sum(2, keepdim=True)
+        share = torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), share)
+    return share, _nearest_centre(products, share)
+
+
+def _nearest_centre(products: Tensor, share: Tensor) -> Tensor:
+    inner = share @ products
+    return ((share * inner).sum(2, keepdim=True) - 2 * inner).argmin(1)
+
+
+def searchsorted(rising: Tensor, values: Tensor, **_: object) -> Tensor:
+    """Torch's, as ATS calls it: how many of `rising` [B, N] lie below each of `values` [B, K]."""
+    return (rising[:, None, :] < values[:, :, None]).sum(2)
+
+
+PLAIN: dict[str, Callable[..., Any]] = {
+    "tpbench::attend_and_receive": attend_and_receive,
+    "tpbench::kmedoids_iterate": kmedoids_iterate,
+    "tpbench::kmeans_iterate": kmeans_iterate,
+    "aten::searchsorted": searchsorted,
+}
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What torch's ONNX exporter does not translate and ONNX can say."""
+    from onnxscript import opset18 as op
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+
+    def stable_sort(x, *, stable=None, dim: int = -1, descending: bool = False):  # noqa: ARG001
+        length = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+        return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
+
+    return {torch.ops.aten.sort.stable: stable_sort}

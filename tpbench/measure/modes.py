@@ -1,0 +1,104 @@
+"""How a model is run: as it stands, compiled, or replayed as a CUDA graph. Here alone a model becomes a call to time.
+
+A mode changes no result, only seconds. A reduced model is timed in the mode that was asked for, the unreduced one in
+every mode that this permits, and the fastest of these is the reference: a gain must not come from a slow rival.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from tpbench.errors import CellFailed, UsageError
+from tpbench.measure.latency import forward_call, interleaved, random_images
+
+Samples = dict[str, dict[str, list[float]]]  # batch size -> "reduced" and "unreduced" -> seconds
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What is done to a model before it is timed."""
+
+    compiled: bool = False  # torch.compile, the whole model in one graph, for these shapes only
+    cuda_graph: bool = False  # the kernels of one forward pass recorded once and replayed
+
+    def __str__(self) -> str:
+        return ("compiled" if self.compiled else "eager") + (" in a CUDA graph" if self.cuda_graph else "")
+
+    def permitted(self) -> list[Mode]:
+        """This mode and all that do less, the plainest first."""
+        flags = product(*((False, True) if flag else (False,) for flag in (self.compiled, self.cuda_graph)))
+        return [Mode(*flag) for flag in flags]
+
+    def check(self, where: torch.device) -> None:
+        """Refuse, before any work, what this device or machine cannot do."""
+        if self.cuda_graph and where.type != "cuda":
+            raise UsageError(f"--cuda-graph needs a CUDA device, and this profile runs on a {where.type}")
+        compiler = os.environ.get("CXX", "g++")
+        if self.compiled and where.type == "cpu" and shutil.which(compiler) is None:
+            raise UsageError(f"--compile needs a C++ compiler on a CPU, and {compiler} is not installed")
+
+    def call(self, model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+        """One inference of `images`, ready to be timed: compiled and recorded already. See `latency.forward_call`."""
+        model = torch.compile(model, fullgraph=True, dynamic=False) if self.compiled else model
+        forward = forward_call(model, images, dtype)
+        if self.compiled:
+            forward()
+        return captured(forward) if self.cuda_graph else forward
+
+
+def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A call recorded as a CUDA graph. It always reads and writes the same memory; CellFailed if it waits for the host.
+
+    The kernels choose their plans and workspaces in three calls on a side stream before the recording.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            out = call()
+    except RuntimeError as error:
+        raise CellFailed(f"the model cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}") from error
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def compare(
+    reduced: nn.Module,
+    unreduced: nn.Module,
+    mode: Mode,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    warmup: int,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Samples, dict[str, str]]:
+    """Seconds of the reduced model in a mode and of the unreduced one in its fastest, in turns, by batch size.
+
+    The second value names that fastest mode by batch size: a CUDA graph may win at one image and not at many.
+    """
+    samples, chosen = {}, {}
+    for batch in batch_sizes:
+        images = random_images(reduced, batch)
+        rivals = {str(permitted): permitted.call(unreduced, images, dtype) for permitted in mode.permitted()}
+        calls = {"reduced": mode.call(reduced, images, dtype), **rivals}
+        seconds = interleaved(calls, repeats, warmup, images.device)
+        best = min(rivals, key=lambda name: median(seconds[name]))
+        samples[str(batch)] = {"reduced": seconds["reduced"], "unreduced": seconds[best]}
+        chosen[str(batch)] = best
+    return samples, chosen

@@ -1,0 +1,272 @@
+"""Tables of `tox -e opbench`, from pytest-benchmark's JSON alone: python -m tpbench.report.opbench JSON DIR
+
+DIR/MACHINE.json  the run: every case with its place, facts and raw samples, what ran where; nothing is rounded
+DIR/MACHINE.csv   a row per case: median seconds, and the ratios below, unrounded
+DIR/MACHINE.md    the targets, and the same by model, reducer and way to attend
+
+A ratio is the median over the turns of a run, each turn's samples taken one after the other. The roofline's floor is
+the longer of two times: the bytes at the speed of a copy as large as the tokens, the multiply-adds at that of a large
+matrix product, both measured in the same turns.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from tpbench.errors import UsageError
+from tpbench.record import replace_text
+from tpbench.report.layout import fixed, significant
+from tpbench.report.targets import TARGETS, Group, Groups, NotMeasured, promised, ratio
+
+PLACE = ("kind", "model", "tokens", "share", "k", "batch", "dtype")
+CEILINGS = ("copy", "matmul")
+REFERENCES = {
+    "to_unreduced": "none",
+    "to_topk": "topk",
+    "to_block": "block",
+    "to_sdpa": "SDPA",
+    "to_looped": "looped kmedoids",
+}
+NOTE = "Ratios are medians over turns, the samples of a turn taken one after the other. Times: smaller is faster."
+Run = Mapping[str, Any]
+
+
+def write(source: Path, folder: Path) -> list[Path]:
+    """The run and its tables under a folder, named after the machine; a run written earlier can be read again."""
+    try:
+        run = lean(json.loads(source.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{source} is no run of `tox -e opbench` ({type(error).__name__}: {error})") from error
+    name = run["machine_info"]["tpbench"]["machine"]
+    texts = {
+        f"{name}.json": json.dumps(run, indent=0) + "\n",
+        f"{name}.csv": csv(groups(run)),
+        f"{name}.md": markdown(run),
+    }
+    for file, text in texts.items():
+        replace_text(folder / file, text)
+    return [folder / file for file in texts]
+
+
+def lean(run: Run) -> Run:
+    """What the tables need of pytest-benchmark's JSON."""
+    cases = [{"extra_info": case["extra_info"]} for case in run["benchmarks"]]
+    if not all("place" in case["extra_info"] for case in cases):
+        raise KeyError("place")
+    return {
+        "datetime": run["datetime"],
+        "machine_info": {"tpbench": run["machine_info"]["tpbench"]},
+        "benchmarks": cases,
+    }
+
+
+def groups(run: Run) -> Groups:
+    """What was timed in turns, by place; the place of a case is all that it has in common with the others there."""
+    found: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
+    for case in (entry["extra_info"] for entry in run["benchmarks"]):
+        place = tuple(sorted((key, case[key]) for key in case["place"]))
+        found.setdefault(place, {})[case["operation"]] = case
+    return found
+
+
+def csv(groups: Groups) -> str:
+    frame = pd.DataFrame(rows(groups)).convert_dtypes()  # counts stay whole where some are missing
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def rows(groups: Groups) -> Iterator[dict[str, Any]]:
+    """One row for every case."""
+    for group in groups.values():
+        for operation, case in group.items():
+            row = {key: case.get(key) for key in PLACE} | {"operation": operation}
+            row |= {"samples": len(case["seconds"]), "median_seconds": median(case["seconds"])}
+            row |= {"macs": case.get("macs"), "bytes": case.get("bytes"), "loss": case.get("loss")}
+            row |= {name: ratio(group, operation, to) if to in group else None for name, to in REFERENCES.items()}
+            yield row | {"to_roofline": to_roofline(group, operation)}
+
+
+def to_roofline(group: Group, operation: str) -> float | None:
+    """Seconds by the least that bytes and multiply-adds allow; None where there is no ceiling or nothing counted."""
+    case = group[operation]
+    if "copy" not in group or "bytes" not in case or operation in CEILINGS:
+        return None
+    floors = (case["bytes"] * seconds_per(group, "copy", "bytes"), case["macs"] * seconds_per(group, "matmul", "macs"))
+    return median(case["seconds"]) / max(floors)
+
+
+def seconds_per(group: Group, ceiling: str, unit: str) -> float:
+    return median(group[ceiling]["seconds"]) / group[ceiling][unit]
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def markdown(run: Run) -> str:
+    about, found = run["machine_info"]["tpbench"], groups(run)
+    packages = about["environment"]["packages"]
+    ran = (
+        f"{about['environment']['device']}, {run['datetime'][:10]}, commit {about['git'].get('commit', 'unknown')[:10]}"
+    )
+    changed = " (changed since)" if about["git"].get("changed") else ""
+    versions = f"torch {packages['torch']}, timm {packages['timm']}"
+    lines = [f"# Operations: {about['machine']}", "", f"{ran}{changed}; {versions}. One thread on a CPU.", "", NOTE, ""]
+    for title, part in SECTIONS.items():
+        body = list(part(found))
+        lines += [f"## {title}", "", *body] if body else []
+    return "\n".join(lines)
+
+
+def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = [":--"] + ["--:"] * (len(heads) - 1)
+    return [f"| {' | '.join(line)} |" for line in (heads, rule, *body)] + [""]
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else significant(value, 3)
+
+
+def targets(found: Groups) -> Iterator[str]:
+    """Target, measured, met or not."""
+    lines = []
+    for target in TARGETS:
+        asked = f"{target.sign} {target.bound:g}"
+        try:
+            value, remark = target.measure(found)
+            told = [fixed(value, 3), "yes" if target.met(value) else "**no**", remark]
+        except NotMeasured:
+            told = ["not measured", "", ""]
+        lines.append([target.where, target.what, asked, *told])
+    yield from table(["Where", "What", "Target", "Measured", "Met", "Remark"], lines)
+
+
+def models(found: Groups) -> Iterator[str]:
+    heads = ["Method", "ms", "time, of unreduced", "speed-up", "promised by MACs", "share", "time, of top-K"]
+    for place, group in of_kind(found, "model"):
+        yield f"{place['model']}, batch {place['batch']}, {place['dtype']}"
+        yield ""
+        body = []
+        for method, case in group.items():
+            reached, promise = ratio(group, "none", method), promised(group, method)
+            told = [1e3 * median(case["seconds"]), 1 / reached, reached, promise, reached / promise]
+            body.append([method, *map(number, [*told, ratio(group, method, "topk")])])
+        yield from table(heads, body)
+
+
+def reducers(found: Groups) -> Iterator[str]:
+    """One table for each number of tokens, batch and dtype; side by side the shares kept."""
+    settings: dict[tuple[Any, ...], dict[float, Group]] = {}
+    for place, group in of_kind(found, "layer"):
+        settings.setdefault((place["tokens"], place["batch"], place["dtype"]), {})[place["share"]] = group
+    for (tokens, batch, dtype), by_share in settings.items():
+        yield f"N = {tokens}, batch {batch}, {dtype}"
+        yield ""
+        heads = [f"K/N {share}: {name}" for share in by_share for name in ("K", "ms", *COLUMNS)]
+        operations = dict.fromkeys(n for group in by_share.values() for n in group if n not in CEILINGS)
+        yield from table(
+            ["Reducer", *heads], [[name, *(t for g in by_share.values() for t in told(g, name))] for name in operations]
+        )
+
+
+COLUMNS = ("to top-K", "to block", "to loop", "to roofline")
+
+
+def told(group: Group, operation: str) -> list[str]:
+    if operation not in group:  # the method cannot keep so few
+        return [""] * (2 + len(COLUMNS))
+    case = group[operation]
+    ratios = [ratio(group, operation, to) if to in group else None for to in ("topk", "block", "looped kmedoids")]
+    values = [1e3 * median(case["seconds"]), *ratios, to_roofline(group, operation)]
+    return [str(case.get("k", "")), *map(number, values)]
+
+
+def attention(found: Groups) -> Iterator[str]:
+    body = [
+        [
+            f"{place['tokens']}, {place['batch']}, {place['dtype']}",
+            operation,
+            number(1e3 * median(case["seconds"])),
+            *(number(ratio(group, operation, to)) for to in ("SDPA", "block")),
+            number(to_roofline(group, operation)),
+        ]
+        for place, group in of_kind(found, "attention")
+        for operation, case in group.items()
+        if operation not in CEILINGS
+    ]
+    if body:
+        yield from table(["N, batch, dtype", "Attention", "ms", "to SDPA", "to block", "to roofline"], body)
+
+
+def ceilings(found: Groups) -> Iterator[str]:
+    """Of the attention's turns: the same tokens, and a share of nothing."""
+    body = [
+        [
+            f"{place['tokens']}, {place['batch']}, {place['dtype']}",
+            number(group["copy"]["bytes"] / 2**20),
+            number(1e-9 / seconds_per(group, "copy", "bytes")),
+            number(1e-9 / seconds_per(group, "matmul", "macs")),
+        ]
+        for place, group in of_kind(found, "attention")
+    ]
+    if body:
+        yield from table(["N, batch, dtype", "copied, read and written, MiB", "GB/s", "matrix product, GMAC/s"], body)
+
+
+def starts(found: Groups) -> Iterator[str]:
+    for _, group in of_kind(found, "start"):
+        reference = group["topk, 5 iterations"]["loss"]
+        body = [
+            [name, number(case["loss"] / reference), number(ratio(group, name, "topk, 5 iterations"))]
+            for name, case in group.items()
+        ]
+        yield from table(["Start", "loss, of top-K with 5", "time, of top-K with 5"], body)
+
+
+def others(found: Groups) -> Iterator[str]:
+    """The small groups: every operation by the first of its group."""
+    for kind in ("clustering", "blocks", "training"):
+        for place, group in of_kind(found, kind):
+            first = next(iter(group))
+            yield ", ".join(f"{key} {value}" for key, value in place.items())
+            yield ""
+            yield from table(
+                ["Operation", "ms", f"to {first}"],
+                [[n, number(1e3 * median(c["seconds"])), number(ratio(group, n, first))] for n, c in group.items()],
+            )
+
+
+def of_kind(found: Groups, kind: str) -> Iterator[tuple[dict[str, Any], Group]]:
+    return ((dict(items), group) for items, group in found.items() if dict(items)["kind"] == kind)
+
+
+SECTIONS: dict[str, Callable[[Groups], Iterator[str]]] = {
+    "Targets": targets,
+    "Whole models": models,
+    "Reducers": reducers,
+    "Attention": attention,
+    "Ceilings": ceilings,
+    "Where K-Medoids starts, on tokens of a trained model": starts,
+    "Clustering, blocks, training steps": others,
+}
+
+
+def main(words: Sequence[str]) -> int:
+    try:
+        if len(words) != 2:
+            raise UsageError("two paths are needed: the run's JSON and the folder of the tables")
+        for written in write(Path(words[0]), Path(words[1])):
+            print(written)
+    except UsageError as error:
+        print(f"tpbench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
