@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tpbench import environment
@@ -69,3 +71,28 @@ def vit() -> nn.Module:
 def images() -> Tensor:
     """[3, 3, 32, 32]"""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def odd_folder(tmp_path) -> Path:
+    """A small ImageFolder of what real folders hold: grayscale, CMYK, rotated by EXIF, progressive, odd shapes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def save(path: Path, mode: str, size: tuple[int, int], **options) -> None:
+        channels = {"L": 1, "RGB": 3, "CMYK": 4}[mode]
+        pixels = torch.randint(256, (size[1], size[0], channels), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode).save(path, "JPEG", **options)
+
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # "rotate by 90 degrees to show"
+    for side in ("train", "val"):
+        for label in ("n01440764", "n01443537"):
+            folder = tmp_path / side / label
+            folder.mkdir(parents=True)
+            save(folder / "gray.JPEG", "L", (40, 30))
+            save(folder / "cmyk.JPEG", "CMYK", (33, 47))
+            save(folder / "rotated.JPEG", "RGB", (60, 20), exif=rotated)
+            save(folder / "progressive.JPEG", "RGB", (25, 25), progressive=True)
+            save(folder / "narrow.JPEG", "RGB", (3, 90))
+            save(folder / "large.jpg", "RGB", (300, 200), quality=20)
+    return tmp_path

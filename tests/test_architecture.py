@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"tpbench.__main__"},
     {"tpbench.cli"},
-    {"tpbench.runner", "tpbench.search"},
+    {"tpbench.runner", "tpbench.forecast", "tpbench.search"},
     {"tpbench.bench"},
     {"tpbench.train", "tpbench.evaluate", "tpbench.measure", "tpbench.report", "tpbench.environment"}
-    | {"tpbench.workers"},
+    | {"tpbench.workers", "tpbench.checkpoint"},
     {"tpbench.recipes"},
     {"tpbench.data"},
     {"tpbench.vit", "tpbench.registry", "tpbench.recipe"},

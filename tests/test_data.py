@@ -14,7 +14,7 @@ from PIL import Image
 
 from tpbench import data
 from tpbench.errors import DataError
-from tpbench.recipe import Data
+from tpbench.recipe import Data, load
 
 CPU = torch.device("cpu")
 DIGITS = Data("digits", image_size=16, channels=1, shift=2)
@@ -155,6 +155,78 @@ def test_an_image_folder_is_read_through_timm(tmp_path):
         list(data.load(lines, CPU).test.batches(4))
     with pytest.raises(DataError, match="the recipe has 1 classes"):
         list(data.load(replace(lines, classes=1), CPU).train.batches(4))
+
+
+def imagenet_like(root: Path, **lines) -> Data:
+    """The ImageNet recipes' lines on a folder of two classes and small crops."""
+    whole = load("imagenet-deit-ti").data
+    cut = {"image_size": 16, "classes": 2, "validation": 0.25, "loader_processes": 0}
+    return replace(whole, root=str(root), **(cut | lines))
+
+
+def test_odd_jpegs_reach_the_model_as_they_reach_others(odd_folder):
+    parts = data.load(imagenet_like(odd_folder), CPU)
+    assert parts.description["test"] == 12
+    images = torch.cat([batch.images for batch in parts.test.batches(5)])
+    assert images.shape == (12, 3, 16, 16)
+    assert images.isfinite().all()
+    gray = [i for i, name in enumerate(parts.test.dataset.names()) if "gray" in name]
+    mean, std = torch.tensor(parts.test.dataset.data.mean), torch.tensor(parts.test.dataset.data.std)
+    pixels = images[gray] * std[:, None, None] + mean[:, None, None]
+    torch.testing.assert_close(pixels[:, 0], pixels[:, 1], rtol=0, atol=1e-5)
+    assert all(batch.images.shape == (4, 3, 16, 16) for batch in parts.train.batches(4, (0, 0)))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_truncated_jpeg_is_named_in_one_line(odd_folder, processes):
+    broken = next((odd_folder / "val").rglob("large.jpg"))
+    parts = data.load(imagenet_like(odd_folder, loader_processes=processes), CPU)
+    assert len(list(parts.test.batches(4))) == 3, "control"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"image .*large\.jpg cannot be read: .*truncated") as told:
+        list(parts.test.batches(4))
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_streamed_augmentation_follows_from_seed_epoch_and_image_alone(odd_folder):
+    """In this process or in others, from the start or from the second batch on, whatever was drawn before."""
+
+    def seen(processes: int = 0, shuffle: tuple[int, int] = (1, 2), skip: int = 0) -> torch.Tensor:
+        part = data.load(imagenet_like(odd_folder, loader_processes=processes), CPU).train
+        torch.randn(7)
+        return torch.cat([batch.images for batch in part.batches(3, shuffle, skip=skip)])
+
+    whole = seen()
+    assert torch.equal(whole, seen(processes=2))
+    assert torch.equal(whole[3:], seen(skip=1))
+    assert not torch.equal(whole, seen(shuffle=(1, 3))), "control: another epoch, another draw"
+    state = torch.get_rng_state()
+    part = data.load(imagenet_like(odd_folder), CPU).train
+    list(part.batches(3, (0, 0)))
+    assert torch.equal(state, torch.get_rng_state()), "training's own generator is left alone"
+
+
+def test_skipped_batches_are_those_at_the_start():
+    train = data.load(replace(DIGITS, shift=0), CPU).train
+    whole, rest = (torch.cat([b.labels for b in train.batches(32, (1, 2), skip=skip)]) for skip in (0, 5))
+    assert torch.equal(whole[5 * 32 :], rest)
+
+
+def test_erasing_takes_a_rectangle_of_some_images_in_training_only():
+    import random
+
+    random.seed(0)
+    torch.manual_seed(0)
+    plain = data.Resident(replace(DIGITS, shift=0), torch.zeros(200, 1, 16, 16).byte(), torch.zeros(200), CPU)
+    erased = data.Resident(replace(DIGITS, shift=0, erase=0.5), plain.images, plain.labels, CPU)
+    value = next(iter(plain.batches(1))).images[0, 0, 0, 0]
+
+    def touched(part: data.Resident, shuffle: tuple[int, int] | None) -> float:
+        images = torch.cat([batch.images for batch in part.batches(100, shuffle)])
+        return ((images - value).abs() > 1e-6).flatten(1).any(dim=1).float().mean().item()
+
+    assert 0.3 < touched(erased, (0, 0)) < 0.7, "drawn for each image by itself"
+    assert touched(erased, None) == touched(plain, (0, 0)) == 0
 
 
 @pytest.mark.skipif(not CIFAR.exists(), reason="the CIFAR-10 parquet files are not at ../shared/data/cifar10")

@@ -56,7 +56,7 @@ def test_every_packaged_recipe_loads_and_says_how_to_run_it():
     for name in recipe.names():
         loaded = recipe.load(name)
         assert loaded.name == name
-        module = sys.modules[f"tpbench.recipes.{name}"]
+        module = sys.modules[f"tpbench.recipes.{name.replace('-', '_')}"]
         assert f"python -m tpbench run --recipe {name}" in module.__doc__ or name == "digits"
         assert "Machine:" in module.__doc__
 

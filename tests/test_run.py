@@ -142,6 +142,129 @@ def test_killed_at_any_moment_it_continues_to_the_same_numbers(finished, tmp_pat
     assert {name: record["metrics"] for name, record in records(out).items()} == expected
 
 
+def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(finished, tmp_path, capsys, monkeypatch):
+    """Every sitting ends after ten steps and goes on in a copy of the folder, as on another machine."""
+    import shutil
+
+    from tpbench.train import Run
+
+    sittings = 0
+    out = tmp_path / "0"
+    while True:
+        left = iter(range(10, -1, -1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "late", lambda _, left=left: next(left, 0) == 0)
+            assert run(out, "--time-limit", "9m") == DONE
+        said = capsys.readouterr().err
+        if "time limit reached" not in said:
+            break
+        assert "cells are left; the same command continues" in said
+        sittings += 1
+        out = Path(shutil.copytree(out, tmp_path / str(sittings)))
+    assert sittings >= 5, "control: it was stopped in the base and in every cell"
+    expected = {name: record["metrics"] for name, record in records(finished[0]).items()}
+    renamed = {name: record["metrics"] for name, record in records(out).items()}
+    assert renamed == expected
+    for record in records(out).values():
+        assert record["training"]["images"] == 2 * (128 // 16) * 16
+
+
+def test_a_time_limit_that_has_passed_begins_nothing(tmp_path, capsys):
+    out = tmp_path / "results"
+    assert run(out, "--time-limit", "0.001s") == DONE
+    printed = capsys.readouterr()
+    assert "time limit reached: 4 of 4 cells are left" in printed.err
+    assert printed.out == ""
+    assert not records(out)
+    assert not list((out / "work").glob("base_seed*"))
+
+
+def test_images_of_another_folder_are_refused(tmp_path, capsys):
+    """A recipe names its files' folder, `--data` another: what lies there may differ, the digest cannot tell."""
+    from test_data import encoded, write_parquet
+
+    text = Path(TINY).read_text()
+    text = text.replace(
+        'Data("digits", image_size=8, channels=1, shift=1, train_limit=160, test_limit=60, ', "Data(**D, "
+    )
+    text += '\nD = {"source": "parquet", "image_size": 8, "channels": 1, "classes": 2, "root": "nowhere"}\n'
+    (tmp_path / "mine.py").write_text(text)
+    words = ["run", "--recipe", str(tmp_path / "mine.py"), "--methods", "none", "--out", str(tmp_path / "out")]
+    assert main(words) == WRONG
+    assert "nowhere" in capsys.readouterr().err
+    for name, levels in (("a", (50, 200)), ("b", (60, 190))):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name, [encoded("L", level=level) for level in levels] * 40, [0, 1] * 40)
+    assert main([*words, "--data", str(tmp_path / "a")]) == DONE
+    assert main([*words, "--data", str(tmp_path / "a")]) == DONE, "control"
+    capsys.readouterr()
+    assert main([*words, "--data", str(tmp_path / "b")]) == WRONG
+    assert "other images" in capsys.readouterr().err
+    for path in (tmp_path / "out" / "records").glob("*/*.json"):
+        path.unlink()
+    assert main([*words, "--data", str(tmp_path / "b")]) == WRONG
+    assert "base_seed0.safetensors was trained on other images" in capsys.readouterr().err
+
+
+IMAGENET = """
+from dataclasses import replace
+from tpbench.recipe import Measure, load
+
+def recipe():
+    whole = load("imagenet-deit-ti")
+    model = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 2}
+    return replace(
+        whole, name="imagenet-tiny", model="vit_tiny_patch16_224", model_args=whole.model_args | model,
+        pretrained=False,
+        data=replace(whole.data, image_size=32, classes=2, validation=0.2, loader_processes=1),
+        finetune=replace(whole.finetune, epochs=1, batch_size=4, compile=False),
+        schedules=("0.5@0,1",), seeds=1, measure=Measure(batch_sizes=(1, 4), repeats=3, warmup=1),
+    )
+"""
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_the_imagenet_recipes_way_is_whole(odd_folder, tmp_path, capsys):
+    """All of imagenet-deit-ti but its size: an ImageFolder, RandAugment, erasing, mixing, averaging, ZeRO, bf16."""
+    (tmp_path / "mine.py").write_text(IMAGENET)
+    words = ["run", "--recipe", str(tmp_path / "mine.py"), "--methods", "none,wkmedoids", "--data", str(odd_folder)]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == DONE
+    cells = read_all(tmp_path / "out")
+    assert {record.evaluation["test"] for record in cells} == {12}
+    assert {record.environment["dtype"] for record in cells} == {"bfloat16"}
+    broken = next((odd_folder / "train").rglob("large.jpg"))
+    broken.write_bytes(broken.read_bytes()[:2000])
+    capsys.readouterr()
+    assert main([*words, "--fresh"]) == FAILED
+    said = capsys.readouterr().err
+    assert "large.jpg cannot be read" in said
+    assert "Traceback" not in said
+
+
+def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
+    from tpbench import runner
+
+    def poisoned(model, *rest, **more):
+        if model.reducers and model.reducers[0].name == "topk":
+            model.head.weight.data.fill_(float("nan"))
+        return train(model, *rest, **more)
+
+    train, out = runner.train, tmp_path / "results"
+    monkeypatch.setattr(runner, "train", poisoned)
+    assert run(out, methods="none,topk,random") == FAILED
+    printed = capsys.readouterr()
+    assert (
+        "topk 0.5@0,1 seed 0: CellFailed: the loss is no longer finite at step 0 (epoch 0, learning rate" in printed.err
+    )
+    assert {r["method"]: r["error"] is None for r in records(out).values()} == {
+        "none": True,
+        "topk": False,
+        "random": True,
+    }
+    assert "no longer finite" in next((out / "tables").glob("*.md")).read_text()
+
+
 def test_another_recipe_in_the_folder_is_refused(finished, tmp_path, capsys):
     out, _ = finished
     before = records(out)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 
 from tpbench import data, vit
 from tpbench.bench import build_base
-from tpbench.errors import CellFailed, UsageError
+from tpbench.checkpoint import State
+from tpbench.errors import CellFailed, OutOfTime, UsageError
 from tpbench.train import Run, parameter_groups, seed_all, train
 
 CPU = torch.device("cpu")
@@ -114,6 +116,126 @@ def test_a_run_cut_after_an_epoch_ends_like_an_uncut_one(parts, tmp_path, method
     assert not torch.equal(weights(uncut), weights(anew)), "control: another seed shows"
 
 
+class Clock:
+    """A clock that strikes after so many questions: training asks it once before every step's end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, questions: int):
+        self.left = questions
+        monkeypatch.setattr(Run, "late", self.late)
+
+    def late(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("random", {}),
+        ("dynamicvit", {"accumulation": 2}),
+        ("topk", {"mixup": 0.8, "cutmix": 1.0, "ema": 0.9}),
+        ("topk", {"mixup": 0.8, "mixup_mode": "elem"}),
+    ],
+    ids=["random", "accumulated", "mixed and averaged", "mixed by element"],
+)
+def test_a_run_stopped_within_an_epoch_ends_like_an_unstopped_one(parts, tmp_path, monkeypatch, method, lines):
+    """Stopped three times, in its first, second and third epoch, each time at another place."""
+    optim, teacher = replace(RECIPE.base, **lines), fresh()
+    how = {"seed": 1, "teacher": teacher, "identity": "a recipe"}
+    unstopped, stopped = fresh(method), fresh(method)
+    whole = train(unstopped, parts, optim, **how)
+    seen = []
+    for steps in (3, 9, 7):
+        with monkeypatch.context() as patch:
+            Clock(patch, steps)
+            with pytest.raises(OutOfTime):
+                train(fresh(method), parts, optim, folder=tmp_path, **how)
+        progress = json.loads((tmp_path / "progress.json").read_text())
+        assert 0 < progress["step"] < 8
+        seen.append((progress["training"]["epochs"], progress["step"], progress["training"]["steps"]))
+    torch.randn(100)  # the state of the generators before must not matter
+    rest = train(stopped, parts, optim, folder=tmp_path, **how)
+    assert [epochs for epochs, _, _ in seen] == [0, 1, 2]
+    assert all(8 * epochs + step == steps for epochs, step, steps in seen)
+    assert torch.equal(weights(unstopped), weights(stopped))
+    assert (rest.losses, rest.steps, rest.images) == (whole.losses, whole.steps, whole.images)
+    assert len(list(tmp_path.glob("epoch*"))) == 1, "older checkpoints are dropped"
+
+
+@pytest.mark.parametrize("forgotten", ["random state", "place in the epoch"])
+def test_control_what_a_stopped_run_must_remember_shows(parts, tmp_path, monkeypatch, forgotten):
+    unstopped, stopped = fresh("random"), fresh("random")
+    train(unstopped, parts, RECIPE.base, seed=1)
+    with monkeypatch.context() as patch:
+        Clock(patch, 3)
+        with pytest.raises(OutOfTime):
+            train(fresh("random"), parts, RECIPE.base, seed=1, folder=tmp_path)
+    if forgotten == "random state":
+        monkeypatch.setattr("tpbench.train.set_generators", lambda *_: None)
+    else:
+        every = data.Resident.batches
+        monkeypatch.setattr(data.Resident, "batches", lambda self, *words: every(self, *words[:-1]))
+    train(stopped, parts, RECIPE.base, seed=1, folder=tmp_path)
+    assert not torch.equal(weights(unstopped), weights(stopped))
+
+
+def test_a_deadline_stops_after_one_step_and_one_at_the_end_does_not(parts, tmp_path, monkeypatch):
+    with pytest.raises(OutOfTime):
+        train(fresh(), parts, RECIPE.base, seed=0, folder=tmp_path, deadline=0.0)
+    assert json.loads((tmp_path / "progress.json").read_text())["tag"] == "epoch0-step1"
+    clock = Clock(monkeypatch, 8 + 8 + 8)  # it is asked seven times within an epoch and once behind it
+    assert train(fresh(), parts, RECIPE.base, seed=0).epochs == 3
+    assert clock.left == 0, "it did strike, when all was done"
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(parts, tmp_path):
+    optim = replace(RECIPE.base, epochs=1)
+    train(fresh(), parts, optim, seed=0, folder=tmp_path, identity="this recipe")
+    train(fresh(), parts, optim, seed=0, folder=tmp_path, identity="this recipe")  # control
+    with pytest.raises(UsageError, match="belongs to another recipe or other data"):
+        train(fresh(), parts, optim, seed=0, folder=tmp_path, identity="that recipe")
+
+
+def test_out_of_memory_says_what_to_try_and_shrinks_nothing(parts, monkeypatch):
+    asked = []
+
+    def full(_, images: torch.Tensor) -> None:
+        asked.append(len(images))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model = fresh()
+    monkeypatch.setattr(type(model), "forward_tokens", full)
+    with pytest.raises(CellFailed, match=r"out of GPU memory in training with 16 images at a time; 8 may fit") as told:
+        train(model, parts, RECIPE.base, seed=0)
+    assert "accumulation=2" in str(told.value)
+    assert asked == [16]
+
+
+def test_the_pace_is_told(parts):
+    training = train(fresh(), parts, RECIPE.base, seed=0)
+    pace = training.pace
+    assert pace["images"] == training.images - 3 * 16, "all steps but the warm-up"
+    assert pace["images_per_second"] == pytest.approx(pace["images"] / pace["seconds"])
+    assert 0 < pace["outside_model_share"] < 1
+    assert pace["model_seconds"] < pace["seconds"] < training.seconds
+    short = train(fresh(), parts, replace(RECIPE.base, epochs=1, batch_size=64), seed=0)
+    assert short.pace["images_per_second"] is None, "two steps tell nothing"
+
+
+def test_time_outside_the_model_is_seen(parts, monkeypatch):
+    """The control of the share: a slow augmentation raises it."""
+    augment = data.Resident.augment
+
+    def slow(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return augment(self, images)
+
+    share = train(fresh(), parts, RECIPE.base, seed=0).pace["outside_model_share"]
+    monkeypatch.setattr(data.Resident, "augment", slow)
+    slower = train(fresh(), parts, RECIPE.base, seed=0).pace["outside_model_share"]
+    assert slower > share + 0.1
+
+
 def test_averaged_weights_survive_a_cut(parts, tmp_path):
     optim = replace(RECIPE.base, ema=0.9)
     uncut, continued = fresh(), fresh()
@@ -153,11 +275,12 @@ def test_the_backbone_stands_still_while_it_is_frozen(parts):
     run = Run(model, parts, optim, 0, torch.float32, fresh())
     own = {name for name, _ in model.named_parameters() if ".reducer." in name}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    run.epoch(0)  # the first sixth of six epochs
+    state = State()
+    run.advance(state)  # the first sixth of six epochs
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved <= own
     assert moved
-    run.epoch(1)
+    run.advance(state)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert not moved <= own, "control: it learns afterwards"
     run.finish()
@@ -217,4 +340,4 @@ def test_progress_file_is_whole_json(parts, tmp_path):
     train(fresh(), parts, replace(RECIPE.base, epochs=2), seed=0, folder=tmp_path)
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert progress["tag"] == "epoch2"
-    assert len(progress["losses"]) == 2
+    assert len(progress["training"]["losses"]) == 2

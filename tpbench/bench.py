@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tpbench import data, environment, evaluate, registry, vit
-from tpbench.errors import Unreachable, UsageError
+from tpbench.checkpoint import agreed
+from tpbench.errors import OutOfTime, Unreachable, UsageError
+from tpbench.measure import memory
 from tpbench.recipe import Recipe
 from tpbench.record import Budget, Record, host_id, read, read_budget, row_name
 from tpbench.registry import Variant
@@ -43,6 +46,7 @@ class Plan:
     out: Path
     device: str  # auto | cpu | cuda
     plugins: tuple[str, ...] = ()  # files of methods outside every package
+    deadline: float | None = None  # seconds of time.monotonic(), at which work stops between two steps
 
 
 class Bench:
@@ -66,6 +70,16 @@ class Bench:
         return self._data
 
     @property
+    def identity(self) -> str:
+        """Of which recipe and which images a checkpoint is."""
+        return f"{self.recipe.digest} {self.data.description['fingerprint']}"
+
+    def check_time(self) -> None:
+        """Begin nothing after the time limit."""
+        if self.plan.deadline is not None and agreed(time.monotonic() >= self.plan.deadline, self.device):
+            raise OutOfTime
+
+    @property
     def machine(self) -> str:
         return environment.machine(self.device, host_id(self.work))
 
@@ -78,7 +92,7 @@ class Bench:
             for path in sorted((self.out / "records").glob("*/*.json")):
                 self.check_recipe(path, fresh)
             if fresh:
-                for kept in ("records", "budgets"):
+                for kept in ("records", "spectra", "budgets"):
                     shutil.rmtree(self.out / kept / self.machine, ignore_errors=True)
                 for path in self.work.iterdir():
                     if path.name not in ("host-id", "lock"):
@@ -97,6 +111,9 @@ class Bench:
             raise UsageError(
                 f"{self.out} holds results of another version of recipe {record.recipe!r}; use --fresh or another --out"
             )
+        known = record.data.get("fingerprint", self.data.description["fingerprint"])
+        if record.machine == self.machine and known != self.data.description["fingerprint"] and not fresh:
+            raise UsageError(f"{self.out} holds results on other images ({path.name}); use --fresh or another --out")
 
     def record_path(self, cell: Cell) -> Path:
         return self.out / "records" / self.machine / self.blank(cell, bare=True).file_name
@@ -149,7 +166,9 @@ class Bench:
     def assess(self, record: Record, stage: str, model: vit.TokenViT) -> None:
         """Evaluate a model on the test and the validation part."""
         for prefix, part in ((stage, self.data.test), (f"{stage}_validation", self.data.validation)):
-            values = dict(evaluate.evaluate(model, part, self.recipe.finetune.batch_size, self.dtype, record.seed))
+            size = self.recipe.finetune.batch_size
+            with memory.told("in evaluation", size, "choose a smaller batch_size of finetune in the recipe"):
+                values = dict(evaluate.evaluate(model, part, size, self.dtype, record.seed))
             images = int(values.pop("images"))
             record.metrics |= {f"{prefix}_{name}": value for name, value in values.items()}
             record.evaluation["test" if part is self.data.test else "validation"] = images
@@ -163,7 +182,8 @@ class Bench:
             return
         part = self.base_path(seed).with_suffix(".part")
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(state, part, metadata={"recipe": self.recipe.digest, "seed": str(seed), "seconds": str(seconds)})
+        about = {"recipe": self.recipe.digest, "data": self.data.description["fingerprint"]}
+        save_file(state, part, metadata={**about, "seed": str(seed), "seconds": str(seconds)})
         part.replace(self.base_path(seed))
 
     def base(self, seed: int) -> torch.nn.Module:
@@ -171,7 +191,7 @@ class Bench:
         path = self.base_path(seed)
         try:
             with safe_open(path, "pt") as file:
-                digest = file.metadata()["recipe"]
+                digest, images = file.metadata()["recipe"], file.metadata()["data"]
             weights = load_file(path)
         except (OSError, SafetensorError, TypeError, KeyError) as error:
             raise UsageError(
@@ -179,6 +199,8 @@ class Bench:
             ) from error
         if digest != self.recipe.digest:
             raise UsageError(f"base checkpoint {path} belongs to another recipe; run with --fresh or another --out")
+        if images != self.data.description["fingerprint"]:
+            raise UsageError(f"base checkpoint {path} was trained on other images; run with --fresh or another --out")
         model = build_base(self.recipe, seed)
         model.load_state_dict(weights)
         return model.to(self.device)

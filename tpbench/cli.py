@@ -1,4 +1,4 @@
-"""The command line: run, profile, export, report, list. Few flags; everything else is a line of the recipe.
+"""The command line: run, profile, export, report, claims, list. Few flags; the rest is a line of the recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
 run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.
@@ -10,15 +10,19 @@ import argparse
 import errno
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tpbench.errors import CellFailed, UsageError
+from tpbench.record import Record
 
 if TYPE_CHECKING:
+    from tpbench.bench import Plan
     from tpbench.recipe import Recipe
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -77,7 +81,7 @@ def parser() -> Parser:
     run.add_argument(
         "--recipe",
         default="digits",
-        help="digits (default), smoke, ablations, cifar10, another packaged name, or a .py file",
+        help="digits (default), smoke, ablations, cifar10-cpu, cifar10, another packaged name, or a .py file",
     )
     run.add_argument(
         "--methods",
@@ -110,6 +114,13 @@ def parser() -> Parser:
     run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     run.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
+    )
+    run.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies; default: the recipe's")
+    run.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
+    run.add_argument(
+        "--time-limit",
+        metavar="9m",
+        help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
     )
     run.add_argument(
         "--fresh",
@@ -168,6 +179,13 @@ def parser() -> Parser:
     export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
     export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
 
+    text = "the paper's eight claims against the records of results folders"
+    claims = _verb(verbs, "claims", do_claims, text, "tpbench claims results/cifar10 results/cifar10-w128")
+    claims.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR", help="results folders (default: all under results)"
+    )
+    claims.add_argument("--out", type=Path, default=Path("results"), help="where the table goes (default: results)")
+
     listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
     listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     return top
@@ -200,7 +218,10 @@ def do_run(arguments: argparse.Namespace) -> int:
 
     for path in arguments.plugin:
         registry.plug(path)
+    began, limit = time.monotonic(), _seconds(arguments.time_limit)
     recipe = recipes.load(arguments.recipe)
+    if arguments.data is not None:
+        recipe = recipes.elsewhere(recipe, arguments.data)
     recipe = recipe.untrained(arguments.pretrained) if arguments.pretrained else recipe
     variants = registry.variants(arguments.methods or ",".join(recipe.methods))
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
@@ -213,12 +234,38 @@ def do_run(arguments: argparse.Namespace) -> int:
     from tpbench.workers import Progress
 
     environment.begin(recipe.workers, arguments.device)
+    if arguments.plan:
+        recipe = replace(recipe, pretrained=False)  # shapes are enough
     plugins, every = tuple(arguments.plugin), (arguments.methods or "all") == "all"
     plan = runner.plan(recipe, variants, schedules, seeds, out, arguments.device, plugins, holes=every)
+    if arguments.plan:
+        return show_forecast(plan)
+    if limit is not None:
+        plan = replace(plan, deadline=began + limit)
     records = runner.run(plan, arguments.fresh, Progress())
     if environment.rank() != 0:
         return DONE
 
+    if records:
+        show(records, out)
+    if left := len(plan.cells) - len(records):
+        say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
+    failed = list(runner.failures(records))
+    for record in failed:
+        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
+    return FAILED if failed else DONE
+
+
+def show_forecast(plan: Plan) -> int:
+    from tpbench import forecast
+
+    for line in forecast.told(forecast.forecast(plan)):
+        print(line)
+    return DONE
+
+
+def show(records: Sequence[Record], out: Path) -> None:
+    """Write the report of a results folder and print the comparison of these records."""
     from rich.console import Console
 
     from tpbench.report import frame, terminal, write
@@ -226,11 +273,6 @@ def do_run(arguments: argparse.Namespace) -> int:
     write.write(out)
     terminal.show(frame.comparison(frame.cells(records)), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
-
-    failed = list(runner.failures(records))
-    for record in failed:
-        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
-    return FAILED if failed else DONE
 
 
 def do_search(arguments: argparse.Namespace) -> int:
@@ -329,6 +371,29 @@ def do_export(arguments: argparse.Namespace) -> int:
     for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
         print(path)
     return DONE
+
+
+def do_claims(arguments: argparse.Namespace) -> int:
+    from tpbench.report import claims, claims_page, study
+
+    folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))
+    studies = study.read_studies(folders)
+    readings = claims.readings(studies)
+    paths = claims_page.write(arguments.out, studies, readings)
+    for claim, text, verdict in claims_page.summary(readings):
+        print(f"{claim}. {text}: {verdict}")
+    print("\n" + "\n".join(map(str, paths)))
+    return DONE
+
+
+def _seconds(text: str | None) -> float | None:
+    """ "9m" is 540.0; a number without a unit is seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--time-limit {text!r}: expected a time such as 540s, 9m or 1.5h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,12 +39,12 @@ class Part(Protocol):
         """Images."""
 
     def batches(
-        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
+        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
         """Batches of `size` images over all ranks, this rank's share of each.
 
         shuffle (seed, epoch) means training: shuffled, augmented, a last incomplete batch left out. None means
-        evaluation: all images in order.
+        evaluation: all images in order. The first `skip` batches are left out, unread.
         """
 
 
@@ -76,6 +78,7 @@ class Resident:
     def __init__(self, data: Data, images: Tensor, labels: Tensor, device: torch.device):
         self.images, self.labels = images.to(device), labels.to(device)
         self.shift, self.flip = data.shift, data.flip
+        self.erase = RandomErasing(data.erase, mode="pixel", device=str(device)) if data.erase else None
         self.mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1) * 255
         self.std = torch.tensor(data.std, device=device).view(1, -1, 1, 1) * 255
 
@@ -83,14 +86,17 @@ class Resident:
         return len(self.labels)
 
     def batches(
-        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
+        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
-        for index in shares(len(self), size, shuffle, rank, ranks):
+        for index in shares(len(self), size, shuffle, rank, ranks, skip):
             index = index.to(self.labels.device)
             images = self.images[index]
             if shuffle is not None:
                 images = self.augment(images)
-            yield Batch((images.float() - self.mean) / self.std, self.labels[index])
+            images = (images.float() - self.mean) / self.std
+            if shuffle is not None and self.erase is not None:
+                images = self.erase(images)
+            yield Batch(images, self.labels[index])
 
     def augment(self, images: Tensor) -> Tensor:
         """Shift and flip each image by itself; what a shift uncovers is black."""
@@ -119,25 +125,30 @@ class Streamed:
         return len(self.dataset)
 
     def batches(
-        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1
+        self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
-            self.dataset,
-            batch_sampler=[share.tolist() for share in shares(len(self), size, shuffle, rank, ranks)],
+            Drawn(self.dataset, shuffle),
+            batch_sampler=[share.tolist() for share in shares(len(self), size, shuffle, rank, ranks, skip)],
             num_workers=self.processes,
-            generator=None if shuffle is None else generator(*shuffle),
+            generator=generator(*(shuffle or (0, 0))),  # or it would draw from the generator of the training
             pin_memory=self.device.type == "cuda",
         )
-        for images, labels in loader:
-            yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
+        try:
+            for images, labels in loader:
+                yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
+        except DataError as error:  # a worker process wraps its traceback around it
+            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
 
 
-def shares(n: int, size: int, shuffle: tuple[int, int] | None, rank: int, ranks: int) -> Iterator[Tensor]:
+def shares(
+    n: int, size: int, shuffle: tuple[int, int] | None, rank: int, ranks: int, skip: int = 0
+) -> Iterator[Tensor]:
     """A rank's image indices of every batch, as `Part.batches` promises them."""
     order, stop = torch.arange(n), n
     if shuffle is not None:
         order, stop = torch.randperm(n, generator=generator(*shuffle)), n - n % size
-    for start in range(0, stop, size):
+    for start in range(skip * size, stop, size):
         yield order[start : start + size][rank::ranks]
 
 
@@ -232,7 +243,8 @@ def _streamed(data: Data, device: torch.device) -> tuple[tuple[Part, Part, Part]
     if data.root and not Path(data.root).exists():
         raise DataError(f"data folder {data.root} does not exist")
     shape = {"input_size": (data.channels, data.image_size, data.image_size), "mean": data.mean, "std": data.std}
-    plain = create_transform(**shape, is_training=False)
+    shape["interpolation"] = data.interpolation
+    plain = create_transform(**shape, is_training=False, crop_pct=data.crop)
     augmented = create_transform(**shape, is_training=True, **data.transform)
     try:
         sides = [create_dataset(data.source, root=data.root or None, split=side) for side in ("train", "validation")]
@@ -251,6 +263,35 @@ def _streamed(data: Data, device: torch.device) -> tuple[tuple[Part, Part, Part]
     ]
     digest = hashlib.sha256(repr([part.dataset.names() for part in parts]).encode())
     return tuple(parts), digest.hexdigest()[:16]
+
+
+class Drawn(torch.utils.data.Dataset):
+    """A data set whose augmentation of an image follows from (seed, epoch) and its index alone.
+
+    So it is the same in any number of worker processes, and for a run that continues within an epoch. The generators
+    of the process are left as they were.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, shuffle: tuple[int, int] | None):
+        self.dataset, self.shuffle = dataset, shuffle
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.shuffle is None:
+            return self.dataset[index]
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        value = int(np.random.SeedSequence((*self.shuffle, index)).generate_state(1)[0])
+        try:
+            torch.default_generator.manual_seed(value)  # not torch.manual_seed, which would seed the GPU's too
+            random.seed(value)
+            np.random.seed(value)
+            return self.dataset[index]
+        finally:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
 
 
 class Selected(torch.utils.data.Dataset):
@@ -276,6 +317,7 @@ class Selected(torch.utils.data.Dataset):
         return self.transform(image), label
 
     def name(self, index: int) -> str:
+        """The image's file, as far as the reader knows it."""
         try:
             return self.dataset.filename(index)
         except (AttributeError, NotImplementedError):

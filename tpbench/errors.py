@@ -23,3 +23,7 @@ class DataError(UsageError):
 
 class CellFailed(RuntimeError):
     """One cell of the benchmark went wrong (diverged, ran out of memory); the others go on."""
+
+
+class OutOfTime(Exception):
+    """The time limit came. Everything is saved, and the same command continues."""

@@ -37,10 +37,14 @@ class Data:
     validation: float = 0.08  # share of the training side set apart for choosing anything
     shift: int = 0  # random shift of every training image, pixels (data held in memory)
     flip: bool = False  # random horizontal flip of every training image (data held in memory)
-    transform: dict[str, Any] = field(default_factory=dict)  # timm.data.create_transform (timm data sets)
+    erase: float = 0.0  # share of training images of which timm erases a rectangle (data held in memory)
+    transform: dict[str, Any] = field(default_factory=dict)  # timm.data.create_transform in training (timm data sets)
+    crop: float = 0.875  # share of the shorter side that evaluation looks at (timm data sets)
+    interpolation: str = "bilinear"  # of both (timm data sets)
     loader_processes: int = 0  # timm data sets
     train_limit: int | None = None  # images, for cut-down recipes
     test_limit: int | None = None
+    train_images: int | None = None  # of the whole training side, for `run --plan` where the files are not at hand
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Optim:
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixup_mode: str = "batch"  # batch | pair | elem, as timm: what shares one draw
+    compile: bool = False  # torch.compile the model for training
     ema: float | None = None  # decay of the averaged weights that are then evaluated
     accumulation: int = 1
     zero_stage: int = 0
@@ -71,6 +77,16 @@ class Measure:
     repeats: int = 30
     warmup: int = 5
     compile: bool = False
+
+
+# Lines that recipes got later: at these values they say what went without saying, and digests stay what they were.
+LATER = {
+    "erase": 0.0,
+    "crop": 0.875,
+    "interpolation": "bilinear",
+    "mixup_mode": "batch",
+    "compile": False,
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class Recipe:
     search: dict[str, Search] = field(default_factory=dict)  # by method
     seeds: int = 2
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
-    workers: int = 1  # one-thread processes side by side (CPU)
+    workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
     measure: Measure = Measure()
 
     def untrained(self, pretrained: bool | str) -> Recipe:
@@ -114,14 +130,25 @@ class Recipe:
         """Twelve hexadecimal digits that change with any line that can change a result."""
         choices = ("seeds", "workers", "schedules", "methods", "search")  # which results, not what they are
         truth = {name: value for name, value in asdict(self).items() if name not in choices}
+        truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
+        del truth["data"]["train_images"]
+        for part in ("data", "base", "finetune"):
+            truth[part] = {line: v for line, v in truth[part].items() if line not in LATER or v != LATER[line]}
         return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def names() -> list[str]:
-    """The packaged recipes."""
+    """The packaged recipes; a file's underscores are dashes in its recipe's name."""
     import tpbench.recipes
 
-    return sorted(module.name for module in pkgutil.iter_modules(tpbench.recipes.__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(tpbench.recipes.__path__))
+
+
+def elsewhere(recipe: Recipe, root: Path) -> Recipe:
+    """The same recipe with its files in another folder."""
+    if recipe.data.source == "digits":
+        raise UsageError(f"recipe {recipe.name} reads no files: its images come with scikit-learn")
+    return replace(recipe, data=replace(recipe.data, root=str(root)))
 
 
 def load(name: str) -> Recipe:
@@ -137,7 +164,7 @@ def load(name: str) -> Recipe:
         except Exception as error:
             raise UsageError(f"recipe file {name} is broken: {type(error).__name__}: {error}") from error
     elif name in names():
-        module = importlib.import_module(f"tpbench.recipes.{name}")
+        module = importlib.import_module(f"tpbench.recipes.{name.replace('-', '_')}")
     else:
         raise UsageError(f"unknown recipe {name!r}; {nearest(name, names())}")
     made = module.recipe() if hasattr(module, "recipe") else None

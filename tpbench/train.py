@@ -1,25 +1,22 @@
 """Training with DeepSpeed: one loop for the base and for every fine-tuning, on GPUs and CPUs, one rank or several.
 
 Every step is the engine's. timm supplies parameter groups, schedulers, mixup and averaged weights. The random state of
-an epoch follows from (seed, epoch) alone and a checkpoint is written after every epoch, so a run that is killed
-continues with the numbers it would have had.
+an epoch follows from (seed, epoch) alone and checkpoints are written between epochs and where a time limit ends a run,
+so a run that is killed or stopped continues with the numbers it would have had.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
 import os
 import random
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +29,14 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from tpbench.checkpoint import Keeper, State, Training, agreed, set_generators
 from tpbench.data import Parts
 from tpbench.downsampler import Output
-from tpbench.errors import CellFailed, UsageError
+from tpbench.errors import CellFailed, OutOfTime, UsageError
+from tpbench.measure import memory
+from tpbench.measure.pace import Pace
 from tpbench.recipe import Optim
-from tpbench.record import replace_text
 from tpbench.vit import TokenViT
-
-
-@dataclass
-class Training:
-    """What one run did: images seen, seconds of its epochs, mean loss of every epoch."""
-
-    images: int
-    epochs: int
-    steps: int
-    seconds: float
-    losses: list[float]
 
 
 def train(
@@ -61,27 +49,33 @@ def train(
     teacher: TokenViT | None = None,
     regulariser: Callable[[], Tensor] | None = None,
     folder: Path | None = None,
+    identity: str = "",
+    deadline: float | None = None,
     progress: Callable[[int, float], None] | None = None,
+    tick: Callable[[float], None] | None = None,
 ) -> Training:
     """Train a model in place, on its own device, and leave the weights to evaluate in it.
 
     teacher is the frozen unreduced model of methods that ask for one, regulariser a further term of the loss. folder
-    keeps a checkpoint of the last finished epoch, from which the same call continues. progress is told every epoch and
-    its mean loss. Raises CellFailed when the loss is no longer finite, UsageError when a checkpoint cannot be read.
+    keeps a checkpoint, from which the same call continues; one of another identity (recipe and data) is refused.
+    deadline, in seconds of time.monotonic(), ends the run between two steps with OutOfTime, everything saved. progress
+    is told every epoch and its mean loss, tick about once a second the share of all steps that is done. Raises
+    CellFailed when the loss is no longer finite or memory runs out, UsageError when a checkpoint cannot be used.
     """
-    run = Run(model, data, optim, seed, dtype, teacher, regulariser)
-    state = run.resume(folder)
-    for epoch in range(len(state.losses), optim.epochs):
-        start = time.perf_counter()
-        loss = run.epoch(epoch)
-        state.losses.append(loss)
-        state.seconds += time.perf_counter() - start
-        state.images, state.steps, state.epochs = run.images(epoch + 1), run.engine.global_steps, epoch + 1
-        run.save(folder, state)
-        if progress is not None:
-            progress(epoch, loss)
+    run = Run(model, data, optim, seed, dtype, teacher, regulariser, folder, identity, deadline, tick)
+    state = run.resume()
+    while state.training.epochs < optim.epochs:
+        with memory.told("in training", run.micro, f"set accumulation={2 * optim.accumulation} in the recipe"):
+            whole = run.advance(state)
+        late, last = run.late(), state.training.epochs == optim.epochs
+        run.save(state, can_wait=not late and not last)
+        if whole and progress is not None:
+            progress(state.training.epochs - 1, state.training.losses[-1])
+        if late and not last:
+            run.engine.destroy()
+            raise OutOfTime
     run.finish()
-    return state
+    return state.training
 
 
 class Run:
@@ -96,9 +90,13 @@ class Run:
         dtype: torch.dtype,
         teacher: TokenViT | None = None,
         regulariser: Callable[[], Tensor] | None = None,
+        folder: Path | None = None,
+        identity: str = "",
+        deadline: float | None = None,
+        tick: Callable[[float], None] | None = None,
     ):
         self.model, self.data, self.optim = model, data, optim
-        self.seed, self.dtype, self.teacher = seed, dtype, teacher
+        self.seed, self.dtype, self.teacher, self.deadline = seed, dtype, teacher, deadline
         self.device = next(model.parameters()).device
         deepspeed = connect(self.device)
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -111,6 +109,8 @@ class Run:
         self.updates = len(data.train) // optim.batch_size
         if self.updates == 0:
             raise UsageError(f"a batch of {optim.batch_size} is larger than the {len(data.train)} training images")
+        if (optim.mixup or optim.cutmix) and self.micro % 2:
+            raise UsageError(f"mixup pairs images: {self.micro} at a time on each rank is odd")
         seed_all(seed, 0)
         self.mixup = _mixup(optim, model.num_classes)
         groups = parameter_groups(model, optim)
@@ -133,36 +133,84 @@ class Run:
                 config=engine_config(optim, self.micro, dtype),
                 dist_init_required=False,
             )
+        self.keeper = Keeper(folder, self.engine, identity, self.device)
+        self.pace, self.tick, self.ticked = Pace(self.device, {}), tick, 0.0
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
         if teacher is not None:
             teacher.eval()
 
-    def epoch(self, epoch: int) -> float:
-        """Train one epoch; its mean loss over all ranks."""
-        seed_all(self.seed, epoch + 1, self.rank)
+    def advance(self, state: State) -> bool:
+        """Train to the end of the epoch under way, or up to the deadline; whether the epoch is done."""
+        start, training = time.perf_counter(), state.training
+        losses = [torch.tensor(state.losses, device=self.device)] if state.losses else []
+        losses += self.steps(state)
+        state.losses = []
+        whole = state.step == self.updates
+        if whole:
+            training.losses.append(self.mean(torch.cat(losses), training.epochs))
+            training.epochs, state.step = training.epochs + 1, 0
+        else:
+            state.losses = torch.cat(losses).tolist()
+        training.steps = self.engine.global_steps
+        training.images = training.steps * self.optim.batch_size
+        training.seconds += time.perf_counter() - start
+        training.pace = self.pace.told()
+        return whole
+
+    def steps(self, state: State) -> Iterator[Tensor]:
+        """Steps from where the epoch stands; yields the loss of every micro batch, of shape [1]."""
+        epoch = state.training.epochs
+        if state.step:
+            set_generators(state.random, self.device)
+        else:
+            seed_all(self.seed, epoch + 1, self.rank)
         self.engine.train()
         self.thaw(epoch)
-        losses: list[Tensor] = []
-        micro_batches = self.optim.batch_size // self.optim.accumulation
-        for images, labels in self.batches(epoch, micro_batches):
-            if self.mixup is not None:
-                images, labels = self.mixup(images, labels)
+        self.pace.begin()
+        for images, labels in self.batches(epoch, state.step):
+            yield self.micro_step(images, labels)
+            if self.engine.global_steps > epoch * self.updates + state.step:
+                state.step += 1
+                self.pace.step(self.optim.batch_size)
+                self.tell()
+                if state.step < self.updates and self.late():
+                    break
+        self.pace.end()
+
+    def micro_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Forward, backward and, where a whole batch is together, the optimiser's step; the loss of shape [1]."""
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+        with self.pace.model():
             teacher = None if self.teacher is None else self.teach(images)
             loss = self.engine(images, labels, teacher)
             self.engine.backward(loss)
-            self.engine.step()
-            if self.engine.is_gradient_accumulation_boundary():
-                self.scheduler.step_update(self.engine.global_steps)
-                if self.ema is not None:
-                    self.ema.update(self.model, step=self.engine.global_steps)
-            losses.append(loss.detach())
-        return self.mean(torch.stack(losses), epoch)
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        if boundary:
+            self.scheduler.step_update(self.engine.global_steps)
+            if self.ema is not None:
+                self.ema.update(self.model, step=self.engine.global_steps)
+        return loss.detach().reshape(1)
 
-    def batches(self, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of every micro batch of an epoch; whole optimiser steps only."""
-        whole = self.updates * self.optim.accumulation
-        source = self.data.train.batches(size, (self.seed, epoch), self.rank, self.ranks)
-        yield from (batch for _, batch in zip(range(whole), source))
+    def batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of every micro batch of an epoch from step `done` on; whole optimiser steps only."""
+        size, whole = self.optim.batch_size // self.optim.accumulation, self.updates * self.optim.accumulation
+        skip = done * self.optim.accumulation
+        source = self.data.train.batches(size, (self.seed, epoch), self.rank, self.ranks, skip)
+        yield from (batch for _, batch in zip(range(whole - skip), source))
+
+    def tell(self) -> None:
+        """How far the run is, at most once a second and not during its first steps, which compile."""
+        if self.tick is not None and not self.pace.warming and time.monotonic() - self.ticked >= 1:
+            self.ticked = time.monotonic()
+            self.tick(self.engine.global_steps / (self.updates * self.optim.epochs))
+
+    def late(self) -> bool:
+        """Whether the deadline has come. Rank 0's clock decides for all, and they ask it every tenth step only."""
+        if self.deadline is None or (self.ranks > 1 and self.engine.global_steps % 10):
+            return False
+        return agreed(time.monotonic() >= self.deadline, self.device)
 
     def mean(self, losses: Tensor, epoch: int) -> float:
         """The epoch's mean loss; a loss that is not finite ends the cell with its step and learning rate."""
@@ -192,41 +240,18 @@ class Run:
                     group["lr_scale"] = 0.0 if epoch < frozen else reducer.backbone_lr_scale
         self.scheduler.step_update(self.engine.global_steps)
 
-    def images(self, epochs: int) -> int:
-        return epochs * self.updates * self.optim.batch_size
-
-    def save(self, folder: Path | None, state: Training) -> None:
-        """Write this epoch's checkpoint, then point `progress.json` at it, then drop the one before."""
-        if folder is None:
-            return
-        tag = f"epoch{state.epochs}"
-        extra = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
+    def save(self, state: State, can_wait: bool) -> None:
         with _quiet_stdout():
-            self.engine.save_checkpoint(str(folder), tag=tag, client_state=extra, save_latest=False)
-        if self.rank == 0:
-            replace_text(folder / "progress.json", json.dumps({"tag": tag, **vars(state)}))
-            for old in folder.glob("epoch*"):
-                if old.name != tag:
-                    shutil.rmtree(old)
+            self.keeper.save(state, {} if self.ema is None else {"ema": self.ema.module.state_dict()}, can_wait)
 
-    def resume(self, folder: Path | None) -> Training:
-        """The state after the last finished epoch, loaded into the engine; or the beginning."""
-        fresh = Training(images=0, epochs=0, steps=0, seconds=0.0, losses=[])
-        if folder is None or not (folder / "progress.json").exists():
-            return fresh
-        try:
-            progress = json.loads((folder / "progress.json").read_text())
-            tag = progress.pop("tag")
-            with _quiet_stdout():
-                _, extra = self.engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
-            if self.ema is not None:
-                self.ema.module.load_state_dict(extra["ema"])
-            return Training(**progress)
-        except Exception as error:
-            raise UsageError(
-                f"checkpoint {folder} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
-                "delete it or run with --fresh"
-            ) from error
+    def resume(self) -> State:
+        """Where the last call was stopped, loaded into the engine; or the beginning."""
+        with _quiet_stdout():
+            state, extra = self.keeper.load()
+        if self.ema is not None and extra:
+            self.ema.module.load_state_dict(extra["ema"])
+        self.pace = Pace(self.device, state.training.pace)
+        return state
 
     def finish(self) -> None:
         """Leave the weights to evaluate in the model and let go of the engine."""
@@ -244,10 +269,13 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.model, self.regulariser = model, regulariser
+        if optim.compile:
+            torch.compiler.reset()  # torch gives up, silently, on a function that it compiled for eight models
+        self.forward_tokens = torch.compile(model.forward_tokens) if optim.compile else model.forward_tokens
         self.criterion = SoftTargetCrossEntropy() if soft_labels else LabelSmoothingCrossEntropy(optim.smoothing)
 
     def forward(self, images: Tensor, labels: Tensor, teacher: Output | None) -> Tensor:
-        out = self.model.forward_tokens(images)
+        out = self.forward_tokens(images)
         loss = self.criterion(out.logits.float(), labels)
         terms = list(out.tokens.aux.values())
         if teacher is not None:
@@ -297,8 +325,14 @@ def seed_all(seed: int, epoch: int, rank: int = 0) -> None:
 def _mixup(optim: Optim, classes: int) -> Mixup | None:
     if not optim.mixup and not optim.cutmix:
         return None
+    if optim.mixup_mode not in ("batch", "pair", "elem"):
+        raise UsageError(f"unknown mixup_mode {optim.mixup_mode!r}; known: batch, pair, elem")
     return Mixup(
-        mixup_alpha=optim.mixup, cutmix_alpha=optim.cutmix, label_smoothing=optim.smoothing, num_classes=classes
+        mixup_alpha=optim.mixup,
+        cutmix_alpha=optim.cutmix,
+        mode=optim.mixup_mode,
+        label_smoothing=optim.smoothing,
+        num_classes=classes,
     )
 
 

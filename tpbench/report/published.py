@@ -32,6 +32,12 @@ def nearest(method: str, macs_share: float) -> Point:
     return point
 
 
+def curve(method: str, base: str) -> list[tuple[float, float]]:
+    """A method's published (share of DeiT-S' MACs, top-1 percent) on a base, from cheap to costly."""
+    points = published().get((NAMES.get(method, method), base), [])
+    return sorted((point.share, point.top1) for point in points)
+
+
 @cache
 def published() -> dict[tuple[str, str], list[Point]]:
     """Points by method and base; those without GMACs cannot be placed and are left out."""

@@ -1,0 +1,162 @@
+"""What a plan will cost, before it runs: its cells, their multiply-adds, and hours by a few steps of the base.
+
+Estimates, and they say so. Counted: the multiply-adds of every cell's training, three forward passes' worth for each
+image and epoch. Measured: the speed of the unreduced base over a few steps on this machine, on images that are there
+already. Assumed: that reduced models train faster as their multiply-adds say, and, where this machine has no GPU, what
+a GPU sustains. Left out: evaluation, latency samples, reading and decoding images, compiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tpbench import data, environment, vit
+from tpbench.bench import Cell, Plan, build_base, reduced
+from tpbench.errors import ScheduleError, UsageError
+from tpbench.measure.pace import WARM_UP
+from tpbench.recipe import Data, Recipe
+from tpbench.train import train
+
+FORWARD_PASSES = 3  # one step of training in units of a forward pass: backward counts twice
+TIMED = 3  # steps
+SMALL_BATCH = 8  # images in a step of the dry run on a CPU
+# Sustained in bfloat16 by one data-centre GPU of the H100 and H200 class on models of DeiT's widths. Assumed, not
+# measured: from the lower for DeiT-Ti at small batches to the upper for wide models, compiled.
+GPU_FLOPS = (40e12, 180e12)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method and schedule; macs of one image's forward pass, None where the method cannot meet the schedule."""
+
+    method: str
+    schedule: str
+    macs: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan in numbers; train_macs are those of all bases and cells together."""
+
+    plan: Plan
+    device: torch.device
+    rows: list[Row]
+    train_images: int
+    base_macs: int
+    images_per_second: float
+    batch: int  # images in a step of the dry run
+
+    @property
+    def seeds(self) -> int:
+        return 1 + max(cell.seed for cell in self.plan.cells)
+
+    def seconds(self, macs: float, epochs: int) -> float:
+        """Of training one model for so many epochs on this machine."""
+        return epochs * self.train_images * macs / (self.base_macs * self.images_per_second)
+
+    @property
+    def train_macs(self) -> float:
+        recipe = self.plan.recipe
+        cells = recipe.finetune.epochs * sum(row.macs or 0.0 for row in self.rows)
+        return self.seeds * self.train_images * FORWARD_PASSES * (recipe.base.epochs * self.base_macs + cells)
+
+
+def forecast(plan: Plan) -> Forecast:
+    """Count a plan's cells and try its base for a few steps; nothing is written or downloaded."""
+    recipe = replace(plan.recipe, pretrained=False)
+    where = environment.device(plan.device)
+    model = build_base(recipe, seed=0)
+    whole = sum(vit.reduce(model, "none").macs().values())
+    rows = [Row(str(c.variant), c.schedule.text, _macs(recipe, model, c, whole)) for c in plan.cells if c.seed == 0]
+    rate, batch = dry_run(recipe, model.to(where), where)
+    return Forecast(plan, where, rows, train_images(recipe.data, where), whole, rate, batch)
+
+
+def _macs(recipe: Recipe, model: torch.nn.Module, cell: Cell, whole: int) -> float | None:
+    """A cell's multiply-adds; where the clock is to solve its schedule, that share of the base's."""
+    if cell.schedule.latency_share is not None and not cell.variant.card.unreduced:
+        return float(cell.schedule.latency_share) * whole
+    try:
+        return sum(reduced(recipe, model, cell.variant, cell.schedule).macs().values())
+    except ScheduleError:
+        return None
+
+
+def train_images(lines: Data, where: torch.device) -> int:
+    """Images of the training part: counted where the files are at hand, else as the recipe says."""
+    if lines.source == "digits" or (lines.root and Path(lines.root).exists()):
+        return len(data.load(lines, where).train)
+    if lines.train_images is None:
+        raise UsageError(f"cannot plan without images: {lines.root or lines.source} is not there; use --data DIR")
+    return round(min(lines.train_images, lines.train_limit or lines.train_images) * (1 - lines.validation))
+
+
+def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tuple[float, int]:
+    """Images per second of the unreduced model in training on random images, and the images of a step."""
+    optim = recipe.finetune if recipe.base.epochs == 0 else recipe.base
+    batch = optim.batch_size // optim.accumulation
+    if where.type == "cpu":
+        batch = min(batch, SMALL_BATCH)
+    lines = {"compile": optim.compile and where.type != "cpu", "warmup_epochs": 0.0, "zero_stage": 0}
+    optim = replace(optim, epochs=1, batch_size=batch, accumulation=1, **lines)
+    channels, size = recipe.data.channels, recipe.data.image_size
+    images = torch.randint(256, (batch * (WARM_UP + TIMED), channels, size, size), dtype=torch.uint8)
+    part = data.Resident(recipe.data, images, torch.arange(len(images)) % recipe.data.classes, where)
+    dtype = environment.dtype(recipe.dtype, where)
+    training = train(vit.reduce(model, "none"), data.Parts(part, part, part, {}), optim, seed=0, dtype=dtype)
+    return training.pace["images_per_second"], batch
+
+
+def told(what: Forecast) -> Iterator[str]:
+    """A forecast in lines of text."""
+    recipe = what.plan.recipe
+    bases = f"{what.seeds} bases of {recipe.base.epochs} epochs" if recipe.base.epochs else "bases as they are given"
+    yield f"recipe {recipe.name} ({recipe.digest}): {bases}, {len(what.plan.cells)} cells of {recipe.finetune.epochs}"
+    yield f"epochs ({len(what.rows)} rows x {what.seeds} seeds), {what.train_images:,} training images; nothing is run"
+    yield ""
+    yield f"{'schedule':<24} {'method':<28} {'MACs, % of base':>15} {'one cell, here':>16}"
+    for row in what.rows:
+        if row.macs is None:
+            yield f"{row.schedule:<24} {row.method:<28} {'unreachable':>15}"
+        else:
+            time = duration(what.seconds(row.macs, recipe.finetune.epochs))
+            yield f"{row.schedule:<24} {row.method:<28} {100 * row.macs / what.base_macs:>15.1f} {time:>16}"
+    yield ""
+    yield from _estimates(what)
+
+
+def _workers(what: Forecast) -> int:
+    return what.plan.recipe.workers if what.device.type == "cpu" else 1
+
+
+def _estimates(what: Forecast) -> Iterator[str]:
+    rate = what.images_per_second * FORWARD_PASSES * what.base_macs  # multiply-adds per second
+    here = what.train_macs / rate / _workers(what)
+    yield f"training altogether: {what.train_macs:.3g} multiply-adds (counted)"
+    yield (
+        f"measured here: the base at {what.images_per_second:.4g} images/s over {TIMED} steps of {what.batch} images on"
+        f" {environment.describe(what.device, torch.float32)['device']}"
+    )
+    if what.device.type == "cuda":
+        yield f"estimated: {duration(here)} on this GPU, {duration(here / 8)} on 8 of them if they scale evenly"
+    else:
+        slow, fast = (what.train_macs * 2 / flops for flops in GPU_FLOPS)
+        low, high = (flops / 1e12 for flops in GPU_FLOPS)
+        yield f"estimated: {duration(here)} on this machine"
+        yield f"estimated: {duration(fast)} to {duration(slow)} on 1 data-centre GPU,"
+        yield f"           {duration(fast / 8)} to {duration(slow / 8)} on 8 of them, assuming"
+        yield f"           {low:g} to {high:g} TFLOP/s each in bfloat16 and even scaling: no GPU was asked"
+    yield "not in it: evaluation, latency samples, reading and decoding images, compilation"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:,.1f} h"

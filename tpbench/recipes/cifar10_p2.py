@@ -1,0 +1,14 @@
+"""CIFAR-10 at 256 tokens: patches of 2, as many tokens as a 224-pixel image in patches of 14 or 16 about has.
+
+    python -m tpbench run --recipe cifar10-p2 --time-limit 9m
+
+Machine: one data-centre GPU; not measured yet. Estimated from an assumed 7,000 to 18,000 images/s: 2 to 5 minutes per
+100 epochs of a base, half a minute to a minute and a half for a cell.
+"""
+
+from tpbench.recipe import Recipe
+from tpbench.recipes import cifar10
+
+
+def recipe() -> Recipe:
+    return cifar10.recipe("cifar10-p2", patch=2)

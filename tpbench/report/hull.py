@@ -1,0 +1,47 @@
+"""The figure of claim 3: Token Pooling on bases of several widths, each alone and all on one Pareto hull."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from tpbench.report.claims import POOLING, Point
+from tpbench.report.pareto import COLOURS, FAINT, INK, STYLE, front, save
+from tpbench.report.study import Study
+
+GIGA = 1e9
+
+
+def draw(group: Sequence[Study], path: Path) -> Path:
+    """Means over seeds against multiply-adds: the bases, the pooled models of each, and the front of all together."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    bases = {study.recipe: means(study, study.base)[:1] for study in group}
+    pooled = {study.recipe: means(study, POOLING) for study in group}
+    every = [point for points in (*bases.values(), *pooled.values()) for point in points]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 5), layout="constrained")
+        panel = figure.subplots()
+        panel.plot(*zip(*front(every)), color=FAINT, linewidth=6, alpha=0.8, zorder=1, label="Pareto hull")
+        scaling = sorted(point for points in bases.values() for point in points)
+        panel.plot(*zip(*scaling), "*--", color=INK, markersize=13, zorder=3, label="unreduced, by width")
+        for colour, (recipe, points) in zip(COLOURS, pooled.items()):
+            line = sorted(points + bases[recipe])
+            panel.plot(*zip(*line), "o-", color=colour, zorder=2, label=f"{POOLING} on {recipe}")
+        panel.set_xlabel("multiply-adds per image (GMACs)")
+        panel.set_ylabel("top-1, fine-tuned (%)")
+        panel.set_title("one base at a time, and the hull over all", loc="left", fontsize=11, color=INK)
+        panel.legend()
+        save(figure, path)
+    return path
+
+
+def means(study: Study, method: str) -> list[Point]:
+    """(GMACs, percent) of a method at each of its schedules, means over seeds."""
+    points = []
+    for schedule in dict.fromkeys(record.schedule for record in study.records if record.method == method):
+        macs = study.values(method, schedule, lambda record: record.macs["total"] / GIGA)
+        points.append((fmean(macs.values()), fmean(study.top1(method, schedule).values())))
+    return points
