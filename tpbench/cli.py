@@ -284,19 +284,13 @@ def do_search(arguments: argparse.Namespace) -> int:
     recipe = recipes.load(arguments.recipe)
     out = arguments.out or Path("results") / recipe.name
 
-    from tpbench import environment, runner, search
-    from tpbench.bench import Bench, Plan, locked
+    from tpbench import environment, search
+    from tpbench.bench import Plan
     from tpbench.workers import Progress
 
-    search.searching(arguments.method)
-    environment.begin(recipe.workers, arguments.device)
-    bench = Bench(Plan(recipe, (), out, arguments.device, tuple(arguments.plugin)))
-    with locked(out):
-        bench.prepare(fresh=False)
-        progress = Progress()
-        runner.train_base(bench, arguments.seed, lambda text: progress.tell(f"base seed {arguments.seed}", text))
-        progress.finish(f"base seed {arguments.seed}", counts=False)
-        path = search.search(bench, arguments.method, arguments.seed, lambda text: progress.say(f"search: {text}"))
+    environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
+    plan = Plan(recipe, (), out, arguments.device, tuple(arguments.plugin))
+    path = search.run(plan, arguments.method, arguments.seed, Progress())
 
     from tpbench.report import learned
 
