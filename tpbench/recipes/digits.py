@@ -32,7 +32,7 @@ def recipe() -> Recipe:
             "topk": Search(Optim(epochs=5, lr=1e-2), backbone_lr_scale=0.05, knobs={"strength": 2e-3}),
             "diffrate": Search(Optim(epochs=3, lr=0.2), knobs={"target": 0.5}),
         },
-        schedules=("0.7@0,1,2", "0.5@0,1,2", "0.3@0,1,2"),
+        schedules=("macs=0.5@0,1,2", "0.7@0,1,2", "0.3@0,1,2"),  # equal cost first, then equal tokens
         seeds=2,
         workers=2,
         measure=Measure(batch_sizes=(1, 32), repeats=20, warmup=3),
