@@ -17,11 +17,13 @@ from tpbench.record import host_id
 
 torch.set_num_threads(1)
 
+COMMIT = pytest.StashKey[dict]()
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
 
 
-def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    config.stash[COMMIT] = environment.git()  # now: a long run may outlast a commit
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -30,7 +32,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = environment.machine(where, host_id(config.rootpath / "results" / "opbench" / "work"))
     about = environment.describe(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
-    machine_info["tpbench"] = {"machine": name, "environment": about, "git": environment.git()}
+    machine_info["tpbench"] = {"machine": name, "environment": about, "git": config.stash[COMMIT]}
 
 
 def tiny(name: str = "vit_tiny_patch16_224", *, seed: int = 0, **overrides) -> nn.Module:
