@@ -82,8 +82,9 @@ def vit_macs(width: int, depth: int, pixels: int, patch: int = 16, classes: int 
 def low_pass(study: Study) -> Iterator[Reading]:
     """The gain of high frequencies over that of low ones on the trained bases."""
     tests = {
-        "as_it_is": "gain of the upper half of the frequencies over that of the lowest quarter, keys as they are",
-        "one_key_norm": "the same with all keys at one norm, where theory is exact but for the queries",
+        "at_the_keys": "the filter at the keys: gain of the upper half of frequencies over the lowest quarter",
+        "as_it_is": "the model's attention, token for token: the same with its own queries",
+        "one_key_norm": "the model's attention with all keys at one norm",
     }
     for name, test in tests.items():
         ours = interval(spectrum[name]["high_over_low"] for spectrum in study.spectra)
