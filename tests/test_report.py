@@ -319,6 +319,8 @@ def test_living_tokens_are_shown() -> None:
     row = compared([live, other])["ats", SCHEDULE]
     assert row["tokens_live"] == "30.5,15.5,7.5"
     assert layout.tokens(row) == "32,16,8 (30.5,15.5,7.5 live)"
+    text = tables.markdown(comparison(cells([replace(live, macs=live.macs | {"live": 3.0e6})])))
+    assert "| 50.0 (37.5 live) |" in text
     masked = replace(live, count="masked", tokens={"requested": [32], "achieved": [64], "live": [40.0]})
     assert layout.tokens(compared([masked])["ats", SCHEDULE]) == "all of 32 (40.0 live)"
     assert "live" not in layout.tokens(compared([measured("tome", 0, 96)])["tome", SCHEDULE])

@@ -80,6 +80,26 @@ def test_a_record_holds_everything(finished):
     assert len(seen) == 2, "every method saw as many of the same images"
 
 
+def test_hidden_tokens_are_counted_and_what_they_would_save(finished):
+    """The price without padding is the closed form where the living are whole numbers, plus what reducing costs."""
+    import timm
+    import torch
+
+    import tpbench
+    from tpbench.measure import cell
+
+    base = timm.create_model("test_vit").eval()
+    kept, avit = tpbench.reduce(base, "random", "50,20@1,2"), tpbench.reduce(base, "avit", "50,20@1,2")
+    assert cell.live_macs(avit, [50.0, 20.0]) == sum(kept.macs().values())
+    assert cell.live_macs(avit, [50.0, 10.0]) < sum(kept.macs().values())
+    ats = tpbench.reduce(base, "ats", "50,20@1,2")
+    told = cell.token_counts(ats, torch.randn(4, 3, 160, 160))
+    assert len(told["live"]) == 2
+    assert all(0 < live <= k for live, k in zip(told["live"], told["achieved"]))
+    assert cell.live_macs(ats, told["live"]) <= sum(ats.macs().values())
+    assert "live" not in next(record for record in read_all(finished[0]) if record.method == "wkmedoids").tokens
+
+
 def test_the_same_command_again_changes_nothing(finished, capsys):
     out, _ = finished
     before = records(out)

@@ -163,13 +163,6 @@ def parser() -> Parser:
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
     )
 
-    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
-    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
-    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
-    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
-    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
-    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
-
     text = "rebuild the tables and figures of a results folder from its records"
     report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
     report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
@@ -178,6 +171,13 @@ def parser() -> Parser:
         choices=("schedule", "macs", "latency"),
         help="print the rows too, grouped by schedule, or by the MACs or the time that they take",
     )
+
+    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
+    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
+    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
+    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
+    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
+    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
 
     text = "the paper's eight claims against the records of results folders"
     claims = _verb(verbs, "claims", do_claims, text, "tpbench claims results/cifar10 results/cifar10-w128")
@@ -284,19 +284,13 @@ def do_search(arguments: argparse.Namespace) -> int:
     recipe = recipes.load(arguments.recipe)
     out = arguments.out or Path("results") / recipe.name
 
-    from tpbench import environment, runner, search
-    from tpbench.bench import Bench, Plan, locked
+    from tpbench import environment, search
+    from tpbench.bench import Plan
     from tpbench.workers import Progress
 
-    search.searching(arguments.method)
-    environment.begin(recipe.workers, arguments.device)
-    bench = Bench(Plan(recipe, (), out, arguments.device, tuple(arguments.plugin)))
-    with locked(out):
-        bench.prepare(fresh=False)
-        progress = Progress()
-        runner.train_base(bench, arguments.seed, lambda text: progress.tell(f"base seed {arguments.seed}", text))
-        progress.finish(f"base seed {arguments.seed}", counts=False)
-        path = search.search(bench, arguments.method, arguments.seed, lambda text: progress.say(f"search: {text}"))
+    environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
+    plan = Plan(recipe, (), out, arguments.device, tuple(arguments.plugin))
+    path = search.run(plan, arguments.method, arguments.seed, Progress())
 
     from tpbench.report import learned
 
@@ -345,19 +339,6 @@ def do_profile(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def do_export(arguments: argparse.Namespace) -> int:
-    from tpbench import registry
-
-    cards = registry.select(arguments.methods)
-
-    from tpbench.measure import export
-    from tpbench.report import exported
-
-    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
-        print(path)
-    return DONE
-
-
 def do_report(arguments: argparse.Namespace) -> int:
     from tpbench.report import frame, terminal, write
 
@@ -370,6 +351,19 @@ def do_report(arguments: argparse.Namespace) -> int:
     from tpbench.record import read_all
 
     terminal.show(frame.comparison(frame.cells(read_all(arguments.folder))), Console(), arguments.by)
+    return DONE
+
+
+def do_export(arguments: argparse.Namespace) -> int:
+    from tpbench import registry
+
+    cards = registry.select(arguments.methods)
+
+    from tpbench.measure import export
+    from tpbench.report import exported
+
+    for path in exported.write(arguments.out, export.survey(cards, arguments.model, arguments.schedule)):
+        print(path)
     return DONE
 
 

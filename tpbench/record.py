@@ -31,7 +31,8 @@ class Record:
     "fine_tuned_loss", the same for "validation_...", ...}; top1 are shares, not percent.
     tokens: {"blocks": [...], "requested": [...], "achieved": [...], "after_block": [...]}, and for methods whose count
     depends on the image "live": the mean tokens that are no padding.
-    macs: {"total", "unreduced", "reducers", "closed_form", "layers": [{"name", "macs"}]}, per image.
+    macs: {"total", "unreduced", "reducers", "closed_form", "layers": [{"name", "macs"}]}, per image; "live": what total
+    would be without padding.
     latency: batch size -> {"reduced": [seconds], "unreduced": [seconds]}, raw samples taken in turns.
     unreduced_mode: batch size -> the mode in which the unreduced model was fastest ("eager", "compiled", ...).
     """

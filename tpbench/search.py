@@ -7,8 +7,8 @@ by `--schedules learned:FILE`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,25 +16,44 @@ import torch
 from torch import Tensor
 
 from tpbench import environment, registry, vit
-from tpbench.bench import Bench
+from tpbench.bench import Bench, Plan, locked
 from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
 from tpbench.evaluate import evaluate
 from tpbench.record import replace_text
+from tpbench.runner import told, train_base
 from tpbench.schedule import parse, spell
 from tpbench.train import train
+from tpbench.workers import Job, Progress, Tell, side_by_side
 
 
-def search(bench: Bench, method: str, seed: int, tell: Callable[[str], None]) -> Path:
-    """Learn K for every block by a method's search, on the trained base of a seed; the file that holds it.
+def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
+    """Learn K for every block by a method's search, on the base of a seed (trained if need be); the file that holds it.
 
     Raises UsageError where the method has no search or the recipe does not say how to run it, ScheduleError where
     every block has learned to keep everything.
     """
-    cls, how = searching(method), bench.recipe.search.get(method)
-    if how is None:
-        known = ", ".join(bench.recipe.search) or "none"
-        raise UsageError(f"recipe {bench.recipe.name} does not say how {method} searches; it does for: {known}")
+    searching(method)
+    if method not in plan.recipe.search:
+        known = ", ".join(plan.recipe.search) or "none"
+        raise UsageError(f"recipe {plan.recipe.name} does not say how {method} searches; it does for: {known}")
+    bench = Bench(plan)
+    with locked(plan.out):
+        bench.prepare(fresh=False)
+        jobs = [Job(f"base seed {seed}", train_base, seed), Job(f"search of {method}", search, (method, seed))]
+        progress.start(len(jobs), 0, jobs)
+        side_by_side(jobs, 1, bench, partial(Bench, plan), progress)
+    return learned_path(bench, method, seed)
+
+
+def learned_path(bench: Bench, method: str, seed: int) -> Path:
+    return bench.out / "learned" / f"{method}_seed{seed}.json"
+
+
+def search(bench: Bench, which: tuple[str, int], tell: Tell) -> None:
+    """Train a method's search on the trained base of a seed, and write down what it has learned."""
+    method, seed = which
+    cls, how = searching(method), bench.recipe.search[method]
     base = bench.base(seed)
     patches, depth = base.patch_embed.num_patches, len(base.blocks)
     everywhere = spell([patches] * depth, range(depth))
@@ -49,13 +68,14 @@ def search(bench: Bench, method: str, seed: int, tell: Callable[[str], None]) ->
         seed=seed,
         dtype=bench.dtype,
         regulariser=lambda: penalty(model),
-        progress=lambda epoch, loss: tell(f"epoch {epoch + 1}, loss {loss:.3f}"),
+        progress=told(tell),
+        tick=partial(tell, ""),
     )
     kept = [k.item() for k in leaving(model)]
     counts = [max(1, int(k)) for k in kept]
     if counts[-1] == patches:
         raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
-    path = bench.out / "learned" / f"{method}_seed{seed}.json"
+    path = learned_path(bench, method, seed)
     found = {"method": method, "search": cls.__name__, "recipe": bench.recipe.name, "machine": bench.machine}
     found |= {"seed": seed, "patches": patches, "counts": counts, "kept": kept}
     found |= {"config": asdict(model.reducers[0].config), "optim": asdict(how.optim)}
@@ -64,7 +84,6 @@ def search(bench: Bench, method: str, seed: int, tell: Callable[[str], None]) ->
     replace_text(path, json.dumps(found, indent=1) + "\n")
     found["off_the_shelf"] = judged(bench, method, seed, path)
     replace_text(path, json.dumps(found, indent=1) + "\n")
-    return path
 
 
 def searching(method: str) -> type[Search]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tpbench.budget import BudgetSearch, Counts
-from tpbench.measure import latency
+from tpbench.measure.modes import Mode, compare
 from tpbench.recipe import Measure
 from tpbench.record import Budget
 from tpbench.schedule import Schedule
@@ -35,9 +35,9 @@ def solve(
 
     def cost(counts: Counts) -> float:
         model = make(schedule.counting(counts))
-        taken = latency.compare(model, base, (found.batch,), how.repeats, how.warmup, dtype=dtype)[str(found.batch)]
+        samples, _ = compare(model, base, Mode(compiled=how.compile), (found.batch,), how.repeats, how.warmup, dtype)
         pooled = sampled.setdefault(counts, {"reduced": [], "unreduced": []})
-        for name, seconds in taken.items():
+        for name, seconds in samples[str(found.batch)].items():
             pooled[name] += seconds
         return median(pooled["reduced"]) / median(pooled["unreduced"])
 
@@ -50,4 +50,4 @@ def solve(
             break
     else:
         found.error = str(search.unreachable())
-    found.tried = [{"counts": list(counts), **samples} for counts, samples in sampled.items()]
+    found.tried = [{"counts": list(counts), **seconds} for counts, seconds in sampled.items()]

@@ -23,6 +23,8 @@ def measure(
     images [B, C, H, W] of the data set: they show how many tokens live in methods whose count depends on the image.
     """
     record.tokens, record.macs = token_counts(model, images), macs(model, base)
+    if "live" in record.tokens:
+        record.macs["live"] = live_macs(model, record.tokens["live"])
     mode, sampling = Mode(compiled=how.compile), (how.batch_sizes, how.repeats, how.warmup, dtype)
     record.latency, record.unreduced_mode = compare(model, base, mode, *sampling)
     noise = latency.random_images(model, max(how.batch_sizes))
@@ -42,6 +44,15 @@ def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:
         "closed_form": flops.closed_form(model).total,
         "layers": [{"name": name, "macs": count} for name, count in counted.layers.items()],
     }
+
+
+def live_macs(model: vit.TokenViT, live: list[float]) -> float:
+    """What the model would multiply and add per image if no padded and no hidden token were computed."""
+    n, counts, at = float(model.patch_embed.num_patches), [], dict(zip((r.setup.block for r in model.reducers), live))
+    for block in range(len(model.blocks)):
+        n = at.get(block, n)
+        counts.append(torch.tensor(n, dtype=torch.float64))
+    return model.macs_leaving(counts).item() + flops.closed_form(model).reducers
 
 
 @torch.no_grad()

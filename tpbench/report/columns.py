@@ -25,6 +25,7 @@ MEANINGS = {
     "tokens_live": "those of them that are no padding and not hidden, mean over images and seeds; blank where all live",
     "gmacs": "1e9 multiply-adds per image, the reducer included",
     "macs_share": "share of the unreduced model's multiply-adds, 1 is all",
+    "live_macs_share": "the same if neither padding nor hidden tokens were computed; blank where there are none",
     "reducer_share": "share of the method's own multiply-adds that goes into reducing",
     "off_the_shelf_top1_percent": "top-1 with the base's weights as they are, percent, mean over seeds",
     "off_the_shelf_half_width_points": "half-width of its interval, percentage points; blank with 1 seed",

@@ -74,7 +74,7 @@ def _sizes(record: Record) -> dict[str, Any]:
     for name in ("requested", "achieved"):
         row[f"tokens_{name}"] = _listed(record.tokens.get(name, ()))
     row["tokens_live"] = _listed(record.tokens.get("live", ()))
-    for name in ("total", "unreduced", "reducers", "closed_form"):
+    for name in ("total", "unreduced", "reducers", "closed_form", "live"):
         row[f"macs_{name}"] = record.macs.get(name, nan)
     for name in ("reduced", "unreduced"):
         row[f"peak_memory_bytes_{name}"] = record.peak_memory_bytes.get(name, nan)
@@ -164,6 +164,7 @@ def _cost(group: pd.DataFrame) -> dict[str, Any]:
         "tokens_live": _means(group["tokens_live"]),
         "gmacs": _mean(group, "macs_total") / GIGA,
         "macs_share": share,
+        "live_macs_share": _mean(group, "macs_live", over="macs_unreduced"),
         "reducer_share": _mean(group, "macs_reducers", over="macs_total"),
         "paper_top1": paper.top1,
         "paper_share": paper.share,

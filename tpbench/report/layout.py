@@ -38,7 +38,7 @@ def accuracy() -> list[Column]:
         Column("Method", "", lambda row: row["method"]),
         Column("Tokens", "kept", tokens),
         Column("GMACs", "per image", lambda row: significant(row["gmacs"], 4)),
-        Column("MACs", "% of base", lambda row: fixed(100 * row["macs_share"], 1)),
+        Column("MACs", "% of base", _macs),
         Column("Reducer", "% of MACs", lambda row: fixed(100 * row["reducer_share"], 2), narrow=False),
         Column("Off the shelf", "top-1 %", lambda row: plus_minus(row, "off_the_shelf_top1_percent")),
         Column("Fine-tuned", "top-1 %", lambda row: plus_minus(row, "fine_tuned_top1_percent")),
@@ -116,6 +116,12 @@ def tokens(row: Row) -> str:
 
 def _achieved(row: Row) -> str:
     return "all" if row["unreduced"] or row["count"] == "masked" else brief(row["tokens_achieved"])
+
+
+def _macs(row: Row) -> str:
+    """Share of MACs, and what it would be without the tokens that are padding or hidden."""
+    live = fixed(100 * row["live_macs_share"], 1)
+    return fixed(100 * row["macs_share"], 1) + (f" ({live} live)" if live else "")
 
 
 def _shown(row: Row) -> str:
