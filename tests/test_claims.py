@@ -147,6 +147,16 @@ def test_saving_on_one_base_is_read_from_its_own_front():
     assert found(worse, 3, "one base: accuracy").ours.mean == pytest.approx(-1.1)
 
 
+def test_a_seed_whose_pooled_model_beats_the_base_is_not_left_out():
+    """Its front ends at the pooled model: for more MACs than that, that accuracy can be had."""
+    better = cells("wkmedoids", 89, "a", 0.5, spread={0: 2, 1: -1, 2: -1})
+    lost = found(
+        study(cells("none", 90, share=1.0, spread=dict.fromkeys(range(3), 0)), better), 3, "one base: accuracy"
+    )
+    assert lost.ours.n == 3
+    assert lost.ours.mean == pytest.approx((1 + 2 * (-2 + 2 * 0.08 / 0.5)) / 3)
+
+
 def test_the_hull_over_widths_finds_what_one_base_does_not():
     """The wide base has 90 %. Its own pooled models fall below; a base half as large, pooled, reaches 92 % at 0.4."""
     wide = study(cells("none", 90, share=1.0), cells("wkmedoids", 88, "a", 0.6), recipe="wide", width=2)

@@ -133,7 +133,7 @@ def _saving(group: list[Study], test: str, paper: str) -> Reading:
 
 def _loss(group: list[Study], test: str, paper: str) -> Reading:
     at = 1 - SAVING / 100
-    values = [accuracy_at(front([base, *pooled]), at * base[0]) - base[1] for base, pooled in points(group).values()]
+    values = [affordable(front([base, *pooled]), at * base[0]) - base[1] for base, pooled in points(group).values()]
     return _on_group(group, test, paper, "points", Rule(low=0), values)
 
 
@@ -174,8 +174,13 @@ def cost_at(line: list[Point], accuracy: float) -> float:
     return nan
 
 
+def affordable(line: list[Point], macs: float) -> float:
+    """A front's accuracy for at most so many MACs: beyond its last point that of the last, NaN before its first."""
+    return line[-1][1] if macs >= line[-1][0] else accuracy_at(line, macs)
+
+
 def accuracy_at(line: list[Point], macs: float) -> float:
-    """A front's accuracy at so many MACs, linear between its points; NaN outside."""
+    """A curve's accuracy at so many MACs, linear between its points; NaN outside."""
     for (low, a), (high, b) in pairwise(line):
         if low <= macs <= high:
             return a + (b - a) * (macs - low) / (high - low)
