@@ -11,6 +11,7 @@ import torch
 
 from tpbench import forecast, registry, runner, schedule
 from tpbench.cli import DONE, WRONG, main
+from tpbench.errors import UsageError
 from tpbench.recipe import load
 
 TINY = str(Path(__file__).with_name("tiny_recipe.py"))
@@ -56,7 +57,7 @@ def test_a_pretrained_recipe_is_planned_without_weights_or_images(capsys, monkey
         raise AssertionError("nothing is downloaded")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", refused)
-    with pytest.raises(AssertionError):  # control: with its weights it would be
+    with pytest.raises(UsageError, match="nothing is downloaded"):  # control: with its weights it would be
         runner.plan(load("imagenet-deit-ti"), registry.variants("none"), [], 1, Path("out"), "cpu")
     assert main(["run", "--recipe", "imagenet-deit-ti", "--methods", "none,topk", "--seeds", "1", "--plan"]) == DONE
     assert "1,255,544 training images" in capsys.readouterr().out

@@ -262,7 +262,8 @@ def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monke
         "topk": False,
         "random": True,
     }
-    assert "no longer finite" in next((out / "tables").glob("*.md")).read_text()
+    tables = [path.read_text() for path in (out / "tables").glob("*.md")]
+    assert any("no longer finite" in table for table in tables)
 
 
 def test_another_recipe_in_the_folder_is_refused(finished, tmp_path, capsys):

@@ -4,8 +4,10 @@ softmax(q k / sqrt d) = exp(-|q - k|^2 / (2 sqrt d)) exp(|k|^2 / (2 sqrt d)) up 
 smoothing of the values over key space, if all keys have one norm. The signal is the values at their keys; frequencies
 are those of the graph G_ij = exp(-|k_i - k_j|^2 / (2 sqrt d)) over the keys. With P = D^-1 G, of eigenvectors
 D^-1/2 u_l and eigenvalues 1 - lambda_l, a signal f has the coefficients u_l^T D^1/2 f. Attention whose queries are its
-keys, of one norm, is P, and its gain at lambda is 1 - lambda exactly. The model's own queries are no keys: what its
-attention does to the values, token for token, is measured here as it is, and again with all keys at their mean norm.
+keys, of one norm, is P, and its gain at lambda is 1 - lambda exactly. Real keys have many norms and the model's own
+queries are no keys, so three gains are measured: of the filter at the keys as they are; of the model's attention, token
+for token (the output of token i, whatever its query, against the values over the keys); and of that with all keys at
+their mean norm. The model's queries may put low frequencies in places where they are high ones.
 
 Shapes: B images, H heads, N tokens, D head dim. A gain is (energy out / energy in)^1/2 of one head over all images.
 """
@@ -27,18 +29,19 @@ BANDS = 8  # of equally many frequencies each, from low to high, above the const
 def spectrum(model: TokenViT, images: Tensor) -> dict[str, Any]:
     """Gains of every block and head on `images` [B, C, height, width], as a JSON object.
 
-    bands: mean lambda of each band. as_it_is and one_key_norm: {"gains": [blocks][heads][1 + bands], the first that of
-    the constant, and "high_over_low": the gain of the upper half of the frequencies over that of their lowest quarter,
-    geometric mean over blocks and heads}. kernel: the gains of the exact case. key_norm_variation: standard deviation
-    over mean of the keys' norms, by block.
+    at_the_keys, as_it_is and one_key_norm: {"gains": [blocks][heads][1 + bands], the first that of the constant, and
+    "high_over_low": the gain of the upper half of the frequencies over that of their lowest quarter, geometric mean
+    over blocks and heads}. kernel: the gains of the exact case. key_norm_variation: standard deviation over mean of
+    the keys' norms, by block.
     """
     result: dict[str, Any] = {"images": len(images), "kernel": [], "key_norm_variation": []}
-    readings: dict[str, list] = {"as_it_is": [], "one_key_norm": []}
+    readings: dict[str, list] = {"at_the_keys": [], "as_it_is": [], "one_key_norm": []}
     for q, k, v, scale in projections(model, images):
         norms = k.norm(dim=-1, keepdim=True)  # [B, H, N, 1]
         one_norm = k / norms * norms.mean(dim=(0, 2), keepdim=True)
         result["key_norm_variation"].append((norms.std() / norms.mean()).item())
         result["kernel"].append(gains(one_norm, one_norm, v, scale).tolist())
+        readings["at_the_keys"].append(gains(k, k, v, scale).tolist())
         readings["as_it_is"].append(gains(q, k, v, scale).tolist())
         readings["one_key_norm"].append(gains(q, one_norm, v, scale).tolist())
     return result | {name: {"gains": gain, "high_over_low": high_over_low(gain)} for name, gain in readings.items()}

@@ -82,8 +82,9 @@ def vit_macs(width: int, depth: int, pixels: int, patch: int = 16, classes: int 
 def low_pass(study: Study) -> Iterator[Reading]:
     """The gain of high frequencies over that of low ones on the trained bases."""
     tests = {
-        "as_it_is": "gain of the upper half of the frequencies over that of the lowest quarter, keys as they are",
-        "one_key_norm": "the same with all keys at one norm, where theory is exact but for the queries",
+        "at_the_keys": "the filter at the keys: gain of the upper half of frequencies over the lowest quarter",
+        "as_it_is": "the model's attention, token for token: the same with its own queries",
+        "one_key_norm": "the model's attention with all keys at one norm",
     }
     for name, test in tests.items():
         ours = interval(spectrum[name]["high_over_low"] for spectrum in study.spectra)
@@ -132,7 +133,7 @@ def _saving(group: list[Study], test: str, paper: str) -> Reading:
 
 def _loss(group: list[Study], test: str, paper: str) -> Reading:
     at = 1 - SAVING / 100
-    values = [accuracy_at(front([base, *pooled]), at * base[0]) - base[1] for base, pooled in points(group).values()]
+    values = [affordable(front([base, *pooled]), at * base[0]) - base[1] for base, pooled in points(group).values()]
     return _on_group(group, test, paper, "points", Rule(low=0), values)
 
 
@@ -173,8 +174,13 @@ def cost_at(line: list[Point], accuracy: float) -> float:
     return nan
 
 
+def affordable(line: list[Point], macs: float) -> float:
+    """A front's accuracy for at most so many MACs: beyond its last point that of the last, NaN before its first."""
+    return line[-1][1] if macs >= line[-1][0] else accuracy_at(line, macs)
+
+
 def accuracy_at(line: list[Point], macs: float) -> float:
-    """A front's accuracy at so many MACs, linear between its points; NaN outside."""
+    """A curve's accuracy at so many MACs, linear between its points; NaN outside."""
     for (low, a), (high, b) in pairwise(line):
         if low <= macs <= high:
             return a + (b - a) * (macs - low) / (high - low)

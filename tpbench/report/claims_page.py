@@ -13,6 +13,7 @@ import pandas as pd
 from tpbench.record import replace_text
 from tpbench.report import hull
 from tpbench.report.claims import CLAIMS, same_images, several_widths
+from tpbench.report.interval import interval
 from tpbench.report.layout import fixed
 from tpbench.report.study import Study
 from tpbench.report.verdict import FAILS, HOLDS, OPEN, Reading
@@ -93,7 +94,7 @@ def outcome(readings: Sequence[Reading]) -> str:
 
 def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
     lines = ["# The paper's claims", "", INTRODUCTION, "", "Studies:", ""]
-    lines += [f"- {study.name} (`{study.folder}`): {len(study.records)} records" for study in studies] or ["- none"]
+    lines += [_study(study) for study in studies] or ["- none"]
     lines += ["", *_table(["", "claim", "verdict"], [[str(n), text, said] for n, text, said in summary(readings)])]
     for claim, text in CLAIMS.items():
         own = [reading for reading in readings if reading.claim == claim]
@@ -111,6 +112,13 @@ def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
         ]
         lines += [f"## {claim}. {text}", "", *_table(heads, [_texts(reading) for reading in own])]
     return "\n".join(lines)
+
+
+def _study(study: Study) -> str:
+    """What was measured there, and how good its base is: claims are about models that have learned something."""
+    base = fixed(interval(study.top1(study.base, "none").values()).mean, 1)
+    quality = f", the base at {base} %" if base else ""
+    return f"- {study.name} (`{study.folder}`): {len(study.records)} records{quality}"
 
 
 def _texts(reading: Reading) -> list[str]:

@@ -96,7 +96,7 @@ def read_studies(folders: Iterable[Path]) -> list[Study]:
 def _spectrum(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        told["as_it_is"]["high_over_low"], told["one_key_norm"]["high_over_low"]
+        told["at_the_keys"]["high_over_low"], told["as_it_is"]["high_over_low"], told["one_key_norm"]["high_over_low"]
         return told
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"spectrum {path} is corrupt ({type(error).__name__}: {error}); delete it") from error
