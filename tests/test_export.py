@@ -14,7 +14,6 @@ import tpbench
 from tpbench import cli
 from tpbench.downsampler import Downsampler, Probe
 from tpbench.measure import export
-from tpbench.pooling import cluster
 from tpbench.report import exported
 from tpbench.tokens import Tokens
 
@@ -29,7 +28,7 @@ def needs_onnx(route: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("method", ["wkmedoids", "wkmeans", "topk", "tome"])
+@pytest.mark.parametrize("method", ["wkmedoids", "wkpeaks", "wkmeans", "topk", "tome"])
 def test_what_a_route_makes_gives_the_eager_logits(make_vit: Callable[..., nn.Module], method: str, route: str):
     needs_onnx(route)
     found = export.outcome(tpbench.reduce(make_vit(depth=2), method, "0.5@0"), ROUTES[route])
@@ -77,21 +76,27 @@ def some_tokens() -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, torch.rand(4, 30, generator=generator).argsort(1)[:, :10]
 
 
+every_start = pytest.mark.parametrize("start", ["given", "topk", "peaks"])
+
+
+@every_start
 @pytest.mark.parametrize("iterations", [0, 1, 5])
-def test_plain_kmedoids_is_the_operator(iterations: int):
+def test_plain_kmedoids_is_the_operator(start: str, iterations: int):
     x, weight, first = some_tokens()
-    given = (cluster.squared_distances(x), weight, first)
-    want, got = torch.ops.tpbench.kmedoids_iterate(*given, iterations), export.kmedoids_iterate(*given, iterations)
+    given = (x, weight, weight, first if start == "given" else None, start, 10)
+    want, got = torch.ops.tpbench.kmedoids(*given, iterations), export.kmedoids(*given, iterations)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
-    if iterations == 5:  # control: the iterations show
-        assert not torch.equal(want[0], export.kmedoids_iterate(*given, 1)[0])
+    if iterations == 5 and start == "given":  # control: the iterations show
+        assert not torch.equal(want[0], export.kmedoids(*given, 1)[0])
 
 
+@every_start
 @pytest.mark.parametrize("iterations", [0, 1, 5])
-def test_plain_kmeans_is_the_operator(iterations: int):
+def test_plain_kmeans_is_the_operator(start: str, iterations: int):
     x, weight, first = some_tokens()
-    given = (cluster.inner_products(x + 0.01 * torch.randn(x.shape)), weight, first)
-    want, got = torch.ops.tpbench.kmeans_iterate(*given, iterations), export.kmeans_iterate(*given, iterations)
+    x = x + 0.01 * torch.randn(x.shape)
+    given = (x, weight, weight, first if start == "given" else None, start, 10)
+    want, got = torch.ops.tpbench.kmeans(*given, iterations), export.kmeans(*given, iterations)
     torch.testing.assert_close(got[0], want[0])
     assert torch.equal(got[1], want[1])
 

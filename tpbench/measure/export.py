@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from tpbench import environment, vit
 from tpbench.errors import UsageError
+from tpbench.kernels import clustering
 from tpbench.measure.latency import random_images
 from tpbench.measure.modes import Mode
 from tpbench.registry import Card
@@ -154,8 +155,12 @@ def attend_and_receive(
     return out, received, own
 
 
-def kmedoids_iterate(distance: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    medoids, own = first, torch.arange(first.shape[1], device=first.device)
+def kmedoids(
+    x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
+) -> tuple[Tensor, Tensor]:
+    distance = _distances(clustering.inner_products(x))
+    medoids = _chosen(start, distance, score, k) if first is None else first
+    own = torch.arange(k, device=x.device)
     for _ in range(iterations):
         assignment = _nearest(distance, medoids)
         together = assignment[:, :, None] == assignment[:, None, :]
@@ -165,6 +170,23 @@ def kmedoids_iterate(distance: Tensor, weight: Tensor, first: Tensor, iterations
     return medoids, _nearest(distance, medoids)
 
 
+def _distances(products: Tensor) -> Tensor:
+    half = products.diagonal(dim1=1, dim2=2)[:, :, None] - products
+    return (half + half.transpose(1, 2)).clamp(min=0)
+
+
+def _chosen(start: str, distance: Tensor, score: Tensor, k: int) -> Tensor:
+    """As the operators choose, without changing a tensor in place: ONNX's exporter refuses that."""
+    if start == "topk":
+        return clustering.heaviest(score, k)
+    if start != "peaks":
+        raise NotImplementedError(f"the start {start!r} has no plain form")
+    rank = clustering.heaviest(score, score.shape[1]).argsort(1)
+    heavier = rank[:, None, :] < rank[:, :, None]
+    apart = torch.where(heavier, distance, torch.finfo(distance.dtype).max).amin(2)
+    return clustering.heaviest(torch.where(rank == 0, float("inf"), score * apart), k)
+
+
 def _nearest(distance: Tensor, medoids: Tensor) -> Tensor:
     batch, k = medoids.shape
     to_medoid = distance.gather(1, medoids[:, :, None].expand(batch, k, distance.shape[2]))
@@ -172,8 +194,11 @@ def _nearest(distance: Tensor, medoids: Tensor) -> Tensor:
     return to_medoid.argmin(1).scatter(1, medoids, own)
 
 
-def kmeans_iterate(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    k, own = first.shape[1], torch.arange(products.shape[2], device=first.device)
+def kmeans(
+    x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
+) -> tuple[Tensor, Tensor]:
+    products, own = clustering.inner_products(x), torch.arange(x.shape[1], device=x.device)
+    first = _chosen(start, _distances(products), score, k) if first is None else first
     share = (first[:, :, None] == own).to(products.dtype)
     for _ in range(iterations):
         member = (_nearest_centre(products, share)[:, None, :] == own[:k, None]).to(products.dtype)
@@ -195,8 +220,8 @@ def searchsorted(rising: Tensor, values: Tensor, **_: object) -> Tensor:
 
 PLAIN: dict[str, Callable[..., Any]] = {
     "tpbench::attend_and_receive": attend_and_receive,
-    "tpbench::kmedoids_iterate": kmedoids_iterate,
-    "tpbench::kmeans_iterate": kmeans_iterate,
+    "tpbench::kmedoids": kmedoids,
+    "tpbench::kmeans": kmeans,
     "aten::searchsorted": searchsorted,
 }
 
