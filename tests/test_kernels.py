@@ -8,6 +8,7 @@ own. There the controls run too: a kernel with one sign, mask or tie changed mus
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,34 @@ def test_kernels_compile_for_hopper_without_a_gpu():
         assert 16 <= row.registers <= 255, row
         assert row.stack_bytes <= 16, row
         assert row.shared_bytes <= 227 * 1024, row
+
+
+# ---------------------------------------------------------------- the script for a machine with a GPU
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="kernels alone are interpreted")
+def test_the_gpu_script_runs(tmp_path):
+    """All of its code but the CUDA graphs; a measurement that fails is recorded, and the others go on."""
+    from tpbench.measure import gpu
+
+    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--quick"]) == 0
+    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert records.keys() == gpu.MEASUREMENTS.keys()
+    assert all(record["error"] is None and record["result"] for record in records.values())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels alone are interpreted")
+def test_the_gpu_script_records_failures(tmp_path, monkeypatch):
+    from tpbench.measure import gpu
+
+    def broken(setting: object) -> dict:  # noqa: ARG001
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu, "MEASUREMENTS", {"broken": broken, "works": lambda setting: {"model": setting.model}})
+    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--quick"]) == 1
+    assert "no such kernel" in json.loads((tmp_path / "broken.json").read_text())["error"]
+    assert json.loads((tmp_path / "works.json").read_text())["result"]["model"]
 
 
 # ---------------------------------------------------------------- clustering: material

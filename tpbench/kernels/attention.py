@@ -50,8 +50,8 @@ def _attention_and_lse(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
     """Fused attention, and the log-sum-exp of every row of scores [B, H, N] where the kernel gives it away."""
-    flash = bias is None and triton_runs_on(q.device) and q.dtype in (torch.float16, torch.bfloat16)
-    if flash and q.shape[-1] % 8 == 0 and torch.backends.cuda.flash_sdp_enabled():
+    flash = bias is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    if flash and torch.backends.cuda.flash_sdp_enabled():
         operator = torch.ops.aten._scaled_dot_product_flash_attention
         return operator(q, k, v, dropout, False, False, scale=scale)[:2]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale), None
