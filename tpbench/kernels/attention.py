@@ -92,12 +92,12 @@ def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale
         from tpbench.kernels import attention_triton
 
         return attention_triton.receive(q, k, bias, lse, scale)
-    batch, _, n, _ = q.shape
+    batch, heads, n, _ = q.shape
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
     for part, room in _chunks(q):
         attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
         _column_sums(attention, received[part], own[part])
-    return received, own
+    return received.div_(heads), own.div_(heads)
 
 
 @torch.library.custom_op("tpbench::attend_and_receive", mutates_args=())
@@ -118,7 +118,7 @@ def attend_and_receive(
         product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=heads_room[: len(attention) * heads])
         out[part] = product.view(-1, heads, n, v.shape[-1])
         _column_sums(attention, received[part], own[part])
-    return out, received, own
+    return out, received.div_(heads), own.div_(heads)
 
 
 def _images(q: Tensor) -> int:
@@ -146,9 +146,9 @@ def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, room: Te
 
 
 def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:
-    heads = attention.shape[1]
-    received.copy_(attention.sum(dim=(1, 2), dtype=torch.float32) / heads)
-    own.copy_(attention.diagonal(dim1=-2, dim2=-1).sum(dim=1, dtype=torch.float32) / heads)
+    """Sums over queries and heads, in place; their mean over heads is taken once for all images."""
+    torch.sum(attention, dim=(1, 2), dtype=torch.float32, out=received)
+    torch.sum(attention.diagonal(dim1=-2, dim2=-1), dim=1, dtype=torch.float32, out=own)
 
 
 @receive.register_fake
