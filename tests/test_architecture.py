@@ -45,6 +45,7 @@ ONLY_IN = {
     "scipy": {"tpbench.report"},
     "timm": {"tpbench.vit", "tpbench.train", "tpbench.data"},
     "deepspeed": {"tpbench.train", "tpbench.environment"},
+    "triton": {"tpbench.kernels"},
 }
 
 
@@ -186,6 +187,13 @@ def test_reports_never_load_torch():
     code = sources()
     for module in (name for name in code if name.startswith("tpbench.report")):
         assert loaded_with(code, module) & {"torch", "timm", "deepspeed"} == set(), module
+
+
+def test_triton_is_loaded_with_its_own_rooms_alone():
+    """A machine without Triton, or without a GPU, imports everything else."""
+    code = sources()
+    with_triton = {name for name in code if "triton" in loaded_with(code, name)}
+    assert with_triton == {f"tpbench.kernels.{room}" for room in ("attention_triton", "clustering_triton", "compiled")}
 
 
 def test_control_the_closure_does_find_torch():

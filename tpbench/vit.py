@@ -292,7 +292,7 @@ class TokenBlock(Block):
         """What attention spends only because a reducer looks: a class-token row, or a second pass over the scores."""
         needs, n, width = reducer.needs, reducer.setup.tokens + self.prefix, self.attn.width
         row = n * width if needs & Needs.CLS else 0
-        twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.qkv.weight.device)
+        twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.qkv.weight.device, n)
         return row + (n * n * width if twice else 0)
 
     def counts_keys(self, tokens: Tokens) -> bool:

@@ -3,8 +3,14 @@
 Shapes: B images, H heads, N tokens (prefix included), D head width. Attention is softmax(q k^T scale + bias) v;
 `received` is its column sum over the N queries, mean over heads: [B, N] float32, the diagonal apart as `own`.
 It carries no gradient: significance scores choose tokens, they are not learned through.
-Two custom operators, each with a fake and a FLOP formula: the scores alone beside a fused attention, and on a CPU
-both in one pass, a few images at a time so that the scores stay in the cache and [B, H, N, N] never exists.
+Two custom operators, each with a fake and a FLOP formula; [B, H, N, N] never exists for more than a few images.
+
+attend_and_receive  both in one pass, for inference: on a CPU a few images at a time, so that the scores stay in the
+                    cache; on a GPU where a row of scores fits a tile.
+receive             the sums alone, beside whatever attention computed the output: for training, and for long
+                    sequences on a GPU. The output's gradient is that of the fused attention.
+
+On a CUDA device that Triton compiles for, both run the kernels of `attention_triton`; elsewhere what stands here.
 """
 
 from __future__ import annotations
@@ -16,25 +22,43 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from tpbench.kernels.device import triton_runs_on
+
 CACHE_SCORES = 2**17  # scores at a time on a CPU: half a MiB of float32, one image of a common model
 DEVICE_SCORES = 2**28  # scores at a time elsewhere: 1 GiB of float32
+ONE_PASS_TOKENS = 256  # the longest sequences that a GPU attends and sums over in one pass, unless measured otherwise
 
 
 def attention_with_received(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [B, H, N, D], bias [B, 1, 1, N] or None -> out [B, H, N, D], received [B, N], own [B, N]."""
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm may have left them wider, as for any fused attention
     inference = not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
-    if q.device.type == "cpu" and inference and dropout == 0.0:
+    if inference and dropout == 0.0 and not extra_pass(q.device, q.shape[2]):
         return torch.ops.tpbench.attend_and_receive(q, k, v, bias, scale)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
-    received, own = torch.ops.tpbench.receive(q.detach(), k.detach(), None if bias is None else bias.detach(), scale)
-    return out, received, own
+    out, lse = _attention_and_lse(q, k, v, bias, scale, dropout)
+    return out, *torch.ops.tpbench.receive(*map(_detached, (q, k, bias, lse)), scale)
 
 
-def extra_pass(device: torch.device) -> bool:
-    """Whether inference on this device computes the scores a second time to learn the attention received."""
-    return device.type != "cpu"
+def extra_pass(device: torch.device, n: int) -> bool:
+    """Whether inference over n tokens on this device computes the scores a second time to sum them."""
+    return device.type != "cpu" and n > ONE_PASS_TOKENS
+
+
+def _attention_and_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """Fused attention, and the log-sum-exp of every row of scores [B, H, N] where the kernel gives it away."""
+    flash = bias is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    if flash and torch.backends.cuda.flash_sdp_enabled():
+        operator = torch.ops.aten._scaled_dot_product_flash_attention
+        return operator(q, k, v, dropout, False, False, scale=scale)[:2]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale), None
+
+
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
 
 
 def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -61,14 +85,21 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: floa
 
 
 @torch.library.custom_op("tpbench::receive", mutates_args=())
-def receive(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention received [B, N] and its diagonal [B, N], from the scores alone."""
-    batch, _, n, _ = q.shape
+def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention received [B, N] and its diagonal [B, N], from the scores alone.
+
+    lse [B, H, N], the log-sum-exp of every row, saves a fused kernel making it; the definition has no use for it.
+    """
+    if triton_runs_on(q.device):
+        from tpbench.kernels import attention_triton
+
+        return attention_triton.receive(q, k, bias, lse, scale)
+    batch, heads, n, _ = q.shape
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
     for part, room in _chunks(q):
         attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
         _column_sums(attention, received[part], own[part])
-    return received, own
+    return received.div_(heads), own.div_(heads)
 
 
 @torch.library.custom_op("tpbench::attend_and_receive", mutates_args=())
@@ -76,6 +107,10 @@ def attend_and_receive(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention's output [B, H, N, D] with the attention received [B, N] and its diagonal [B, N], in one pass."""
+    if triton_runs_on(q.device):
+        from tpbench.kernels import attention_triton
+
+        return attention_triton.attend_and_receive(q, k, v, bias, scale)
     batch, heads, n, _ = q.shape
     out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
     received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
@@ -85,7 +120,7 @@ def attend_and_receive(
         product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=heads_room[: len(attention) * heads])
         out[part] = product.view(-1, heads, n, v.shape[-1])
         _column_sums(attention, received[part], own[part])
-    return out, received, own
+    return out, received.div_(heads), own.div_(heads)
 
 
 def _images(q: Tensor) -> int:
@@ -113,13 +148,13 @@ def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, room: Te
 
 
 def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:
-    heads = attention.shape[1]
-    received.copy_(attention.sum(dim=(1, 2), dtype=torch.float32) / heads)
-    own.copy_(attention.diagonal(dim1=-2, dim2=-1).sum(dim=1, dtype=torch.float32) / heads)
+    """Sums over queries and heads, in place; their mean over heads is taken once for all images."""
+    torch.sum(attention, dim=(1, 2), dtype=torch.float32, out=received)
+    torch.sum(attention.diagonal(dim1=-2, dim2=-1), dim=1, dtype=torch.float32, out=own)
 
 
 @receive.register_fake
-def _(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     sums = q.new_empty(q.shape[0], q.shape[2], dtype=torch.float32)
     return sums, torch.empty_like(sums)
 

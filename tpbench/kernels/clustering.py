@@ -35,7 +35,7 @@ def kmedoids(
 
     Without `first`, `start` names the step that chooses by score: topk, peaks or farthest.
     """
-    steps = _steps(x)
+    steps = steps_for(x)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         distance = steps.squared_distances(x)
@@ -50,7 +50,7 @@ def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Arguments as for `kmedoids` -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
-    steps = _steps(x)
+    steps = steps_for(x)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         products = steps.inner_products(x)
@@ -80,7 +80,7 @@ def _clustering_flops(x, weight, score, first, start, k, iterations, *args, **kw
     return 2 * batch * n * n * (width + iterations)
 
 
-def _steps(x: Tensor) -> ModuleType:
+def steps_for(x: Tensor) -> ModuleType:
     """The room whose functions do the steps: the fused twins where they run, these definitions elsewhere."""
     if not triton_runs_on(x.device) or x.dtype == torch.float64 or x.shape[1] > FUSED_TOKENS:
         return sys.modules[__name__]

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 
+_definitions = False
+
 
 def triton_runs_on(device: torch.device) -> bool:
     """Whether Triton compiles for a device: a CUDA device of compute capability 8.0 or more, with Triton installed."""
-    return device.type == "cuda" and _ampere(device.index or 0)
+    return device.type == "cuda" and not _definitions and _ampere(device.index or 0)
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Within it nothing is fused: the definitions run on every device, to be measured and compared with."""
+    global _definitions
+    _definitions = True
+    try:
+        yield
+    finally:
+        _definitions = False
 
 
 @cache

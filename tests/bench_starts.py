@@ -1,0 +1,84 @@
+"""How good and how fast are the starts of K-Medoids on the tokens of a trained model: `python tests/bench_starts.py`.
+
+A model of the digits recipe is trained for a few epochs in a plain loop; then the tokens that reach each block's
+reducer are clustered, weighted by the attention they receive. Losses are means over all test images and relative to
+top-K with five iterations, the paper's likely choice; seconds are medians in turns, one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tpbench import data
+from tpbench.bench import build_base
+from tpbench.downsampler import Downsampler, Needs, Probe
+from tpbench.measure import latency
+from tpbench.pooling import cluster
+from tpbench.recipe import load
+from tpbench.tokens import Tokens
+from tpbench.vit import TokenViT, reduce
+
+CPU = torch.device("cpu")
+PAPER = ("topk", 5)
+WAYS = [PAPER, *((init, n) for init in ("topk", "peaks", "farthest", "grid", "random") for n in (1, 2, 3)), ("topk", 30)]
+
+
+class Watch(Downsampler):
+    """Reduces nothing; notes the tokens it meets and the attention that each received."""
+
+    needs = Needs.RECEIVED
+    seen: tuple[Tensor, Tensor]
+
+    def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        self.seen = tokens.body.clone(), probe.received.clone()
+        return tokens
+
+
+def trained(epochs: int) -> tuple[TokenViT, data.Parts]:
+    recipe = load("digits")
+    parts = data.load(recipe.data, CPU)
+    model = reduce(build_base(recipe, 0), Watch, "0.9@0,1,2,3").train()  # as planned; Watch keeps all
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.base.lr, weight_decay=0.05)
+    for epoch in range(epochs):
+        for images, labels in parts.train.batches(recipe.base.batch_size, (0, epoch)):
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval(), parts
+
+
+def sites(model: TokenViT, parts: data.Parts) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Block, tokens [B, N, C] and attention received [B, N] of the first 256 test images."""
+    images, labels = next(iter(parts.test.batches(256, None)))
+    with torch.inference_mode():
+        accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    print(f"test accuracy of the trained model on these images: {accuracy:.3f}")
+    for reducer in model.reducers:
+        yield reducer.setup.block, *reducer.seen
+
+
+def main(epochs: int = 10) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print("block | N | K | " + " | ".join(f"{init} {n}: loss, seconds" for init, n in WAYS))
+    for block, x, weight in sites(*trained(epochs)):
+        for k in (round(share * x.shape[1]) for share in (0.7, 0.5, 0.3)):
+            losses, calls = {}, {}
+            for init, n in WAYS:
+                calls[init, n] = lambda k=k, init=init, n=n: cluster.kmedoids(x, weight, k, n, init)
+                medoids, assignment = calls[init, n]()
+                losses[init, n] = cluster.objective(x, weight, cluster.rows(x, medoids), assignment).mean().item()
+            with torch.inference_mode():
+                seconds = {way: median(s) for way, s in latency.interleaved(calls, 9, 1, CPU).items()}
+            cells = (f"{losses[w] / losses[PAPER]:.2f}, {seconds[w] / seconds[PAPER]:.2f}" for w in WAYS)
+            print(f"{block} | {x.shape[1]} | {k} | " + " | ".join(cells))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
