@@ -26,6 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[COMMIT] = environment.git()  # now: a long run may outlast a commit
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked gpu is skipped, with the reason, where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """What tpbench calls the machine, in the JSON that `tox -e opbench` makes its tables from."""
