@@ -390,8 +390,6 @@ def test_nan_in_one_image_stays_there():
 def test_gradients_are_those_of_fused_attention(n, bias, dtype, monkeypatch):
     """In training the output comes from fused attention, the sums from the kernel; only the first has a gradient."""
     monkeypatch.setattr(attention, "triton_runs_on", lambda device: True)  # noqa: ARG005
-    if INTERPRETED:  # no fused attention there gives its log-sum-exp away
-        monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", lambda: False)
     given = to_device(heads(1, 2, n, 16, bias), dtype)
     leaves = [t.detach().clone().requires_grad_() for t in given[:3]]
     exact = [t.detach().double().requires_grad_() for t in given[:3]]

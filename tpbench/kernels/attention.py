@@ -50,11 +50,19 @@ def _attention_and_lse(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
     """Fused attention, and the log-sum-exp of every row of scores [B, H, N] where the kernel gives it away."""
-    flash = bias is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
-    if flash and torch.backends.cuda.flash_sdp_enabled():
+    fits = bias is None and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    if fits and flash_runs_on(q.device):
         operator = torch.ops.aten._scaled_dot_product_flash_attention
         return operator(q, k, v, dropout, False, False, scale=scale)[:2]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale), None
+
+
+@torch.compiler.assume_constant_result
+def flash_runs_on(device: torch.device) -> bool:
+    """Whether flash attention may be called by its name on a device."""
+    if device.type != "cuda" or not torch.backends.cuda.flash_sdp_enabled():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _detached(x: Tensor | None) -> Tensor | None:
