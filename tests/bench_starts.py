@@ -26,7 +26,11 @@ from tpbench.vit import TokenViT, reduce
 
 CPU = torch.device("cpu")
 PAPER = ("topk", 5)
-WAYS = [PAPER, *((init, n) for init in ("topk", "peaks", "farthest", "grid", "random") for n in (1, 2, 3)), ("topk", 30)]
+WAYS = [
+    PAPER,
+    *((init, n) for init in ("topk", "peaks", "farthest", "grid", "random") for n in (1, 2, 3)),
+    ("topk", 30),
+]
 
 
 class Watch(Downsampler):
