@@ -326,7 +326,8 @@ def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, caps
     assert "out of memory, they say" in printed.err
     assert "Traceback" not in printed.err
     assert {r["method"]: r["error"] is None for r in records(out).values()} == {"none": True, "wkmedoids": False}
-    assert "out of memory, they say" in next((out / "tables").glob("*.md")).read_text()
+    tables = [path.read_text() for path in (out / "tables").glob("*.md")]
+    assert any("out of memory, they say" in table for table in tables)
     monkeypatch.undo()
     assert run(out, methods="none,wkmedoids") == DONE
     assert "1 of 2 cells have been measured before" in capsys.readouterr().err

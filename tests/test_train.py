@@ -336,6 +336,38 @@ def test_two_ranks_train_as_one(tmp_path):
     torch.testing.assert_close(torch.load(one), torch.load(two), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_end_like_unstopped_ones(tmp_path):
+    """Rank 0's clock decides, at the tenth step: within the second epoch. One rank cannot continue what two left."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "import test_train as t\n"
+        "from tpbench import data\n"
+        "from tpbench.errors import OutOfTime\n"
+        "parts, folder = data.load(t.RECIPE.data, t.CPU), Path(sys.argv[2])\n"
+        "whole, stopped = t.fresh('random'), t.fresh('random')\n"
+        "t.train(whole, parts, t.RECIPE.base, seed=0)\n"
+        "rank = torch.distributed.get_rank()\n"
+        "clock = 0.0 if rank == 0 else 1e30\n"
+        "try: t.train(t.fresh('random'), parts, t.RECIPE.base, seed=0, folder=folder, deadline=clock)\n"
+        "except OutOfTime: assert len(list(folder.glob('epoch1-step2/random-rank*.pt'))) == 2\n"
+        "else: raise AssertionError('it was not stopped')\n"
+        "if rank == 0: (folder / 'copy.json').write_text((folder / 'progress.json').read_text())\n"
+        "t.train(stopped, parts, t.RECIPE.base, seed=0, folder=folder)\n"
+        "assert torch.equal(t.weights(whole), t.weights(stopped))\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [sys.executable, *launcher, str(script), str(Path(__file__).parent), str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (tmp_path / "run" / "copy.json").replace(tmp_path / "run" / "progress.json")
+    with pytest.raises(UsageError, match="was left within an epoch by 2 ranks and cannot be continued by 1"):
+        train(fresh("random"), data.load(RECIPE.data, CPU), RECIPE.base, seed=0, folder=tmp_path / "run")
+
+
 def test_progress_file_is_whole_json(parts, tmp_path):
     train(fresh(), parts, replace(RECIPE.base, epochs=2), seed=0, folder=tmp_path)
     progress = json.loads((tmp_path / "progress.json").read_text())
