@@ -251,6 +251,7 @@ def ranked(tops: dict[str, tuple[float, ...]]) -> dict[str, dict]:
 def test_methods_that_do_not_separate_share_a_rank() -> None:
     rows = ranked({"a": (95.0, 96.0, 97.0), "b": (95.4, 95.7, 97.1), "c": (90.0, 91.1, 92.0)})
     assert [rows[name]["rank"] for name in "abc"] == [1, 1, 3]
+    assert [layout.rank(rows[name]) for name in "abc"] == ["1-2", "1-2", "3"]
     assert rows["a"]["fine_tuned_top1_percent"] != rows["b"]["fine_tuned_top1_percent"]  # a sort would split them
     assert not any(row["stands_alone"] for row in rows.values())
 
@@ -259,10 +260,17 @@ def test_methods_that_separate_have_ranks_of_their_own() -> None:
     """The methods' own intervals overlap throughout: only the pairing separates them."""
     rows = ranked({"a": (95.0, 96.0, 97.0), "b": (94.6, 95.7, 96.6), "c": (94.0, 95.1, 96.0)})
     assert [rows[name]["rank"] for name in "abc"] == [1, 2, 3]
+    assert [layout.rank(rows[name]) for name in "abc"] == ["1", "2", "3"]
     assert [rows[name]["stands_alone"] for name in "abc"] == [True, False, False]
     assert rows["a"]["fine_tuned_half_width_points"] > 1.0
     mirrored = ranked({"a": (94.0, 95.1, 96.0), "b": (94.6, 95.7, 96.6), "c": (95.0, 96.0, 97.0)})
     assert [mirrored[name]["rank"] for name in "abc"] == [3, 2, 1]  # whichever of a pair is subtracted
+
+
+def test_a_wide_interval_leaves_a_wide_range() -> None:
+    """Whoever swings by tens of points separates from nobody: first or last, nobody knows."""
+    rows = ranked({"a": (95.0, 96.0, 97.0), "b": (90.0, 91.0, 92.1), "wild": (20.0, 99.0, 60.0)})
+    assert [layout.rank(rows[name]) for name in ("a", "b", "wild")] == ["1-2", "2-3", "1-3"]
 
 
 def test_one_seed_and_the_base_have_no_rank() -> None:

@@ -16,7 +16,9 @@ MEANINGS = {
     "count": "exact: the requested tokens are met; at_most: fewer may be kept; masked: none is removed, about as many "
     "as requested live",
     "rank": "1 + the number of methods of the schedule whose fine-tuned top-1 minus this one's has a paired "
-    "interval wholly above zero. Methods that do not separate share a rank; blank below 2 seeds",
+    "interval wholly above zero: the best place it may have. Blank below 2 seeds",
+    "rank_worst": "1 + the number of methods of the schedule that this one does not separate from downwards: the worst "
+    "place it may have. A wide interval leaves a wide range",
     "stands_alone": "True where the method separates upwards from every other method of its schedule",
     "seeds": "n: seeds measured without failure",
     "seeds_expected": "seeds met anywhere on this machine",

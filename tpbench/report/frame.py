@@ -242,16 +242,18 @@ def _reasons(failed: pd.DataFrame, seeds: int) -> str:
 
 
 def _ranked(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `rank` and `stands_alone`. No rank for the base, and none below 2 seeds."""
+    """The frame with `rank`, `rank_worst` and `stands_alone`. No rank for the base, and none below 2 seeds."""
     above, places = _separations(pairs), list(zip(frame["machine"], frame["schedule"], frame["method"]))
     tuned = [place for place, base, n in zip(places, frame["unreduced"], frame["fine_tuned_seeds"]) if n and not base]
-    ranks, alone = [], []
+    ranks, worst, alone = [], [], []
     for place, n in zip(places, frame["fine_tuned_seeds"]):
         rivals = [other for other in tuned if other[:2] == place[:2] and other != place]
         ranked = n >= 2 and place in tuned
         ranks.append(1 + sum((other, place) in above for other in rivals) if ranked else pd.NA)
+        worst.append(1 + sum((place, other) not in above for other in rivals) if ranked else pd.NA)
         alone.append(bool(ranked and rivals) and all((place, other) in above for other in rivals))
-    return frame.assign(rank=pd.array(ranks, dtype="Int64"), stands_alone=alone)
+    whole = {"rank": pd.array(ranks, dtype="Int64"), "rank_worst": pd.array(worst, dtype="Int64")}
+    return frame.assign(**whole, stands_alone=alone)
 
 
 def _separations(pairs: pd.DataFrame) -> set[tuple[Place, Place]]:

@@ -15,7 +15,7 @@ LONG_LIST = 4  # longer lists of token counts are shown by their ends
 NOTE = (
     "Top-1 in percent, differences in percentage points; ± is the half-width of the 95 % interval over seeds "
     "(Student's t), absent with one seed. Differences to the base are paired by seed, the base fine-tuned equally "
-    "long. Methods whose paired intervals do not separate share a rank; bold separates from every other method. "
+    "long. A rank is the range of places that paired intervals leave; bold separates from every other method. "
     "Times are medians (95th percentile) of one forward pass; MACs promise a speed-up, the clock shows another. The "
     "paper's numbers are for DeiT-S on ImageNet, at a share of MACs at most 5 points away."
 )
@@ -44,7 +44,7 @@ def accuracy() -> list[Column]:
         Column("Fine-tuned", "top-1 %", lambda row: plus_minus(row, "fine_tuned_top1_percent")),
         Column("To base", "points", lambda row: plus_minus(row, "base_difference_points", "+")),
         Column("Seeds", "", _seeds),
-        Column("Rank", "", lambda row: fixed(row["rank"], 0)),
+        Column("Rank", "", rank),
         Column("Paper", "top-1 %", lambda row: fixed(row["paper_top1"], 2)),
         Column("Paper", "MACs, % of base", lambda row: fixed(100 * row["paper_share"], 1), narrow=False),
     ]
@@ -81,7 +81,7 @@ def terminal(frame: pd.DataFrame) -> list[Column]:
         Column("to base", "points", lambda row: plus_minus(row, "base_difference_points", "+", gap="")),
         *(Column("ms at", f"b {batch}", latency(batch, p95=False)) for batch in sorted({*batches[:1], *batches[-1:]})),
         Column("speed-up", "(promised)", _speedup),
-        Column("rank", "", lambda row: fixed(row["rank"], 0)),
+        Column("rank", "", rank),
     ]
 
 
@@ -104,6 +104,12 @@ def plus_minus(row: Row, name: str, sign: str = "", gap: str = " ") -> str:
     """mean ± half-width, two decimals; the mean alone where there is no interval."""
     half_width = row[re.sub("(_top1_percent|_points)$", "_half_width_points", name)]
     return fixed(row[name], 2, sign) + ("" if pd.isna(half_width) else f" ±{gap}{half_width:.2f}")
+
+
+def rank(row: Row) -> str:
+    """The best and the worst place that a row's paired intervals leave it: "2-5"."""
+    best, worst = fixed(row["rank"], 0), fixed(row["rank_worst"], 0)
+    return best if best == worst else f"{best}-{worst}"
 
 
 def tokens(row: Row) -> str:

@@ -27,7 +27,7 @@ DISPENSABLE = (
     "to base",
     "MACs",
 )  # left out in this order
-NOTE = "± is the half-width of the 95 % interval over seeds; methods that do not separate share a rank"
+NOTE = "± is the half-width of the 95 % interval over seeds; a rank is the range of places that paired intervals leave"
 
 
 def show(frame: pd.DataFrame, console: Console, by: str = "schedule") -> None:

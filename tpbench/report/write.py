@@ -23,16 +23,21 @@ def write(folder: Path) -> list[Path]:
         paths += tables.write(folder, rows, frame, pairs(rows))
         paths.append(pareto.draw(frame, folder / "figures" / f"{machine}-pareto.png", methods))
     paths += filter(None, [learned.draw(folder)])
-    replace_text(folder / "README.md", readme(folder.resolve().name, machines))
+    found = sorted((folder / "learned").glob("*.json"))
+    learnt = {path.name: learned.summary(learned.read(path)) for path in found}
+    replace_text(folder / "README.md", readme(folder.resolve().name, machines, learnt))
     return paths
 
 
-def readme(name: str, machines: dict[str, list[Record]]) -> str:
+def readme(name: str, machines: dict[str, list[Record]], learnt: dict[str, str]) -> str:
     """What lies in the folder, where it was measured, what each column means, how to make it again."""
     lines = [f"# {name}", "", "Made from `records/` alone. To make it again, in this folder:", ""]
     lines += ["    python -m tpbench report .", ""]
     for machine, records in machines.items():
         lines += _machine(machine, records)
+    if learnt:
+        lines += ["## Learned counts", "", *(f"- [{file}](learned/{file}): {what}" for file, what in learnt.items())]
+        lines += ["", "![K against depth](figures/learned.png)", ""]
     lines += ["## Columns of `tables/MACHINE.csv`", "", INTRODUCTION, ""]
     lines += _meanings(columns.MEANINGS)
     lines += ["## Columns of `tables/MACHINE-pairs.csv`", "", *_meanings(columns.PAIR_MEANINGS)]
@@ -63,6 +68,7 @@ def _machine(machine: str, records: list[Record]) -> list[str]:
         *dict.fromkeys(f"- {_environment(record)}" for record in records if record.environment),
         "",
         f"[rounded tables](tables/{machine}.md), [LaTeX](tables/{machine}.tex), [all columns](tables/{machine}.csv),",
+        f"[by multiply-adds](tables/{machine}-by-macs.md), [by latency](tables/{machine}-by-latency.md),",
         f"[records](tables/{machine}-cells.csv), [pairs of methods](tables/{machine}-pairs.csv)",
         "",
         f"![accuracy against cost](figures/{machine}-pareto.png)",
