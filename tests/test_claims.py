@@ -288,6 +288,16 @@ def page(folder: Path) -> str:
     return claims_page.markdown(studies, claims.readings(studies))
 
 
+def test_a_study_that_says_nothing_stands_back(tmp_path):
+    """A study without records for a test is left out where another has some; where none has, one says what to do."""
+    whole = claims.readings(example(tmp_path))
+    keys = [(reading.claim, reading.test) for reading in whole if reading.missing and reading.claim != 3]
+    said = {(reading.claim, reading.test) for reading in whole if not reading.missing}
+    assert len(keys) == len(set(keys)), "each is missing once"
+    assert not set(keys) & said
+    assert keys, "control: the example leaves something out"
+
+
 def test_the_page_is_the_golden_one(tmp_path):
     assert page(tmp_path) == (GOLDEN / "claims.md").read_text(encoding="utf-8")
 
