@@ -130,7 +130,7 @@ def attending(request: pytest.FixtureRequest) -> Turns:
     pairs = len(q) * q.shape[2] ** 2 * attn.width
     moved, row = q.nbytes * 4, 4 * q.shape[0] * q.shape[2]
     sees = {"SDPA": (0, 0), "SDPA, class row": (pairs // q.shape[2], row)}
-    sees["attention received"] = (pairs if attention.extra_pass(DEVICE) else 0, 2 * row)
+    sees["attention received"] = (pairs if attention.extra_pass(DEVICE, q.shape[2]) else 0, 2 * row)
     calls = {
         "SDPA": lambda: nn.functional.scaled_dot_product_attention(q, k, v, scale=attn.scale),
         "SDPA, class row": lambda: (

@@ -2,8 +2,8 @@
 
     python -m tpbench run --recipe digits-claims
 
-Machine: 2 CPU cores, about 15 minutes. Expect the unreduced base at 97 to 98 %. At equal multiply-adds, equal latency
-and equal tokens; `tpbench claims` reads it.
+Machine: 2 CPU cores, about 12 minutes. Expect the unreduced base at 97 to 98 %. At equal multiply-adds and at equal
+tokens, which no load on the machine can change; `tpbench claims` reads it.
 """
 
 from dataclasses import replace
@@ -17,6 +17,6 @@ def recipe() -> Recipe:
         digits.recipe(),
         name="digits-claims",
         methods=("none", "wkmedoids", "kmedoids", "wkmeans", "kmeans", "topk", "importance", "random", "strided_conv"),
-        schedules=("macs=0.5@0,1,2", "latency=0.8@0,1,2", "0.5@0,1,2"),
+        schedules=("macs=0.5@0,1,2", "0.5@0,1,2"),
         seeds=8,
     )
