@@ -100,7 +100,7 @@ class DiffRate(Downsampler):
         tokens = tokens.keep(stable_topk(probe.cls, self.pruned_to))
         directions = F.normalize(tokens.body, dim=-1)
         partner = (directions[:, k:] @ directions[:, :k].transpose(1, 2)).max(dim=2).indices
-        stay = torch.arange(k, device=partner.device).expand(len(partner), -1)
+        stay = torch.arange(k, device=partner.device).expand(partner.shape[0], -1)
         return tokens.merge(torch.cat([stay, partner], dim=1), k)
 
     @property
