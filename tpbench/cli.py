@@ -1,4 +1,4 @@
-"""The command line: run, profile, export, report, claims, list. Few flags; the rest is a line of the recipe.
+"""The command line: run, profile, search, report, export, claims, list. Few flags; the rest is a line of the recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or the
 run was ended, 2 wrong usage. Nothing heavy is imported before a verb needs it.

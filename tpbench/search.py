@@ -22,7 +22,7 @@ from tpbench.errors import ScheduleError, UsageError
 from tpbench.evaluate import evaluate
 from tpbench.record import replace_text
 from tpbench.runner import told, train_base
-from tpbench.schedule import parse, spell
+from tpbench.schedule import spell
 from tpbench.train import train
 from tpbench.workers import Job, Progress, Tell, side_by_side
 
@@ -81,8 +81,7 @@ def search(bench: Bench, which: tuple[str, int], tell: Tell) -> None:
     found |= {"config": asdict(model.reducers[0].config), "optim": asdict(how.optim)}
     found |= {"backbone_lr_scale": how.backbone_lr_scale, "training": asdict(training)}
     found |= {"environment": environment.describe(bench.device, bench.dtype), "git": environment.git()}
-    replace_text(path, json.dumps(found, indent=1) + "\n")
-    found["off_the_shelf"] = judged(bench, method, seed, path)
+    found["off_the_shelf"] = judged(bench, method, seed, spell(counts, range(depth)))
     replace_text(path, json.dumps(found, indent=1) + "\n")
 
 
@@ -109,10 +108,10 @@ def penalty(model: vit.TokenViT) -> Tensor:
     return sum(block.penalty(share) for block in model.reducers)
 
 
-def judged(bench: Bench, method: str, seed: int, path: Path) -> dict[str, float]:
+def judged(bench: Bench, method: str, seed: int, schedule: str) -> dict[str, float]:
     """What the learned counts do to the base as it is, under the method itself: MACs share and validation top-1."""
     base = bench.base(seed)
-    model = vit.reduce(base, method, parse(f"learned:{path}"), site=bench.recipe.site)
+    model = vit.reduce(base, method, schedule, site=bench.recipe.site)
     whole = sum(vit.reduce(base, "none").macs().values())
     values = dict(evaluate(model, bench.data.validation, bench.recipe.finetune.batch_size, bench.dtype, seed))
     return {"macs_share": sum(model.macs().values()) / whole, "validation_top1": values["top1"]}
