@@ -336,6 +336,19 @@ def test_two_ranks_train_as_one(tmp_path):
     torch.testing.assert_close(torch.load(one), torch.load(two), rtol=1e-3, atol=1e-4)
 
 
+def test_the_ranks_part_before_the_interpreter_ends():
+    """Left connected, a process of several ranks ends in SIGABRT now and then."""
+    script = (
+        "import atexit, torch\n"
+        "from tpbench.train import connect\n"
+        "atexit.register(lambda: print('connected' if torch.distributed.is_initialized() else 'parted'))\n"
+        "connect(torch.device('cpu'))\n"
+        "print('connected' if torch.distributed.is_initialized() else 'parted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == ["connected", "parted"], done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_two_ranks_stop_together_and_end_like_unstopped_ones(tmp_path):
     """Rank 0's clock decides, at the tenth step: within the second epoch. One rank cannot continue what two left."""

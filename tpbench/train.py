@@ -7,6 +7,7 @@ so a run that is killed or stopped continues with the numbers it would have had.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
@@ -359,7 +360,14 @@ def connect(device: torch.device) -> Any:
             torch.distributed.init_process_group(backend)
         else:
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        atexit.register(_disconnect)
     return deepspeed
+
+
+def _disconnect() -> None:
+    """Left to the end of the interpreter, gloo's threads may let go of tensors only there, which aborts the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
