@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup, stable_topk
+from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup
 from tpbench.registry import register
-from tpbench.tokens import Tokens
+from tpbench.tokens import Tokens, stable_topk
 
 
 class RateSearch(Search):

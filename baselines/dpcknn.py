@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tpbench.downsampler import Downsampler, Probe, stable_topk
+from tpbench.downsampler import Downsampler, Probe
 from tpbench.kernels.clustering import squared_distances
 from tpbench.registry import register
-from tpbench.tokens import Tokens, rows
+from tpbench.tokens import Tokens, rows, stable_topk
 
 
 @register(

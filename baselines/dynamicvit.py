@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpbench.downsampler import Downsampler, Output, Probe, Setup, stable_topk
+from tpbench.downsampler import Downsampler, Output, Probe, Setup
 from tpbench.registry import register
-from tpbench.tokens import Tokens
+from tpbench.tokens import Tokens, stable_topk
 
 
 @register(

@@ -6,9 +6,9 @@ class attention.
 
 import torch
 
-from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.registry import register
-from tpbench.tokens import Tokens, rows
+from tpbench.tokens import Tokens, rows, stable_topk
 
 
 @register(

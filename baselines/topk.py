@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup, stable_topk
+from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup
 from tpbench.registry import register
-from tpbench.tokens import Tokens
+from tpbench.tokens import Tokens, stable_topk
 
 
 class SoftExtract(Search):

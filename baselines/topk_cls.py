@@ -3,9 +3,9 @@
 EViT: Liang et al., ICLR 2022, https://arxiv.org/abs/2202.07800.
 """
 
-from tpbench.downsampler import Downsampler, Needs, Probe, stable_topk
+from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.registry import register
-from tpbench.tokens import Tokens
+from tpbench.tokens import Tokens, stable_topk
 
 
 @register(

@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tpbench
 from tpbench import registry
-from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site, stable_topk
+from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
 from tpbench.errors import UnsupportedModel
 from tpbench.measure import flops
 from tpbench.schedule import parse
-from tpbench.tokens import Tokens, segment_mean
+from tpbench.tokens import Tokens, segment_mean, stable_topk
 from tpbench.vit import TokenViT
 
 CARDS = registry.catalogue()[0]

@@ -72,6 +72,22 @@ def test_the_reference_is_the_fastest_permitted_mode(vit: nn.Module, monkeypatch
     assert all(min(both["unreduced"]) < 0.02 for both in samples.values())
 
 
+@pytest.mark.slow
+def test_any_number_of_models_can_be_compiled(make_vit: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch):
+    """As in one process of many cells."""
+    base = make_vit(depth=2)
+
+    def one_after_the_other() -> None:
+        for method in ("topk", "random", "avgpool"):
+            compare(tpbench.reduce(base, method, "0.5@0"), base, COMPILED, (1,), 1, 0)
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        one_after_the_other()
+        monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            one_after_the_other()  # control
+
+
 def test_a_mode_that_was_not_asked_for_is_no_rival(vit: nn.Module):
     _, chosen = compare(tpbench.reduce(vit, "topk", "0.5@0"), vit, EAGER, (1,), 2, 1)
     assert chosen == {"1": "eager"}

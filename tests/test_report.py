@@ -55,7 +55,11 @@ def measured(method: str, seed: int, top1: float, schedule: str = SCHEDULE, shar
             for batch, scale in (("1", 0.25), ("32", 4.0))
         },
         peak_memory_bytes={"reduced": int(share * 2**24), "unreduced": 2**24},
-        training={"seconds": 12.5, "images": 1297},
+        training={
+            "seconds": 12.5,
+            "images": 1297,
+            "pace": {"images_per_second": 400 / share, "outside_model_share": 0.125},
+        },
         evaluation={"test": 500, "validation": 104},
         environment={"device": "Xeon", "threads": 1, "dtype": "float32", "packages": {"torch": "2.15.0"}},
         git={"commit": 10 * "abcd", "changed": True},

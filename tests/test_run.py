@@ -169,6 +169,31 @@ def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(fini
         assert record["training"]["images"] == 2 * (128 // 16) * 16
 
 
+def test_a_time_limit_ends_a_cell_between_its_parts_too(finished, tmp_path, capsys, monkeypatch):
+    """Trained but not yet evaluated, or evaluated but not yet measured: the checkpoint stands, nothing differs."""
+    from tpbench.bench import Bench
+    from tpbench.errors import OutOfTime
+
+    kept = []
+    for sitting in range(20):
+        left = iter(range(3 + sitting % 2))  # looks at the clock before time is up
+
+        def check_time(bench: Bench, left=left) -> None:
+            if next(left, None) is None:
+                kept.extend(path.parent.name for path in bench.work.glob("cells/*/progress.json"))
+                raise OutOfTime
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bench, "check_time", check_time)
+            assert run(tmp_path, "--time-limit", "9m") == DONE
+        if "time limit reached" not in capsys.readouterr().err:
+            break
+    assert kept, "control: a trained cell was left"
+    assert len(records(tmp_path)) == 4
+    expected = {name: record["metrics"] for name, record in records(finished[0]).items()}
+    assert {name: record["metrics"] for name, record in records(tmp_path).items()} == expected
+
+
 def test_a_time_limit_that_has_passed_begins_nothing(tmp_path, capsys):
     out = tmp_path / "results"
     assert run(out, "--time-limit", "0.001s") == DONE

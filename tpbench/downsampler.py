@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import Flag, StrEnum, auto
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tpbench.tokens import Tokens
@@ -161,8 +160,3 @@ class Search(Downsampler):
     def penalty(self, share: Tensor) -> Tensor:
         """This block's term of the loss; share is that of the unreduced model's MACs which all `kept` together cost."""
         raise NotImplementedError(f"{type(self).__name__} has no reason to keep fewer tokens")
-
-
-def stable_topk(score: Tensor, k: int) -> Tensor:
-    """Indices [B, k] of the k largest of score [B, N], largest first; ties go to the lower index on every device."""
-    return torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]

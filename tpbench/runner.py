@@ -176,7 +176,9 @@ def run_cell(bench: Bench, cell: Cell, tell: Tell) -> None:
                 tick=partial(tell, ""),
             )
             record.training = asdict(training)
+            bench.check_time()  # what was trained is kept; what follows is short
             bench.assess(record, "fine_tuned", model)
+        bench.check_time()
         if bench.writes:
             images = next(iter(bench.data.test.batches(max(recipe.measure.batch_sizes)))).images
             measure(record, model, bench.base(cell.seed), recipe.measure, bench.dtype, images)

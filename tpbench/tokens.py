@@ -78,6 +78,14 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(batch * n, width).index_select(0, flat.reshape(-1)).view(batch, -1, width)
 
 
+def stable_topk(score: Tensor, k: int) -> Tensor:
+    """Indices [B, k] of the k largest of score [B, N], largest first; ties go to the lower index on every device.
+
+    NaN counts as largest.
+    """
+    return torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]
+
+
 def spread(size: Tensor, share: Tensor) -> Tensor:
     """What K new tokens stand for when they are soft means of N tokens: size [B, N], share [B, K, N] -> [B, K].
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tpbench.kernels.device import triton_runs_on
-from tpbench.tokens import rows, segment_sum
+from tpbench.tokens import rows, segment_sum, stable_topk
 
 CACHE_PAIRS = 2**18  # distances at a time on a CPU: 1 MiB of float32, and as much again for the weighted ones
 FUSED_TOKENS = 1024  # the longest sets that the fused twins take
@@ -143,8 +143,8 @@ def distances_from(products: Tensor) -> Tensor:
 
 
 def heaviest(score: Tensor, k: int) -> Tensor:
-    """Indices [B, K] of the k largest of score [B, N], largest first; ties go to the lower index, NaN comes first."""
-    return torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]
+    """Indices [B, K] of the k largest of score [B, N], largest first; see `tokens.stable_topk`."""
+    return stable_topk(score, k)
 
 
 def peaks(distance: Tensor, score: Tensor, k: int) -> Tensor:

@@ -95,6 +95,8 @@ def compare(
     samples, chosen = {}, {}
     for batch in batch_sizes:
         images = random_images(reduced, batch)
+        if mode.compiled:
+            torch.compiler.reset()  # torch gives up on a function that it compiled for eight models
         rivals = {str(permitted): permitted.call(unreduced, images, dtype) for permitted in mode.permitted()}
         calls = {"reduced": mode.call(reduced, images, dtype), **rivals}
         seconds = interleaved(calls, repeats, warmup, images.device)

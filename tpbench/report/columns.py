@@ -51,6 +51,9 @@ MEANINGS = {
     "unreduced_peak_memory_mib": "the same for the unreduced model, MiB",
     "fine_tuning_seconds": "wall time of fine-tuning, seconds, mean over seeds",
     "images_trained": "images seen in fine-tuning, all epochs together, mean over seeds",
+    "training_images_per_second": "pace of fine-tuning, images per second over its timed steps, mean over seeds; blank "
+    "where too few steps were timed. Not sampled in turns: cells train one after the other",
+    "training_outside_model_share": "share of that time outside the model's forward and backward pass, mean over seeds",
     "images_evaluated": "test images, mean over seeds",
     "paper_top1": "published ImageNet top-1, percent, on DeiT-S at the nearest share of its 4.599 GMACs, blank if "
     "none lies within 0.05 (kmedoids: on the hull over several widths, the only ones published)",

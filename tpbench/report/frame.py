@@ -85,6 +85,9 @@ def _training(record: Record) -> dict[str, Any]:
     row = {"off_the_shelf_top1": nan, "fine_tuned_top1": nan} | record.metrics
     row["training_seconds"] = record.training.get("seconds", nan)
     row["training_images"] = record.training.get("images", nan)
+    for name in ("images_per_second", "outside_model_share"):
+        known = record.training.get("pace", {}).get(name)
+        row[f"training_{name}"] = nan if known is None else known
     row["test_images"] = record.evaluation.get("test", nan)
     return row
 
@@ -226,6 +229,8 @@ def _rest(group: pd.DataFrame) -> dict[str, Any]:
         "unreduced_peak_memory_mib": _mean(group, "peak_memory_bytes_unreduced") / MIB,
         "fine_tuning_seconds": _mean(group, "training_seconds"),
         "images_trained": _mean(group, "training_images"),
+        "training_images_per_second": _mean(group, "training_images_per_second"),
+        "training_outside_model_share": _mean(group, "training_outside_model_share"),
         "images_evaluated": _mean(group, "test_images"),
         "error": _reasons(group[group["error"] != ""], len(group)),
     }

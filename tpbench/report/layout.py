@@ -65,6 +65,7 @@ def cost(frame: pd.DataFrame) -> list[Column]:
         Column("Peak memory", "MiB", lambda row: significant(row["peak_memory_mib"], 3)),
         Column("Base's peak", "MiB", lambda row: significant(row["unreduced_peak_memory_mib"], 3), narrow=False),
         Column("Fine-tuning", "s", lambda row: significant(row["fine_tuning_seconds"], 3)),
+        Column("Fine-tuning", "images/s", lambda row: significant(row["training_images_per_second"], 3), narrow=False),
     ]
 
 

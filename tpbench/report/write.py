@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tpbench.errors import UsageError
 from tpbench.record import Record, read_all, replace_text
-from tpbench.report import columns, learned, pareto, tables
+from tpbench.report import bands, columns, learned, pareto, tables
 from tpbench.report.frame import by_machine, cells, comparison, pairs
 
 
@@ -52,9 +52,10 @@ the number of comparisons. Numbers are unrounded; `MACHINE.md` and `MACHINE.tex`
 CELLS = """One row for every record, in the record's units: `macs_...` are multiply-adds per image, `..._top1` shares
 from 0 to 1, `..._loss` mean cross-entropy in nats (`..._validation_...`: on images set apart from training, the others
 on the test images), `latency_bB_...` seconds of one forward pass of B images (`unreduced_latency_...`: of the base,
-sampled in turns), `..._ratio` the first median over the second, `peak_memory_bytes_...` bytes, `training_seconds` and
-`training_images` those of fine-tuning, `config` the method's own settings as JSON. A failed record has an `error` and
-no numbers. Raw samples, MACs by layer and the environment are in the record itself."""
+sampled in turns), `..._ratio` the first median over the second, `peak_memory_bytes_...` bytes, `training_...`
+those of fine-tuning (`..._images_per_second` and `..._outside_model_share` of its timed steps), `config` the method's
+own settings as JSON. A failed record has an `error` and no numbers. Raw samples, MACs by layer and the environment are
+in the record itself."""
 
 
 def _machine(machine: str, records: list[Record]) -> list[str]:
@@ -68,7 +69,7 @@ def _machine(machine: str, records: list[Record]) -> list[str]:
         *dict.fromkeys(f"- {_environment(record)}" for record in records if record.environment),
         "",
         f"[rounded tables](tables/{machine}.md), [LaTeX](tables/{machine}.tex), [all columns](tables/{machine}.csv),",
-        f"[by multiply-adds](tables/{machine}-by-macs.md), [by latency](tables/{machine}-by-latency.md),",
+        *(f"[by {axis.what}](tables/{machine}-by-{name}.md)," for name, axis in bands.axes(cells(records)).items()),
         f"[records](tables/{machine}-cells.csv), [pairs of methods](tables/{machine}-pairs.csv)",
         "",
         f"![accuracy against cost](figures/{machine}-pareto.png)",
