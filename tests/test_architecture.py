@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # From the top floor down. A module may import from its own floor (without going in circles) and from those below.
 FLOORS = [
     {"tpbench.__main__"},
-    {"tpbench.cli"},
+    {"tpbench.cli", "tpbench.flags"},
     {"tpbench.runner", "tpbench.forecast", "tpbench.search"},
     {"tpbench.bench"},
     {"tpbench.train", "tpbench.evaluate", "tpbench.measure", "tpbench.report", "tpbench.environment"}

@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from tpbench import flags
 from tpbench.errors import CellFailed, UsageError
 from tpbench.record import Record
 
@@ -75,126 +76,12 @@ def parser() -> Parser:
     top = Parser(prog="tpbench", description="Benchmark token reduction in vision transformers under one harness.")
     top.add_argument("--version", action="version", version=f"tpbench {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-
-    text = "train, evaluate and measure methods x schedules x seeds, and write the tables"
-    run = _verb(verbs, "run", do_run, text, "tpbench run --recipe smoke --methods wkmedoids,topk")
-    run.add_argument(
-        "--recipe",
-        default="digits",
-        help="digits (default), smoke, ablations, cifar10-cpu, cifar10, another packaged name, or a .py file",
-    )
-    run.add_argument(
-        "--methods",
-        help="all, or names separated by commas, with settings where wanted: topk,wkmedoids(init=grid,site=end);"
-        " default: the recipe's, usually all; see `tpbench list`",
-    )
-    run.add_argument(
-        "--schedules",
-        help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
-    )
-    run.add_argument(
-        "--budget",
-        metavar="SHARES",
-        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5",
-    )
-    run.add_argument(
-        "--budget-latency",
-        metavar="SHARES",
-        help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
-    )
-    run.add_argument(
-        "--pretrained",
-        nargs="?",
-        const=True,
-        metavar="FILE",
-        help="timm's pretrained weights from the hub, or those in FILE, and no training: every method off the shelf",
-    )
-    run.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
-    run.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
-    run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    run.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
-    )
-    run.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies; default: the recipe's")
-    run.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
-    run.add_argument(
-        "--time-limit",
-        metavar="9m",
-        help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
-    )
-    run.add_argument(
-        "--fresh",
-        action="store_true",
-        help="discard this machine's records and checkpoints in the folder and start again",
-    )
-
-    text = "MACs and latency of one model and method, layer by layer, untrained"
-    example = "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9"
-    profile = _verb(verbs, "profile", do_profile, text, example)
-    profile.add_argument("--model", required=True, help="a timm model name")
-    profile.add_argument("--method", required=True, help="a method's name; see `tpbench list`")
-    profile.add_argument("--schedule", default="none", help="a budget, e.g. 0.7@3,6,9 (blocks count from 0)")
-    profile.add_argument("--batch-sizes", default="1,32", help="images per forward pass, e.g. 1,32 (default)")
-    profile.add_argument("--repeats", type=int, default=20, help="samples per batch size (default 20)")
-    profile.add_argument(
-        "--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)"
-    )
-    profile.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
-    profile.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    profile.add_argument(
-        "--compile", action="store_true", help="torch.compile both models; the fastest unreduced one is the reference"
-    )
-    profile.add_argument(
-        "--cuda-graph", action="store_true", help="record both models as CUDA graphs and replay them (small batches)"
-    )
-    profile.add_argument(
-        "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
-    )
-    profile.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-
-    text = "learn how many tokens each block keeps, by the search of a method's paper, for any method to use"
-    search = _verb(verbs, "search", do_search, text, "tpbench search --recipe digits --method topk")
-    search.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
-    search.add_argument("--method", required=True, help="whose search: topk (PoWER-BERT's soft-extract) or diffrate")
-    search.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
-    search.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
-    search.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    search.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
-    )
-
-    text = "rebuild the tables and figures of a results folder from its records"
-    report = _verb(verbs, "report", do_report, text, "tpbench report results/digits")
-    report.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
-    report.add_argument(
-        "--by",
-        choices=("schedule", "macs", "latency"),
-        help="print the rows too, grouped by schedule, or by the MACs or the time that they take",
-    )
-
-    text = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
-    export = _verb(verbs, "export", do_export, text, "tpbench export --methods all --out results/export")
-    export.add_argument("--methods", default="all", help="all (default), or names separated by commas")
-    export.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
-    export.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
-    export.add_argument("--out", type=Path, default=Path("results/export"), help="folder (default results/export)")
-
-    text = "the paper's eight claims against the records of results folders"
-    claims = _verb(verbs, "claims", do_claims, text, "tpbench claims results/cifar10 results/cifar10-w128")
-    claims.add_argument(
-        "folders", nargs="*", type=Path, metavar="DIR", help="results folders (default: all under results)"
-    )
-    claims.add_argument("--out", type=Path, default=Path("results"), help="where the table goes (default: results)")
-
-    listing = _verb(verbs, "list", do_list, "the methods that `run` knows", "tpbench list --json")
-    listing.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    for name, (do, add_flags, text, example) in VERBS.items():
+        about = f"{text[0].upper()}{text[1:]}."
+        verb = verbs.add_parser(name, help=text, description=about, epilog=f"example: {example}")
+        verb.set_defaults(verb=do)
+        add_flags(verb)
     return top
-
-
-def _verb(verbs: argparse._SubParsersAction, name: str, do: object, text: str, example: str) -> Parser:
-    verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}")
-    verb.set_defaults(verb=do)
-    return verb
 
 
 def do_list(arguments: argparse.Namespace) -> int:
@@ -378,6 +265,52 @@ def do_claims(arguments: argparse.Namespace) -> int:
         print(f"{claim}. {text}: {verdict}")
     print("\n" + "\n".join(map(str, paths)))
     return DONE
+
+
+VERBS = {  # what is done, its flags, what it is for, an example
+    "run": (
+        do_run,
+        flags.run,
+        "train, evaluate and measure methods x schedules x seeds, and write the tables",
+        "tpbench run --recipe smoke --methods wkmedoids,topk",
+    ),
+    "profile": (
+        do_profile,
+        flags.profile,
+        "MACs and latency of one model and method, layer by layer, untrained",
+        "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9",
+    ),
+    "search": (
+        do_search,
+        flags.search,
+        "learn how many tokens each block keeps, by the search of a method's paper, for any method to use",
+        "tpbench search --recipe digits --method topk",
+    ),
+    "report": (
+        do_report,
+        flags.report,
+        "rebuild the tables and figures of a results folder from its records",
+        "tpbench report results/digits",
+    ),
+    "export": (
+        do_export,
+        flags.export,
+        "which methods go through torch.compile, torch.export and ONNX, and why the others do not",
+        "tpbench export --methods all --out results/export",
+    ),
+    "claims": (
+        do_claims,
+        flags.claims,
+        "the paper's eight claims against the records of results folders",
+        "tpbench claims results/cifar10 results/cifar10-w128",
+    ),
+    "list": (
+        do_list,
+        flags.listing,
+        "the methods that `run` knows",
+        "tpbench list --json",
+    ),
+}
 
 
 def _seconds(text: str | None) -> float | None:
