@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from plain import looped_kmedoids, textbook_kmeans
+from plain import exchanged, looped_kmedoids, textbook_kmeans
 from torch import Tensor
 from turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
 
@@ -20,7 +20,7 @@ from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
 from tpbench.measure import flops, latency
 from tpbench.pooling import cluster
 from tpbench.recipe import Optim, load
-from tpbench.tokens import Tokens
+from tpbench.tokens import Tokens, rows
 from tpbench.vit import TokenBlock
 
 torch.set_num_threads(1)
@@ -133,28 +133,35 @@ def test_block(benchmark: Any, blocks: Turns, operation: str):
 # ---------------------------------------------------------------- where to start
 
 
+EXCHANGED = "peaks, then exchanges until none helps"
+
+
 @pytest.fixture(scope="module")
 def starts() -> Turns:
     """Weighted K-Medoids on tokens of the digits model after five epochs, from every start, 2 iterations and 5."""
     met = trained_tokens()
 
-    def clustered(init: str, iterations: int) -> list[Tensor]:
+    def clustered(init: str, iterations: int) -> list[tuple[Tensor, Tensor]]:
         torch.manual_seed(0)
         return [cluster.kmedoids(x, weight, k, iterations, init) for x, weight, k in met]
 
-    def loss(init: str, iterations: int) -> float:
-        found = zip(met, clustered(init, iterations))
+    def local_optimum() -> list[tuple[Tensor, Tensor]]:
+        return [exchanged(x, weight, medoids) for (x, weight, _), (medoids, _) in zip(met, clustered("peaks", 2))]
+
+    def loss(found: list[tuple[Tensor, Tensor]]) -> float:
         return sum(
-            cluster.objective(x, weight, x.gather(1, medoids[:, :, None].expand(-1, -1, x.shape[2])), own).sum().item()
-            for (x, weight, _), (medoids, own) in found
+            cluster.objective(x, weight, rows(x, medoids), own).sum().item()
+            for (x, weight, _), (medoids, own) in zip(met, found)
         )
 
     operations = {}
     for init in cluster.INITIALISATIONS:
         for iterations in (2, 5):
-            facts = {"init": init, "iterations": iterations, "loss": loss(init, iterations)}
+            facts = {"init": init, "iterations": iterations, "loss": loss(clustered(init, iterations))}
             call = inference(lambda init=init, iterations=iterations: clustered(init, iterations), F32)
             operations[f"{init}, {iterations} iterations"] = Operation(call, facts)
+    facts = {"init": "peaks", "iterations": 0, "loss": loss(local_optimum())}
+    operations[EXCHANGED] = Operation(inference(local_optimum, F32), facts)
     return Turns({"kind": "start", "batch": 32, "dtype": "float32"}, operations, 15, 3)
 
 
@@ -162,6 +169,10 @@ def starts() -> Turns:
 @pytest.mark.parametrize("iterations", [2, 5])
 def test_start(benchmark: Any, starts: Turns, init: str, iterations: int):
     starts.report(benchmark, f"{init}, {iterations} iterations")
+
+
+def test_local_optimum(benchmark: Any, starts: Turns):
+    starts.report(benchmark, EXCHANGED)
 
 
 def trained_tokens() -> list[tuple[Tensor, Tensor, int]]:

@@ -35,3 +35,26 @@ def textbook_kmeans(x: Tensor, weight: Tensor, k: int, iterations: int = 5) -> t
         sums = torch.zeros_like(centres).scatter_add_(1, assignment[:, :, None].expand(x.shape), x * weight[:, :, None])
         centres = torch.where(total > 0, sums / total, centres)
     return centres, torch.cdist(x, centres).argmin(dim=2)
+
+
+def exchanged(x: Tensor, weight: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor]:
+    """Exchange a medoid for another token, the best of all exchanges first, until none lowers the loss.
+
+    The swap phase of PAM (Kaufman and Rousseeuw 1990), in float64: no start and no number of iterations gets far below.
+    x [B, N, C], weight [B, N], medoids [B, K] -> medoids [B, K], assignment [B, N].
+    """
+    distance, weight, medoids = torch.cdist(x.double(), x.double()).square(), weight.double(), medoids.clone()
+    batch, n = weight.shape
+    k, image = medoids.shape[1], torch.arange(batch)
+    while True:
+        near = distance.gather(2, medoids[:, None, :].expand(batch, n, k))  # [B, N, K]
+        two = near.topk(2, dim=2, largest=False)
+        own = two.indices[:, :, :1] == torch.arange(k)
+        without = torch.where(own, two.values[:, :, 1:], two.values[:, :, :1])  # [B, N, K]: with medoid k left out
+        trials = [(weight[:, :, None] * torch.minimum(without, distance[:, :, h, None])).sum(1) for h in range(n)]
+        loss, place = torch.stack(trials, dim=1).flatten(1).min(1)  # over token N, medoid K
+        better = loss < (weight * two.values[:, :, 0]).sum(1) * (1 - 1e-12)
+        if not better.any():
+            return medoids, two.indices[:, :, 0]
+        token, left = place // k, place % k
+        medoids[image[better], left[better]] = token[better]
