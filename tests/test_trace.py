@@ -22,11 +22,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch_tb_profiler.profiler.data import RunProfileData
 
 import tpbench
 from tpbench.measure import trace
 from tpbench.vit import TokenViT
+
+RunProfileData = pytest.importorskip("torch_tb_profiler.profiler.data").RunProfileData
 
 STEPS, PATIENCE_SECONDS = 3, 90
 PARTS = {"blocks.0": ("attn", "reducer", "mlp"), "blocks.1": ("attn", "mlp"), "blocks.2": ("attn", "reducer", "mlp")}

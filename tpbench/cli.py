@@ -50,6 +50,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return FAILED
     except OSError as error:
         if error.errno not in (
+            errno.ENOENT,
+            errno.ENAMETOOLONG,
+            errno.EISDIR,
             errno.EROFS,
             errno.EACCES,
             errno.EPERM,

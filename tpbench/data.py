@@ -88,8 +88,7 @@ class Resident:
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
-        for index in shares(len(self), size, shuffle, rank, ranks, skip):
-            index = index.to(self.labels.device)
+        for index in shares(len(self), size, shuffle, rank, ranks, skip, self.labels.device):
             images = self.images[index]
             if shuffle is not None:
                 images = self.augment(images)
@@ -142,12 +141,19 @@ class Streamed:
 
 
 def shares(
-    n: int, size: int, shuffle: tuple[int, int] | None, rank: int, ranks: int, skip: int = 0
+    n: int,
+    size: int,
+    shuffle: tuple[int, int] | None,
+    rank: int,
+    ranks: int,
+    skip: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """A rank's image indices of every batch, as `Part.batches` promises them."""
+    """A rank's image indices of every batch, as `Part.batches` promises them; moved to the device all at once."""
     order, stop = torch.arange(n), n
     if shuffle is not None:
         order, stop = torch.randperm(n, generator=generator(*shuffle)), n - n % size
+    order = order.to(device)
     for start in range(skip * size, stop, size):
         yield order[start : start + size][rank::ranks]
 
@@ -178,18 +184,22 @@ def _digits(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
-    """Images and labels of ROOT/SIDE.parquet: column `image` (struct with encoded `bytes`), column `label`."""
+    """Images and labels of ROOT/SIDE.parquet: column `image` or `img` (struct with encoded `bytes`), column `label`."""
     import pyarrow.parquet as parquet
 
     path = Path(data.root) / f"{side}.parquet"
     if not path.is_file():
         raise DataError(f"data file {path} does not exist")
     try:
-        table = parquet.read_table(path, columns=["image", "label"])
+        known = parquet.read_schema(path).names
+        image = "img" if "img" in known and "image" not in known else "image"
+        if missing := [name for name in (image, "label") if name not in known]:
+            raise DataError(f"data file {path} has no column {' or '.join(missing)}, only {', '.join(known)}")
+        table = parquet.read_table(path, columns=[image, "label"]).rename_columns({image: "image"})
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"data file {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if missing := {"image", "label"} - set(table.column_names):
-        raise DataError(f"data file {path} has no column {' or '.join(sorted(missing))}")
     limit = data.train_limit if side == "train" else data.test_limit
     table = table.take(some(len(table), limit))
     labels = torch.tensor(table["label"].to_pylist())

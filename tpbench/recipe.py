@@ -77,6 +77,7 @@ class Measure:
     repeats: int = 30
     warmup: int = 5
     compile: bool = False
+    cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed
 
 
 # Lines that recipes got later: at these values they say what went without saying, and digests stay what they were.
@@ -86,6 +87,7 @@ LATER = {
     "interpolation": "bilinear",
     "mixup_mode": "batch",
     "compile": False,
+    "cuda_graph": False,
 }
 
 

@@ -114,8 +114,10 @@ def parse(text: str) -> Schedule:
 
 def parse_all(text: str | Sequence[str]) -> tuple[Schedule, ...]:
     """Several schedules, separated by semicolons."""
-    parts = text.split(";") if isinstance(text, str) else text
-    return tuple(parse(part) for part in parts if part.strip())
+    parts = [part for part in (text.split(";") if isinstance(text, str) else text) if part.strip()]
+    if not parts:
+        raise ScheduleError("no schedule is given: a budget such as 0.7@3,6,9 is needed")
+    return tuple(parse(part) for part in parts)
 
 
 def spell(counts: Sequence[int], blocks: Sequence[int]) -> str:

@@ -35,7 +35,8 @@ def solve(
 
     def cost(counts: Counts) -> float:
         model = make(schedule.counting(counts))
-        samples, _ = compare(model, base, Mode(compiled=how.compile), (found.batch,), how.repeats, how.warmup, dtype)
+        mode = Mode.of(how, next(base.parameters()).device)
+        samples, _ = compare(model, base, mode, (found.batch,), how.repeats, how.warmup, dtype)
         pooled = sampled.setdefault(counts, {"reduced": [], "unreduced": []})
         for name, seconds in samples[str(found.batch)].items():
             pooled[name] += seconds

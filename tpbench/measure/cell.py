@@ -25,7 +25,7 @@ def measure(
     record.tokens, record.macs = token_counts(model, images), macs(model, base)
     if "live" in record.tokens:
         record.macs["live"] = live_macs(model, record.tokens["live"])
-    mode, sampling = Mode(compiled=how.compile), (how.batch_sizes, how.repeats, how.warmup, dtype)
+    mode, sampling = Mode.of(how, next(model.parameters()).device), (how.batch_sizes, how.repeats, how.warmup, dtype)
     record.latency, record.unreduced_mode = compare(model, base, mode, *sampling)
     noise = latency.random_images(model, max(how.batch_sizes))
     record.layers_seconds = latency.layers(model, noise, how.repeats, how.warmup, dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tpbench.errors import CellFailed, UsageError
 from tpbench.measure.latency import forward_call, interleaved, random_images
+from tpbench.recipe import Measure
 
 Samples = dict[str, dict[str, list[float]]]  # batch size -> "reduced" and "unreduced" -> seconds
 
@@ -31,6 +32,11 @@ class Mode:
 
     def __str__(self) -> str:
         return ("compiled" if self.compiled else "eager") + (" in a CUDA graph" if self.cuda_graph else "")
+
+    @classmethod
+    def of(cls, how: Measure, where: torch.device) -> Mode:
+        """As a recipe measures: CUDA graphs on a CUDA device alone."""
+        return cls(how.compile, how.cuda_graph and where.type == "cuda")
 
     def permitted(self) -> list[Mode]:
         """This mode and all that do less, the plainest first."""
