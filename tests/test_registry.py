@@ -289,3 +289,23 @@ def test_listing_loads_nothing_heavy():
 
 def test_control_what_is_loaded_is_seen():
     assert loaded_by("import numpy") == {"numpy"}
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [("def (", "is broken"), ("x = 1", "registers no method"), (GOOD.format(name="topk"), "'topk' is already defined")],
+)
+def test_a_plug_in_that_adds_nothing_is_refused_though_others_are_asked_for(tmp_path: Path, source: str, why: str):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    before = dict(registry._plugins)
+    with pytest.raises(UsageError, match=why):
+        registry.plug(str(path))
+    assert registry._plugins == before
+    path.write_text(GOOD.format(name="one_of_my_own"))
+    try:
+        registry.plug(str(path))  # control
+        assert registry.select("one_of_my_own")[0].module == "tpbench_plugin_mine"
+    finally:
+        registry._plugins.clear()
+        registry._plugins.update(before)

@@ -87,7 +87,6 @@ LATER = {
     "interpolation": "bilinear",
     "mixup_mode": "batch",
     "compile": False,
-    "cuda_graph": False,
 }
 
 
@@ -136,6 +135,8 @@ class Recipe:
         del truth["data"]["train_images"]
         for part in ("data", "base", "finetune"):
             truth[part] = {line: v for line, v in truth[part].items() if line not in LATER or v != LATER[line]}
+        if not self.measure.cuda_graph:  # a later line too
+            del truth["measure"]["cuda_graph"]
         return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
 
 

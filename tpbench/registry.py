@@ -93,11 +93,22 @@ def register(name: str, **card: str | int | bool) -> Callable[[type[Downsampler]
 
 
 def plug(path: str) -> None:
-    """Add the methods of a Python file outside every package; its module is named after the file."""
+    """Add the methods of a Python file outside every package; its module is named after the file.
+
+    Raises UsageError for a file that cannot be read, defines no method, or takes the name of another.
+    """
     file = Path(path).resolve()
     if not file.is_file() or file.suffix != ".py":
         raise UsageError(f"plug-in {path} is not a Python file")
-    _plugins[f"tpbench_plugin_{file.stem}"] = file
+    module = f"tpbench_plugin_{file.stem}"
+    _plugins[module] = file
+    cards, broken = catalogue()
+    wrong = [b for b in broken if b.module == module]
+    if not wrong and all(card.module != module for card in cards.values()):
+        wrong = [Broken(module, "it registers no method")]
+    if wrong:
+        del _plugins[module]
+        _refuse(wrong)
 
 
 def catalogue() -> tuple[dict[str, Card], list[Broken]]:
