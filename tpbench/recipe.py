@@ -82,11 +82,10 @@ class Measure:
 
 # Lines that recipes got later: at these values they say what went without saying, and digests stay what they were.
 LATER = {
-    "erase": 0.0,
-    "crop": 0.875,
-    "interpolation": "bilinear",
-    "mixup_mode": "batch",
-    "compile": False,
+    "data": {"erase": 0.0, "crop": 0.875, "interpolation": "bilinear"},
+    "base": {"mixup_mode": "batch", "compile": False},
+    "finetune": {"mixup_mode": "batch", "compile": False},
+    "measure": {"cuda_graph": False},
 }
 
 
@@ -133,10 +132,8 @@ class Recipe:
         truth = {name: value for name, value in asdict(self).items() if name not in choices}
         truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
         del truth["data"]["train_images"]
-        for part in ("data", "base", "finetune"):
-            truth[part] = {line: v for line, v in truth[part].items() if line not in LATER or v != LATER[line]}
-        if not self.measure.cuda_graph:  # a later line too
-            del truth["measure"]["cuda_graph"]
+        for part, later in LATER.items():
+            truth[part] = {line: v for line, v in truth[part].items() if line not in later or v != later[line]}
         return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
 
 

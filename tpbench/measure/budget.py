@@ -31,11 +31,11 @@ def solve(
 
     make gives the reduced model of a schedule; latency is that at the largest batch, in turns with the base.
     """
+    mode = Mode.of(how, next(base.parameters()).device)
     sampled: dict[Counts, dict[str, list[float]]] = {}
 
     def cost(counts: Counts) -> float:
         model = make(schedule.counting(counts))
-        mode = Mode.of(how, next(base.parameters()).device)
         samples, _ = compare(model, base, mode, (found.batch,), how.repeats, how.warmup, dtype)
         pooled = sampled.setdefault(counts, {"reduced": [], "unreduced": []})
         for name, seconds in samples[str(found.batch)].items():

@@ -29,7 +29,7 @@ from tpbench import environment, vit
 from tpbench.downsampler import Probe
 from tpbench.kernels import attention, clustering
 from tpbench.kernels.device import definitions, triton_runs_on
-from tpbench.measure import flops, latency
+from tpbench.measure import flops, latency, modes
 from tpbench.tokens import Tokens
 
 Calls = Mapping[str, Callable[[], object]]
@@ -82,19 +82,12 @@ def device_seconds(calls: Calls, setting: Setting, inner: int = 10) -> dict[str,
 
 def captured(call: Callable[[], object], device: torch.device, inner: int = 1) -> Callable[[], object]:
     """`inner` calls as one CUDA graph; where there is no CUDA, as a loop."""
-    if device.type != "cuda":
-        return lambda: [call() for _ in range(inner)]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiled and allocated before the capture
-        for _ in range(3):
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def repeated() -> None:
         for _ in range(inner):
             call()
-    return graph.replay
+
+    return modes.captured(repeated) if device.type == "cuda" else repeated
 
 
 def launches(call: Callable[[], object], device: torch.device) -> int | None:
