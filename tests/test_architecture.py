@@ -14,13 +14,12 @@ ROOT = Path(__file__).parents[1]
 # From the top floor down. A module may import from its own floor (without going in circles) and from those below.
 FLOORS = [
     {"tpbench.__main__"},
-    {"tpbench.cli", "tpbench.flags"},
-    {"tpbench.runner", "tpbench.forecast", "tpbench.search"},
+    {"tpbench.cli"},
     {"tpbench.bench"},
-    {"tpbench.train", "tpbench.evaluate", "tpbench.measure", "tpbench.report", "tpbench.environment"}
-    | {"tpbench.workers", "tpbench.checkpoint"},
-    {"tpbench.recipes"},
-    {"tpbench.data"},
+    {"tpbench.claims"},
+    {"tpbench.measure", "tpbench.report"},
+    {"tpbench.training"},
+    {"tpbench.environment", "tpbench.recipes"},
     {"tpbench.vit", "tpbench.registry", "tpbench.recipe"},
     {"tpbench.pooling", "baselines"},
     {"tpbench.budget"},
@@ -40,11 +39,11 @@ LAZY_EXCEPTIONS = {
 }
 # Third-party packages that live in few rooms.
 ONLY_IN = {
-    "pandas": {"tpbench.report", "tpbench.data"},
-    "matplotlib": {"tpbench.report"},
+    "pandas": {"tpbench.report", "tpbench.claims", "tpbench.training"},
+    "matplotlib": {"tpbench.report", "tpbench.claims"},
     "scipy": {"tpbench.report"},
-    "timm": {"tpbench.vit", "tpbench.train", "tpbench.data"},
-    "deepspeed": {"tpbench.train", "tpbench.environment"},
+    "timm": {"tpbench.vit", "tpbench.training"},
+    "deepspeed": {"tpbench.training"},
     "triton": {"tpbench.kernels"},
 }
 
@@ -128,7 +127,7 @@ def violations(code: dict[str, str]) -> list[str]:
         package = target.split(".")[0]
         if package in ONLY_IN and here not in ONLY_IN[package]:
             bad.append(f"{module} imports {package}: only {', '.join(sorted(ONLY_IN[package]))} may")
-        if here == "tpbench.report" and package in ("torch", "timm", "torchvision"):
+        if here in ("tpbench.report", "tpbench.claims") and package in ("torch", "timm", "torchvision"):
             bad.append(f"{module} imports {package}: reports are made from records alone")
     bad += [f"{m} is in no room: say in FLOORS where it belongs" for m in code if floor(m) is None]
     return bad + circles(code) + [f"{m} has a name that says nothing" for m in code if vague(m)]
@@ -185,7 +184,7 @@ def test_light_modules_load_nothing_heavy(module):
 
 def test_reports_never_load_torch():
     code = sources()
-    for module in (name for name in code if name.startswith("tpbench.report")):
+    for module in (name for name in code if name.startswith(("tpbench.report", "tpbench.claims"))):
         assert loaded_with(code, module) & {"torch", "timm", "deepspeed"} == set(), module
 
 
@@ -193,7 +192,7 @@ def test_triton_is_loaded_with_its_own_rooms_alone():
     """A machine without Triton, or without a GPU, imports everything else."""
     code = sources()
     with_triton = {name for name in code if "triton" in loaded_with(code, name)}
-    assert with_triton == {f"tpbench.kernels.{room}" for room in ("attention_triton", "clustering_triton", "compiled")}
+    assert with_triton == {f"tpbench.kernels.{room}" for room in ("attention_triton", "clustering_triton")}
 
 
 def test_control_the_closure_does_find_torch():
@@ -220,13 +219,13 @@ def test_control_the_closure_does_find_torch():
         ),
         ("tpbench.pooling.new", "from tpbench.vit import reduce", "upwards"),
         ("tpbench.vit", "from tpbench.measure.flops import closed_form", "upwards"),
-        ("tpbench.runner", "import baselines.topk", "no baseline by name"),
-        ("tpbench.runner", "def f():\n    from baselines import topk", "no baseline by name"),
+        ("tpbench.bench.runner", "import baselines.topk", "no baseline by name"),
+        ("tpbench.bench.runner", "def f():\n    from baselines import topk", "no baseline by name"),
         ("tpbench.report.tables", "import torch", "records alone"),
         ("tpbench.report.tables", "def f():\n    from torch import nn", "records alone"),
-        ("tpbench.report.tables", "from tpbench.runner import run", "upwards"),
-        ("tpbench.runner", "import pandas as pd", "only tpbench.data, tpbench.report may"),
-        ("tpbench.evaluate", "from timm.layers import Attention", "imports timm"),
+        ("tpbench.report.tables", "from tpbench.bench.runner import run", "upwards"),
+        ("tpbench.bench.runner", "import pandas as pd", "only tpbench.claims, tpbench.report, tpbench.training may"),
+        ("tpbench.measure.flops", "from timm.layers import Attention", "imports timm"),
         ("tpbench.utils", "", "says nothing"),
         ("tpbench.measure.helpers", "", "says nothing"),
         ("baselines.common", "", "says nothing"),

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from test_report import GOLDEN, T2, measured, store
 
+from tpbench.claims import claims
+from tpbench.claims import page as claims_page
+from tpbench.claims.study import Study, read_studies
+from tpbench.claims.verdict import FAILS, HOLDS, OPEN, Reading, Rule
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.record import Record
-from tpbench.report import claims, claims_page
 from tpbench.report.interval import Interval
-from tpbench.report.study import Study, read_studies
-from tpbench.report.verdict import FAILS, HOLDS, OPEN, Reading, Rule
 
 SECONDS = {"patch_embed": 0.1, "blocks.0.attn": 0.4, "blocks.0.reducer": 0.03, "head": 0.5}
 SPREAD = {0: -0.1, 1: 0.0, 2: 0.1}  # by seed, around a mean: a half-width of 0.25 points

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tpbench import data
 from tpbench.errors import DataError
 from tpbench.recipe import Data, load
+from tpbench.training import data
 
 CPU = torch.device("cpu")
 DIGITS = Data("digits", image_size=16, channels=1, shift=2)

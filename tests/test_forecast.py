@@ -9,7 +9,8 @@ import pytest
 import tiny_recipe
 import torch
 
-from tpbench import forecast, registry, runner, schedule
+from tpbench import registry, schedule
+from tpbench.bench import forecast, runner
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.recipe import load

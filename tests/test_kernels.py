@@ -85,7 +85,7 @@ def test_kernels_compile_for_hopper_without_a_gpu():
 @pytest.mark.skipif(INTERPRETED, reason="kernels alone are interpreted")
 def test_the_gpu_script_runs(tmp_path):
     """All of its code but the CUDA graphs; a measurement that fails is recorded, and the others go on."""
-    from tpbench.measure import gpu
+    from opbench import gpu
 
     assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--quick"]) == 0
     records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -95,7 +95,7 @@ def test_the_gpu_script_runs(tmp_path):
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels alone are interpreted")
 def test_the_gpu_script_records_failures(tmp_path, monkeypatch):
-    from tpbench.measure import gpu
+    from opbench import gpu
 
     def broken(setting: object) -> dict:  # noqa: ARG001
         raise RuntimeError("no such kernel")

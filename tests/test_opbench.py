@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from plain import looped_kmedoids, textbook_kmeans
+from opbench import report as opbench
+from opbench import targets
+from opbench.plain import looped_kmedoids, textbook_kmeans
 
 from tpbench.pooling import cluster
-from tpbench.report import opbench, targets
 
 ROOT = Path(__file__).parents[1]
 
@@ -238,7 +239,17 @@ def test_the_textbook_kmeans_is_the_one_from_the_gram_matrix():
 def test_a_case_of_the_benchmark_runs_and_makes_a_table(tmp_path: Path):
     pytest.importorskip("pytest_benchmark")
     out = tmp_path / "run.json"
-    words = ["-m", "pytest", "-q", "-p", "no:xdist", "tests/bench_operations.py", "-k", "64-0.7-1-", "--benchmark-only"]
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "tests/opbench/bench_operations.py",
+        "-k",
+        "64-0.7-1-",
+        "--benchmark-only",
+    ]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [sys.executable, *words, f"--benchmark-json={out}"], cwd=ROOT, env=alone, capture_output=True, check=False

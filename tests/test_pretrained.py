@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tpbench import bench, recipe, vit
+from tpbench import recipe, vit
+from tpbench.bench import workspace as bench
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.record import read_all

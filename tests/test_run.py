@@ -146,7 +146,7 @@ def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(fini
     """Every sitting ends after ten steps and goes on in a copy of the folder, as on another machine."""
     import shutil
 
-    from tpbench.train import Run
+    from tpbench.training.train import Run
 
     sittings = 0
     out = tmp_path / "0"
@@ -171,7 +171,7 @@ def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(fini
 
 def test_a_time_limit_ends_a_cell_between_its_parts_too(finished, tmp_path, capsys, monkeypatch):
     """Trained but not yet evaluated, or evaluated but not yet measured: the checkpoint stands, nothing differs."""
-    from tpbench.bench import Bench
+    from tpbench.bench.workspace import Bench
     from tpbench.errors import OutOfTime
 
     kept = []
@@ -268,7 +268,7 @@ def test_the_imagenet_recipes_way_is_whole(odd_folder, tmp_path, capsys):
 
 
 def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
-    from tpbench import runner
+    from tpbench.bench import runner
 
     def poisoned(model, *rest, **more):
         if model.reducers and model.reducers[0].name == "topk":
@@ -336,7 +336,7 @@ def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_p
 
 
 def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, capsys, monkeypatch):
-    from tpbench import runner
+    from tpbench.bench import runner
 
     def out_of_memory(record, *rest, **more):
         if record.method == "wkmedoids":
@@ -371,7 +371,7 @@ def test_fresh_measures_again(tmp_path, capsys):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
-    from tpbench.bench import locked
+    from tpbench.bench.workspace import locked
 
     out = tmp_path / "results"
     (out / "work").mkdir(parents=True)

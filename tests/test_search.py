@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import tpbench
 from baselines.diffrate import DiffRate, RateSearch
 from baselines.topk import SoftExtract
-from tpbench import registry, search
+from tpbench import registry
+from tpbench.bench import search
 from tpbench.cli import DONE, WRONG, main
 from tpbench.downsampler import Probe, Setup
 from tpbench.record import read_all

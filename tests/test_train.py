@@ -17,11 +17,12 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch.nn import functional as F
 
-from tpbench import data, vit
-from tpbench.bench import build_base
-from tpbench.checkpoint import State
+from tpbench import vit
+from tpbench.bench.models import build_base
 from tpbench.errors import CellFailed, OutOfTime, UsageError
-from tpbench.train import Run, parameter_groups, seed_all, train
+from tpbench.training import data
+from tpbench.training.checkpoint import State
+from tpbench.training.train import Run, parameter_groups, seed_all, train
 
 CPU = torch.device("cpu")
 RECIPE = tiny_recipe.recipe()
@@ -171,7 +172,7 @@ def test_control_what_a_stopped_run_must_remember_shows(parts, tmp_path, monkeyp
         with pytest.raises(OutOfTime):
             train(fresh("random"), parts, RECIPE.base, seed=1, folder=tmp_path)
     if forgotten == "random state":
-        monkeypatch.setattr("tpbench.train.set_generators", lambda *_: None)
+        monkeypatch.setattr("tpbench.training.train.set_generators", lambda *_: None)
     else:
         every = data.Resident.batches
         monkeypatch.setattr(data.Resident, "batches", lambda self, *words: every(self, *words[:-1]))
@@ -320,7 +321,7 @@ def test_two_ranks_train_as_one(tmp_path):
         "torch.set_num_threads(1)\n"
         "from dataclasses import replace\n"
         "import test_train as t\n"
-        "from tpbench import data\n"
+        "from tpbench.training import data\n"
         "parts = data.load(replace(t.RECIPE.data, shift=0), t.CPU)\n"
         "model = t.fresh()\n"
         "t.train(model, parts, t.RECIPE.base, seed=0)\n"
@@ -340,7 +341,7 @@ def test_the_ranks_part_before_the_interpreter_ends():
     """Left connected, a process of several ranks ends in SIGABRT now and then."""
     script = (
         "import atexit, torch\n"
-        "from tpbench.train import connect\n"
+        "from tpbench.training.ranks import connect\n"
         "atexit.register(lambda: print('connected' if torch.distributed.is_initialized() else 'parted'))\n"
         "connect(torch.device('cpu'))\n"
         "print('connected' if torch.distributed.is_initialized() else 'parted')\n"
@@ -358,7 +359,7 @@ def test_two_ranks_stop_together_and_end_like_unstopped_ones(tmp_path):
         "torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "import test_train as t\n"
-        "from tpbench import data\n"
+        "from tpbench.training import data\n"
         "from tpbench.errors import OutOfTime\n"
         "parts, folder = data.load(t.RECIPE.data, t.CPU), Path(sys.argv[2])\n"
         "whole, stopped = t.fresh('random'), t.fresh('random')\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tpbench.workers import Ahead, Job, spell
+from tpbench.bench.jobs import Job
+from tpbench.bench.progress import Ahead, spell
 
 
 def job(name: str, work: float) -> Job:

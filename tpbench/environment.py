@@ -102,13 +102,3 @@ def version_of(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def rank() -> int:
-    """This process's number among those of torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def ranks() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,4 +1,9 @@
-"""What can be wrong with a request, said in one line before any work starts."""
+"""The errors that tpbench raises. Each has a message of one line that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UsageError(ValueError):
@@ -27,3 +32,19 @@ class CellFailed(RuntimeError):
 
 class OutOfTime(Exception):
     """The time limit came. Everything is saved, and the same command continues."""
+
+
+@contextmanager
+def explain_out_of_memory(where: str, images: int, remedy: str) -> Iterator[None]:
+    """Raise CellFailed for torch's out-of-memory error and suggest a batch that may fit. Sizes never shrink by themselves.
+
+    where says what ran ("in training"), with how many images at a time; remedy names the recipe line to change.
+    """
+    import torch  # here, because errors are also raised where torch is never loaded
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CellFailed(
+            f"out of GPU memory {where} with {images} images at a time; {images // 2 or 1} may fit: {remedy}"
+        ) from error

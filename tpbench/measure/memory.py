@@ -1,25 +1,11 @@
-"""Memory: the peak of one forward pass (weights and inputs not counted), and what to say when it runs out."""
+"""Memory: the peak of one forward pass, beyond weights and inputs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-from tpbench.errors import CellFailed
-
-
-@contextlib.contextmanager
-def told(where: str, images: int, remedy: str) -> Iterator[None]:
-    """A GPU that runs out of memory fails the cell, with what would fit; nothing is made smaller by itself."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise CellFailed(
-            f"out of GPU memory {where} with {images} images at a time; {images // 2 or 1} may fit: {remedy}"
-        ) from error
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

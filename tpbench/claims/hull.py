@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from tpbench.report.claims import POOLING, Point
+from tpbench.claims.claims import POOLING, Point
+from tpbench.claims.study import Study
 from tpbench.report.pareto import COLOURS, FAINT, INK, STYLE, front, save
-from tpbench.report.study import Study
 
 GIGA = 1e9
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 from itertools import pairwise
 from math import nan
 
+from tpbench.claims.study import Study, Values, difference, mean_by_seed
+from tpbench.claims.verdict import Reading, Rule
 from tpbench.record import Record
 from tpbench.report import published
 from tpbench.report.interval import Interval, interval
 from tpbench.report.pareto import front
-from tpbench.report.study import Study, Values, difference, mean_by_seed
-from tpbench.report.verdict import Reading, Rule
 
 POOLING = "wkmedoids"  # the paper's headline
 RIVALS = {"topk": "PoWER-BERT", "importance": "importance", "random": "random", "strided_conv": "convolution"}

@@ -20,6 +20,7 @@ import torch
 
 from tpbench.errors import UsageError
 from tpbench.record import replace_text
+from tpbench.training.ranks import agreed
 
 COSTLY = 10  # a checkpoint that can wait is left out while the last one took more than a tenth of the time since
 
@@ -112,15 +113,6 @@ class Keeper:
                 f"checkpoint {self.folder} was left within an epoch by {about['ranks']} ranks and cannot be continued"
                 f" by {self.ranks}; continue with as many, or delete it"
             )
-
-
-def agreed(mine: bool, device: torch.device) -> bool:
-    """Rank 0's answer, on every rank."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return mine
-    answer = torch.tensor(float(mine), device=device)
-    torch.distributed.broadcast(answer, 0)
-    return bool(answer.item())
 
 
 def generators(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The cases behind the speed targets that results/opbench lists: part of `tox -e opbench`.
 
 Whole models in one thread, one clustering layer, a block that also returns the attention received, and where
-clustering should start on the tokens of a trained model. The targets themselves stand in `tpbench.report.opbench`.
+clustering should start on the tokens of a trained model. The targets themselves stand in `opbench.targets`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from plain import exchanged, looped_kmedoids, textbook_kmeans
 from torch import Tensor
-from turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
 
-from tpbench import data, registry, train, vit
-from tpbench.bench import build_base
+from opbench.plain import exchanged, looped_kmedoids, textbook_kmeans
+from opbench.turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
+from tpbench import registry, vit
+from tpbench.bench.models import build_base
 from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
 from tpbench.measure import flops, latency
 from tpbench.pooling import cluster
 from tpbench.recipe import Optim, load
 from tpbench.tokens import Tokens, rows
+from tpbench.training import data, train
 from tpbench.vit import TokenBlock
 
 torch.set_num_threads(1)

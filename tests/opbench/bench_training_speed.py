@@ -1,4 +1,4 @@
-"""How fast training is, on this machine: `python -m pytest tests/bench_training_speed.py -s --benchmark-disable`.
+"""How fast training is on this machine: `tox -e trainbench`.
 
 Two questions, answered from samples in turns, because a machine's speed drifts. Our step (augmentation, DeepSpeed,
 clipping, scheduler, loss reading nothing back) against a plain PyTorch loop of the same model, batch and precision on
@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tpbench import data, environment
-from tpbench.bench import build_base
+from tpbench import environment
+from tpbench.bench.models import build_base
 from tpbench.measure import flops, latency
 from tpbench.recipe import Recipe, load
-from tpbench.train import Run
+from tpbench.training import data
+from tpbench.training.train import Run
 from tpbench.vit import TokenViT, reduce
 
 GPU = torch.cuda.is_available()

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from plain import looped_kmedoids
 from torch import Tensor, nn
-from turns import BF16, DEVICE, ON_GPU, Operation, Turns, inference, label, reduced
 
+from opbench.plain import looped_kmedoids
+from opbench.turns import BF16, DEVICE, ON_GPU, Operation, Turns, inference, label, reduced
 from tpbench import registry, vit
 from tpbench.kernels import attention
 from tpbench.tokens import Tokens

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from tpbench import environment, registry, vit
-from tpbench.bench import Bench, Plan, locked
+from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.plan import Plan
+from tpbench.bench.progress import Progress, Tell
+from tpbench.bench.runner import told, train_base
+from tpbench.bench.workspace import Bench, locked
 from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.evaluate import evaluate
 from tpbench.record import replace_text
-from tpbench.runner import told, train_base
 from tpbench.schedule import spell
-from tpbench.train import train
-from tpbench.workers import Job, Progress, Tell, side_by_side
+from tpbench.training.evaluate import evaluate
+from tpbench.training.train import train
 
 
 def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:

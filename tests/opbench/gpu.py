@@ -1,4 +1,4 @@
-"""Every figure about the fused kernels that needs a GPU: `python -m tpbench.measure.gpu --out DIR`, under 9 minutes.
+"""Every figure about the fused kernels that needs a GPU: `python -m opbench.gpu --out DIR`, under 9 minutes.
 
 First the agreement of every kernel with its definition, then the timings, at DeiT-S, 224 pixels, batch 256, bfloat16.
 Each measurement is on its own: what fails leaves its traceback in its record and the rest goes on; the exit status
@@ -370,7 +370,7 @@ def summary(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tpbench.measure.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m opbench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the records")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to see that the script runs")
     parser.add_argument("--quick", action="store_true", help="small shapes, few samples")

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 
-from tpbench import data, environment, vit
-from tpbench.bench import Cell, Plan, build_base, reduced
+from tpbench import environment, vit
+from tpbench.bench.models import build_base, reduced
+from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.measure.pace import WARM_UP
 from tpbench.recipe import Data, Recipe
-from tpbench.train import train
+from tpbench.training import data
+from tpbench.training.pace import WARM_UP
+from tpbench.training.train import train
 
 FORWARD_PASSES = 3  # one step of training in units of a forward pass: backward counts twice
 TIMED = 3  # steps

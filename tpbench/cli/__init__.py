@@ -18,12 +18,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tpbench import flags
+from tpbench.cli import flags
 from tpbench.errors import CellFailed, UsageError
 from tpbench.record import Record
 
 if TYPE_CHECKING:
-    from tpbench.bench import Plan
+    from tpbench.bench.plan import Plan
     from tpbench.recipe import Recipe
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -120,8 +120,10 @@ def do_run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--seeds {seeds}: at least 1 is needed")
     out = arguments.out or Path("results") / recipe.name
 
-    from tpbench import environment, runner
-    from tpbench.workers import Progress
+    from tpbench import environment
+    from tpbench.bench import runner
+    from tpbench.bench.progress import Progress
+    from tpbench.training import ranks
 
     environment.begin(recipe.workers, arguments.device)
     if arguments.plan:
@@ -133,7 +135,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     if limit is not None:
         plan = replace(plan, deadline=began + limit)
     records = runner.run(plan, arguments.fresh, Progress())
-    if environment.rank() != 0:
+    if ranks.rank() != 0:
         return DONE
 
     if records:
@@ -147,7 +149,7 @@ def do_run(arguments: argparse.Namespace) -> int:
 
 
 def show_forecast(plan: Plan) -> int:
-    from tpbench import forecast
+    from tpbench.bench import forecast
 
     for line in forecast.told(forecast.forecast(plan)):
         print(line)
@@ -174,9 +176,10 @@ def do_search(arguments: argparse.Namespace) -> int:
     recipe = recipes.load(arguments.recipe)
     out = arguments.out or Path("results") / recipe.name
 
-    from tpbench import environment, search
-    from tpbench.bench import Plan
-    from tpbench.workers import Progress
+    from tpbench import environment
+    from tpbench.bench import search
+    from tpbench.bench.plan import Plan
+    from tpbench.bench.progress import Progress
 
     environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
     plan = Plan(recipe, (), out, arguments.device, tuple(arguments.plugin))
@@ -258,7 +261,8 @@ def do_export(arguments: argparse.Namespace) -> int:
 
 
 def do_claims(arguments: argparse.Namespace) -> int:
-    from tpbench.report import claims, claims_page, study
+    from tpbench.claims import claims, study
+    from tpbench.claims import page as claims_page
 
     folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))
     studies = study.read_studies(folders)

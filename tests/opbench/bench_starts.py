@@ -1,4 +1,6 @@
-"""How good and how fast are the starts of K-Medoids on the tokens of a trained model: `python tests/bench_starts.py`.
+"""How good and how fast are the starts of K-Medoids on the tokens of a trained model?
+
+Run it with `PYTHONPATH=tests python -m opbench.bench_starts`.
 
 A model of the digits recipe is trained for a few epochs in a plain loop; then the tokens that reach each block's
 reducer are clustered, weighted by the attention they receive. Losses are means over all test images and relative to
@@ -16,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpbench import data
-from tpbench.bench import build_base
+from tpbench.bench.models import build_base
 from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.measure import latency
 from tpbench.pooling import cluster
 from tpbench.recipe import load
 from tpbench.tokens import Tokens
+from tpbench.training import data
 from tpbench.vit import TokenViT, reduce
 
 CPU = torch.device("cpu")

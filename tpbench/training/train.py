@@ -7,16 +7,9 @@ so a run that is killed or stopped continues with the numbers it would have had 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import io
-import logging
 import math
-import os
 import random
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +23,13 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tpbench.checkpoint import Keeper, State, Training, agreed, set_generators
-from tpbench.data import Parts
 from tpbench.downsampler import Output
-from tpbench.errors import CellFailed, OutOfTime, UsageError
-from tpbench.measure import memory
-from tpbench.measure.pace import Pace
+from tpbench.errors import CellFailed, OutOfTime, UsageError, explain_out_of_memory
 from tpbench.recipe import Optim
+from tpbench.training.checkpoint import Keeper, State, Training, set_generators
+from tpbench.training.data import Parts
+from tpbench.training.pace import Pace
+from tpbench.training.ranks import agreed, connect, quiet_stdout
 from tpbench.vit import TokenViT
 
 
@@ -66,7 +59,9 @@ def train(
     run = Run(model, data, optim, seed, dtype, teacher, regulariser, folder, identity, deadline, tick)
     state = run.resume()
     while state.training.epochs < optim.epochs:
-        with memory.told("in training", run.micro, f"set accumulation={2 * optim.accumulation} in the recipe"):
+        with explain_out_of_memory(
+            "in training", run.micro, f"set accumulation={2 * optim.accumulation} in the recipe"
+        ):
             whole = run.advance(state)
         late, last = run.late(), state.training.epochs == optim.epochs
         run.save(state, can_wait=not late and not last)
@@ -127,7 +122,7 @@ class Run:
             updates_per_epoch=self.updates,
         )
         objective = Objective(model, optim, self.mixup is not None, regulariser)
-        with _quiet_stdout():
+        with quiet_stdout():
             self.engine, *_ = deepspeed.initialize(
                 model=objective,
                 optimizer=optimizer,
@@ -242,12 +237,12 @@ class Run:
         self.scheduler.step_update(self.engine.global_steps)
 
     def save(self, state: State, can_wait: bool) -> None:
-        with _quiet_stdout():
+        with quiet_stdout():
             self.keeper.save(state, {} if self.ema is None else {"ema": self.ema.module.state_dict()}, can_wait)
 
     def resume(self) -> State:
         """Where the last call was stopped, loaded into the engine; or the beginning."""
-        with _quiet_stdout():
+        with quiet_stdout():
             state, extra = self.keeper.load()
         if self.ema is not None and extra:
             self.ema.module.load_state_dict(extra["ema"])
@@ -336,56 +331,3 @@ def _mixup(optim: Optim, classes: int) -> Mixup | None:
         label_smoothing=optim.smoothing,
         num_classes=classes,
     )
-
-
-def connect(device: torch.device) -> Any:
-    """DeepSpeed, imported and connected: to the other ranks under torchrun, to itself otherwise."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    first = "deepspeed" not in sys.modules
-    with _quiet_stdout(), _quiet_children(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import deepspeed
-        from deepspeed.utils import logger
-
-    if first:  # its log goes to standard output, where results belong
-        logger.setLevel(logging.ERROR)
-        for handler in logger.handlers:
-            handler.setStream(sys.stderr)
-    # Otherwise initialising on a CPU compiles a shared-memory transport for a minute; gloo serves.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if "WORLD_SIZE" in os.environ:
-            torch.distributed.init_process_group(backend)
-        else:
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-        atexit.register(_disconnect)
-    return deepspeed
-
-
-def _disconnect() -> None:
-    """Left to the end of the interpreter, gloo's threads may let go of tensors only there, which aborts the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Results alone go to standard output: what a library prints there is dropped."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_children() -> Iterator[None]:
-    """Drop what compilers say that a library starts to learn what it could build."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from tpbench.claims import hull
+from tpbench.claims.claims import CLAIMS, same_images, several_widths
+from tpbench.claims.study import Study
+from tpbench.claims.verdict import FAILS, HOLDS, OPEN, Reading
 from tpbench.record import replace_text
-from tpbench.report import hull
-from tpbench.report.claims import CLAIMS, same_images, several_widths
 from tpbench.report.interval import interval
 from tpbench.report.layout import fixed
-from tpbench.report.study import Study
-from tpbench.report.verdict import FAILS, HOLDS, OPEN, Reading
 
 INTRODUCTION = """Made by `python -m tpbench claims` from records alone. The paper is Token Pooling in Vision
 Transformers (Marin et al., WACV 2023); its numbers are for DeiT on ImageNet. Ours are means with 95 % intervals over

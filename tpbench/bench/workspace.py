@@ -7,46 +7,21 @@ import fcntl
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from tpbench import data, environment, evaluate, registry, vit
-from tpbench.checkpoint import agreed
-from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.measure import memory
-from tpbench.recipe import Recipe
+from tpbench import environment, registry, vit
+from tpbench.bench.models import build_base, settings
+from tpbench.bench.plan import Cell, Plan
+from tpbench.errors import OutOfTime, Unreachable, UsageError, explain_out_of_memory
 from tpbench.record import Budget, Record, host_id, read, read_budget, row_name
-from tpbench.registry import Variant
 from tpbench.schedule import Schedule
-from tpbench.train import connect
-
-
-class Cell(NamedTuple):
-    """One row's one seed."""
-
-    variant: Variant
-    schedule: Schedule
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.variant} {self.schedule.text} seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run, where."""
-
-    recipe: Recipe
-    cells: tuple[Cell, ...]
-    out: Path
-    device: str  # auto | cpu | cuda
-    plugins: tuple[str, ...] = ()  # files of methods outside every package
-    deadline: float | None = None  # seconds of time.monotonic(), at which work stops between two steps
+from tpbench.training import data, evaluate, ranks
+from tpbench.training.ranks import agreed, connect
 
 
 class Bench:
@@ -59,8 +34,8 @@ class Bench:
         self.device = environment.device(plan.device)
         self.dtype = environment.dtype(plan.recipe.dtype, self.device)
         self.work = plan.out / "work"
-        self.workers = plan.recipe.workers if self.device.type == "cpu" and environment.ranks() == 1 else 1
-        self.writes = environment.rank() == 0
+        self.workers = plan.recipe.workers if self.device.type == "cpu" and ranks.ranks() == 1 else 1
+        self.writes = ranks.rank() == 0
         self._data: data.Parts | None = None
 
     @property
@@ -85,7 +60,7 @@ class Bench:
 
     def prepare(self, fresh: bool) -> None:
         """Make the folders, refuse those of another recipe, and with `fresh` forget what this machine has done."""
-        if environment.ranks() > 1:
+        if ranks.ranks() > 1:
             connect(self.device)
         if self.writes:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -160,14 +135,14 @@ class Bench:
 
     def wait(self) -> None:
         """Until every rank is here."""
-        if environment.ranks() > 1:
+        if ranks.ranks() > 1:
             torch.distributed.barrier()
 
     def assess(self, record: Record, stage: str, model: vit.TokenViT) -> None:
         """Evaluate a model on the test and the validation part."""
         for prefix, part in ((stage, self.data.test), (f"{stage}_validation", self.data.validation)):
             size = self.recipe.finetune.batch_size
-            with memory.told("in evaluation", size, "choose a smaller batch_size of finetune in the recipe"):
+            with explain_out_of_memory("in evaluation", size, "choose a smaller batch_size of finetune in the recipe"):
                 values = dict(evaluate.evaluate(model, part, size, self.dtype, record.seed))
             images = int(values.pop("images"))
             record.metrics |= {f"{prefix}_{name}": value for name, value in values.items()}
@@ -213,7 +188,7 @@ class Bench:
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Two runs never write into one folder; the lock goes with the process that holds it."""
-    if environment.rank() != 0:
+    if ranks.rank() != 0:
         yield
         return
     (out / "work").mkdir(parents=True, exist_ok=True)
@@ -223,28 +198,3 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None
         yield
-
-
-def settings(recipe: Recipe, variant: Variant) -> tuple[str, dict[str, Any]]:
-    """Where a variant reduces, and the settings of its method: its own before the recipe's."""
-    knobs = recipe.knobs.get(variant.method, {}) | dict(variant.settings)
-    return knobs.pop("site", recipe.site), knobs
-
-
-def reduced(recipe: Recipe, model: torch.nn.Module, variant: Variant, schedule: Schedule) -> vit.TokenViT:
-    """A recipe's model reduced as one row of its table says."""
-    site, knobs = settings(recipe, variant)
-    return vit.reduce(model, variant.method, schedule, site=site, **knobs)
-
-
-def build_base(recipe: Recipe, seed: int) -> torch.nn.Module:
-    """The recipe's unreduced timm model with the seed's first weights."""
-    torch.manual_seed(seed)
-    if recipe.pretrained is True and not recipe.finetune.epochs:
-        own = recipe.model_args.get("num_classes", vit.hub_classes(recipe.model))
-        if own != vit.hub_classes(recipe.model):
-            raise UsageError(
-                f"the hub's weights of {recipe.model} are for {vit.hub_classes(recipe.model)} classes, recipe"
-                f" {recipe.name} has {own}: without training the head would be random; give --pretrained a file"
-            )
-    return vit.create(recipe.model, recipe.model_args, recipe.pretrained, recipe.sincos)

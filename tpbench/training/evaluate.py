@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tpbench.data import Part
+from tpbench.training.data import Part
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the fused kernels compile to, without a GPU: `python -m tpbench.kernels.compiled`.
+"""What the fused kernels compile to, without a GPU: `python -m opbench.compiled`.
 
 Every launch of the fused twins at the shapes of DeiT-S, batch 256, is compiled ahead of time for compute capability
 9.0 (H100, H200), and its registers, spills and shared memory are printed. The twins run as they are, on tensors

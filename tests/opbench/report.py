@@ -1,4 +1,4 @@
-"""Tables of `tox -e opbench`, from pytest-benchmark's JSON alone: python -m tpbench.report.opbench JSON DIR
+"""Tables of `tox -e opbench`, from pytest-benchmark's JSON alone: python -m opbench.report JSON DIR
 
 DIR/MACHINE.json  the run: every case with its place, facts and raw samples, what ran where; nothing is rounded
 DIR/MACHINE.csv   a row per case: median seconds, and the ratios below, unrounded
@@ -20,10 +20,10 @@ from typing import Any
 
 import pandas as pd
 
+from opbench.targets import TARGETS, Group, Groups, NotMeasured, promised, ratio
 from tpbench.errors import UsageError
 from tpbench.record import replace_text
 from tpbench.report.layout import fixed, significant
-from tpbench.report.targets import TARGETS, Group, Groups, NotMeasured, promised, ratio
 
 PLACE = ("kind", "model", "tokens", "share", "k", "batch", "dtype")
 CEILINGS = ("copy", "matmul")

@@ -16,17 +16,20 @@ import torch
 from torch import nn
 
 from tpbench import registry, vit
-from tpbench.bench import Bench, Cell, Plan, build_base, locked, reduced
+from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.models import build_base, reduced
+from tpbench.bench.plan import Cell, Plan
+from tpbench.bench.progress import Progress, Tell
+from tpbench.bench.workspace import Bench, locked
 from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.measure import budget
+from tpbench.measure import latency_budget as budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.recipe import Recipe
 from tpbench.record import Record, read, replace_text, write
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule, parse
-from tpbench.train import train
-from tpbench.workers import Job, Progress, Tell, side_by_side
+from tpbench.training.train import train
 
 SPECTRUM_IMAGES = 16
 

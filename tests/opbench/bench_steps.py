@@ -10,12 +10,12 @@ import tiny_recipe
 import torch
 from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
-from turns import Operation, Turns
 
-from tpbench import data
-from tpbench.bench import build_base
+from opbench.turns import Operation, Turns
+from tpbench.bench.models import build_base
 from tpbench.recipe import load
-from tpbench.train import Run
+from tpbench.training import data
+from tpbench.training.train import Run
 from tpbench.vit import reduce
 
 torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""The paper's claims, tested against the records of results folders. No torch."""

@@ -1,0 +1,97 @@
+"""The processes that train together: those that torchrun started, or this one alone."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+
+
+def rank() -> int:
+    """This process's number among those of torchrun; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def ranks() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait() -> None:
+    """Return when every rank has called this."""
+    if ranks() > 1:
+        torch.distributed.barrier()
+
+
+def agreed(mine: bool, device: torch.device) -> bool:
+    """Rank 0's answer, on every rank."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return mine
+    answer = torch.tensor(float(mine), device=device)
+    torch.distributed.broadcast(answer, 0)
+    return bool(answer.item())
+
+
+def connect(device: torch.device) -> ModuleType:
+    """Import DeepSpeed and join the process group: with the other ranks under torchrun, alone otherwise."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    first = "deepspeed" not in sys.modules
+    with quiet_stdout(), _quiet_children(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        from deepspeed.utils import logger
+
+    if first:  # DeepSpeed logs to standard output, where results belong
+        logger.setLevel(logging.ERROR)
+        for handler in logger.handlers:
+            handler.setStream(sys.stderr)
+    # Without this, initialising on a CPU compiles a shared-memory transport for a minute; gloo is enough.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.distributed.is_initialized():
+        _join_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(_leave_process_group)
+    return deepspeed
+
+
+def _join_process_group(backend: str) -> None:
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group(backend)
+    else:
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
+def _leave_process_group() -> None:
+    """Leave before the interpreter ends, since gloo's threads may otherwise free tensors too late and abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Drop what a library prints to standard output, where only results belong."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Drop the standard error of the compilers that DeepSpeed starts to find out what it could build."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
