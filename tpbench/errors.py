@@ -36,7 +36,7 @@ class OutOfTime(Exception):
 
 @contextmanager
 def explain_out_of_memory(where: str, images: int, remedy: str) -> Iterator[None]:
-    """Raise CellFailed for torch's out-of-memory error and suggest a batch that may fit. Sizes never shrink by themselves.
+    """Raise CellFailed for an out-of-memory error of torch and suggest a batch that may fit; sizes never shrink alone.
 
     where says what ran ("in training"), with how many images at a time; remedy names the recipe line to change.
     """
