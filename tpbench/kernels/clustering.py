@@ -1,11 +1,12 @@
 """Clusters among the tokens of each image: every step in plain PyTorch, and the operators that run all of them.
 
-Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. The fused twins in
-`clustering_triton` have the same names and signatures, and take over on CUDA devices that Triton compiles for, up to
-1,024 tokens and float32; everything else (a CPU, float64, longer sets, a machine without Triton) runs what stands
-here. `kmedoids` and `kmeans` are operators, so that compilers and counters see one call: N^2 multiply-adds for each
-of the C channels and each of the iterations, executed or not. Choosing where to start counts nothing, as sorting.
-On a CPU a few sets at a time go through all steps, so that their distances stay in the cache.
+Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. Two rooms have
+functions of the same names and signatures. `clustering_native` takes over on a CPU where numba is installed, with
+results equal to the last bit. `clustering_triton` takes over on CUDA devices that Triton compiles for, up to 1,024
+tokens and float32. Everything else runs the definitions. `kmedoids` and `kmeans` are operators, so that compilers and
+counters see one call: N^2 multiply-adds for each of the C channels and each of the iterations, executed or not.
+Choosing where to start counts nothing, as sorting. On a CPU a few sets at a time go through all steps, so that their
+distances stay in the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tpbench.kernels.device import triton_runs_on
+from tpbench.kernels.device import native_runs_on, triton_runs_on
 from tpbench.tokens import rows, segment_sum, stable_topk
 
 CACHE_PAIRS = 2**18  # distances at a time on a CPU: 1 MiB of float32, and as much again for the weighted ones
@@ -42,7 +43,7 @@ def kmedoids(
         first = _chosen(steps, start, distance, score, k) if first is None else first
         return steps.iterate_medoids(distance, weight.to(distance.dtype), first, iterations)
 
-    return _in_chunks(one, x, weight, score, first)
+    return _in_chunks(one, sets_at_a_time(steps, x), x, weight, score, first)
 
 
 @torch.library.custom_op("tpbench::kmeans", mutates_args=())
@@ -55,11 +56,11 @@ def kmeans(
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         products = steps.inner_products(x)
         if first is None:
-            distance = None if start == "topk" else distances_from(products)
+            distance = None if start == "topk" else steps.distances_from(products)
             first = _chosen(steps, start, distance, score, k)
         return steps.iterate_means(products, weight.to(products.dtype), first, iterations)
 
-    return _in_chunks(one, x, weight, score, first)
+    return _in_chunks(one, sets_at_a_time(steps, x), x, weight, score, first)
 
 
 @kmedoids.register_fake
@@ -81,12 +82,26 @@ def _clustering_flops(x, weight, score, first, start, k, iterations, *args, **kw
 
 
 def steps_for(x: Tensor) -> ModuleType:
-    """The room whose functions do the steps: the fused twins where they run, these definitions elsewhere."""
+    """The room whose functions do the steps: a native or fused twin where one runs, these definitions elsewhere."""
+    if native_runs_on(x.device, torch.promote_types(x.dtype, torch.float32)):
+        from tpbench.kernels import clustering_native
+
+        return clustering_native
     if not triton_runs_on(x.device) or x.dtype == torch.float64 or x.shape[1] > FUSED_TOKENS:
         return sys.modules[__name__]
     from tpbench.kernels import clustering_triton
 
     return clustering_triton
+
+
+def sets_at_a_time(steps: ModuleType, x: Tensor) -> int:
+    """How many sets go through all steps together: on a CPU as many as stay in its cache, elsewhere all."""
+    batch, n, width = x.shape
+    if x.device.type != "cpu":
+        return batch
+    if steps is sys.modules[__name__]:
+        return max(1, CACHE_PAIRS // (n * n))
+    return steps.sets_at_a_time(n, width)
 
 
 def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tensor, k: int) -> Tensor:
@@ -95,10 +110,11 @@ def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tenso
     return {"peaks": steps.peaks, "farthest": steps.farthest}[start](distance, score.to(distance.dtype), k)
 
 
-def _in_chunks(one, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A rule for a batch of sets, over as many at a time as stay in a CPU's cache; elsewhere over all at once."""
-    batch, n, _ = x.shape
-    size = max(1, CACHE_PAIRS // (n * n)) if x.device.type == "cpu" else batch
+def _in_chunks(
+    one, size: int, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A rule for a batch of sets, over `size` of them at a time."""
+    batch = x.shape[0]
     if size >= batch:
         return one(x, weight, score, first)
     parts = [slice(begin, begin + size) for begin in range(0, batch, size)]
@@ -246,11 +262,19 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
         moved = products.new_zeros(batch, k, n).scatter_(1, assignment[:, None, :], part[:, None, :])
         share = torch.where(heavy, moved, share)
         inner = torch.where(heavy, _weighted_rows(products, part, assignment, moved), inner)
-        norm = (share * inner).sum(2, keepdim=True)
+        norm = torch.where(heavy, _squared_lengths(share, inner, part, assignment), norm)
         before, assignment = assignment, _nearest_mean(norm, inner)
         if _same(assignment, before):
             break
     return share, assignment
+
+
+def _squared_lengths(share: Tensor, inner: Tensor, part: Tensor, assignment: Tensor) -> Tensor:
+    """|c_k|^2 = sum_i share_ki c_k . x_i: [B, K, 1]. On a CPU over the members alone, in the order of the tokens."""
+    if inner.device.type != "cpu":  # adding by index has no fixed order there
+        return (share * inner).sum(2, keepdim=True)
+    own = inner.gather(1, assignment[:, None, :])[:, 0]  # [B, N]
+    return segment_sum(part * own, assignment, inner.shape[1])[:, :, None]
 
 
 def _nearest_mean(norm: Tensor, inner: Tensor) -> Tensor:
