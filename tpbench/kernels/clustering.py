@@ -37,13 +37,15 @@ def kmedoids(
     Without `first`, `start` names the step that chooses by score: topk, peaks or farthest.
     """
     steps = steps_for(x)
+    if x.device.type == "cpu" and steps is not sys.modules[__name__]:
+        return steps.kmedoids(x, weight, score, first, start, k, iterations)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         distance = steps.squared_distances(x)
         first = _chosen(steps, start, distance, score, k) if first is None else first
         return steps.iterate_medoids(distance, weight.to(distance.dtype), first, iterations)
 
-    return _in_chunks(one, sets_at_a_time(steps, x), x, weight, score, first)
+    return _in_chunks(one, x, weight, score, first)
 
 
 @torch.library.custom_op("tpbench::kmeans", mutates_args=())
@@ -52,6 +54,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Arguments as for `kmedoids` -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
     steps = steps_for(x)
+    if x.device.type == "cpu" and steps is not sys.modules[__name__]:
+        return steps.kmeans(x, weight, score, first, start, k, iterations)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         products = steps.inner_products(x)
@@ -60,7 +64,7 @@ def kmeans(
             first = _chosen(steps, start, distance, score, k)
         return steps.iterate_means(products, weight.to(products.dtype), first, iterations)
 
-    return _in_chunks(one, sets_at_a_time(steps, x), x, weight, score, first)
+    return _in_chunks(one, x, weight, score, first)
 
 
 @kmedoids.register_fake
@@ -94,27 +98,16 @@ def steps_for(x: Tensor) -> ModuleType:
     return clustering_triton
 
 
-def sets_at_a_time(steps: ModuleType, x: Tensor) -> int:
-    """How many sets go through all steps together: on a CPU as many as stay in its cache, elsewhere all."""
-    batch, n, width = x.shape
-    if x.device.type != "cpu":
-        return batch
-    if steps is sys.modules[__name__]:
-        return max(1, CACHE_PAIRS // (n * n))
-    return steps.sets_at_a_time(n, width)
-
-
 def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tensor, k: int) -> Tensor:
     if start == "topk":
         return steps.heaviest(score, k)
     return {"peaks": steps.peaks, "farthest": steps.farthest}[start](distance, score.to(distance.dtype), k)
 
 
-def _in_chunks(
-    one, size: int, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A rule for a batch of sets, over `size` of them at a time."""
-    batch = x.shape[0]
+def _in_chunks(one, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A rule for a batch of sets, over as many at a time as stay in a CPU's cache; elsewhere over all at once."""
+    batch, n, _ = x.shape
+    size = max(1, CACHE_PAIRS // (n * n)) if x.device.type == "cpu" else batch
     if size >= batch:
         return one(x, weight, score, first)
     parts = [slice(begin, begin + size) for begin in range(0, batch, size)]
