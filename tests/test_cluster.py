@@ -5,6 +5,9 @@ The loops work on Python floats (float64), one set at a time, and follow the doc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,10 +15,18 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpbench.kernels import clustering
+from tpbench.kernels.device import definitions
 from tpbench.pooling import cluster
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 WEIGHTS = ["ones", "random", "zeros_among", "all_zero"]
+
+
+@pytest.fixture(params=["as dispatched", "definition"], autouse=True)
+def twin(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of this holds for whatever runs on the device, and for the definitions in plain PyTorch."""
+    with definitions() if request.param == "definition" else nullcontext():
+        yield
 
 
 @pytest.fixture(params=DEVICES)

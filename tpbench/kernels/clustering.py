@@ -36,9 +36,10 @@ def kmedoids(
 
     Without `first`, `start` names the step that chooses by score: topk, peaks or farthest.
     """
+    native = native_room(x)
+    if native is not None:
+        return native.kmedoids(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
-    if x.device.type == "cpu" and steps is not sys.modules[__name__]:
-        return steps.kmedoids(x, weight, score, first, start, k, iterations)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         distance = steps.squared_distances(x)
@@ -53,14 +54,15 @@ def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Arguments as for `kmedoids` -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
+    native = native_room(x)
+    if native is not None:
+        return native.kmeans(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
-    if x.device.type == "cpu" and steps is not sys.modules[__name__]:
-        return steps.kmeans(x, weight, score, first, start, k, iterations)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         products = steps.inner_products(x)
         if first is None:
-            distance = None if start == "topk" else steps.distances_from(products)
+            distance = None if start == "topk" else distances_from(products)
             first = _chosen(steps, start, distance, score, k)
         return steps.iterate_means(products, weight.to(products.dtype), first, iterations)
 
@@ -86,16 +88,22 @@ def _clustering_flops(x, weight, score, first, start, k, iterations, *args, **kw
 
 
 def steps_for(x: Tensor) -> ModuleType:
-    """The room whose functions do the steps: a native or fused twin where one runs, these definitions elsewhere."""
-    if native_runs_on(x.device, torch.promote_types(x.dtype, torch.float32)):
-        from tpbench.kernels import clustering_native
-
-        return clustering_native
+    """The room whose functions do the steps: the fused twins where they run, these definitions elsewhere."""
     if not triton_runs_on(x.device) or x.dtype == torch.float64 or x.shape[1] > FUSED_TOKENS:
         return sys.modules[__name__]
     from tpbench.kernels import clustering_triton
 
     return clustering_triton
+
+
+def native_room(x: Tensor) -> ModuleType | None:
+    """The room that runs whole operators in compiled loops, where it runs."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if triton_runs_on(x.device) or not native_runs_on(x.device, exact):
+        return None
+    from tpbench.kernels import clustering_native
+
+    return clustering_native
 
 
 def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tensor, k: int) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from tpbench.kernels import clustering
 
-SET_NUMBERS = 2**17  # tokens and distances, in numbers, that go through all steps together on one thread
+SET_NUMBERS = 2**20  # tokens and distances, in numbers, that go through all steps together on one thread
 THREAD_PAIRS = 2**16  # distances that are worth another thread
 TILE = 16  # rows and columns of distances that are mirrored at a time
 NEAR_POWER = 0.500005  # a mantissa this close above 0.5 may round to it in a logarithm
@@ -185,18 +185,17 @@ def distances_from(products: Tensor) -> Tensor:
 
 
 def _centre(x: Tensor, room: Tensor) -> Tensor:
-    """x [B, N, C] less the rounded mean of each set, in the room."""
+    """x [B, N, C] less the rounded mean of each set: in the room, or as the definition has it."""
     batch, n, width = x.shape
-    if batch == 0:
-        return room
-    x = x if x.stride(2) == 1 else x.contiguous()
+    if batch == 0 or x.stride(2) != 1:
+        return x - clustering.offset(x)  # PyTorch adds and multiplies in another order where channels lie apart
     span = (batch - 1) * x.stride(0) + (n - 1) * x.stride(1) + width
     numbers = x.as_strided((span,), (1,)).numpy()
     bits = numbers.view(np.int64 if x.dtype == torch.float64 else np.int32)
     mean = x.mean(1).numpy()  # PyTorch's own: nobody else adds in its order
     if _over_sets(_centre_sets, 0, batch, n, numbers, bits, x.stride(0), x.stride(1), mean, room.numpy()):
         return room
-    return torch.sub(x, clustering.offset(x), out=room)
+    return x - clustering.offset(x)
 
 
 def _multiply(centred: Tensor, room: Tensor, given: torch.dtype) -> None:

@@ -18,8 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tpbench.kernels.clustering import distances_from  # noqa: F401: a step that has no twin here
-
 # ---------------------------------------------------------------- distances
 
 
