@@ -2,8 +2,9 @@
 
 Shapes: B sets, N tokens, K clusters, C width. Matrix products stay with PyTorch. Everything around them is one
 compiled loop over sets instead of dozens of small operators, and does the same arithmetic in the same order as the
-definition: from the same tokens, the results are equal to the last bit, for NaN and infinity too. Costs are summed
-within clusters only, over members that a counting sort puts side by side.
+definition: from the same tokens, the results are equal to the last bit, for NaN and infinity too, as long as twice an
+inner product does not overflow. Distances are taken to be symmetric. Costs are summed within clusters only, over
+members that a counting sort puts side by side.
 
 Compiled code is cached on disk by numba. `prepare` compiles or loads it: seconds the first time, a fraction of one
 later. The first clustering of a process pays for that, so whoever measures warms up first.
@@ -140,7 +141,7 @@ def _cluster(
         chosen.copy_(first)
         start = "given"
     weight, score = _array(weight, exact.dtype), _array(score, exact.dtype)
-    size = min(batch, sets_at_a_time(n, width))
+    size = min(max(1, batch), sets_at_a_time(n, width))
     centred, products = exact.new_empty(size, n, width), exact.new_empty(size, n, n)
     pairs, results = products.numpy(), [tensor.numpy() for tensor in (chosen, *found)]
     for begin in range(0, batch, size):
@@ -254,7 +255,7 @@ def _centre_sets(begin, end, base, x, bits, set_stride, row_stride, mean, centre
             power -= 1
         elif mantissa < NEAR_POWER:
             return False
-        step = x.dtype.type(math.ldexp(1.0, power - 7))
+        step = x.dtype.type(math.ldexp(1.0, power)) / x.dtype.type(128)
         for c in range(width):
             offset[c] = np.rint(mean[b, c] / step) * step
         for i in range(n):
