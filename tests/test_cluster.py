@@ -305,8 +305,13 @@ def test_control_duplicates_do_empty_a_cluster_when_a_medoid_may_leave():
 
 
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
-def test_reduced_precision_stays_outside(function):
-    """bf16 tokens cluster as the same values in float32, and autocast changes nothing."""
+def test_reduced_precision_stays_outside(function, monkeypatch):
+    """bf16 tokens cluster as the same values in float32, and autocast changes nothing.
+
+    A machine with bfloat16 matrix products computes such tokens' distances from them; tests/test_native.py says how well.
+    """
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        monkeypatch.setattr(clustering, "native_room", lambda x: None)  # noqa: ARG005
     x, w = gaussian(2, 50, 16, 5, torch.bfloat16) + 3, weights("random", 2, 50, 5).float()
     choice, assignment = function(x, w, 12)
     with torch.autocast("cpu", torch.bfloat16):

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -84,7 +85,7 @@ def _over_sets(kernel: Callable[..., bool], begin: int, end: int, n: int, *argum
         return kernel(begin, end, begin, *arguments)
     cuts = [begin + count * part // threads for part in range(threads + 1)]
     pool = _threads(os.getpid(), threads - 1)
-    others = [pool.submit(kernel, first, last, begin, *arguments) for first, last in zip(cuts[1:], cuts[2:])]
+    others = [pool.submit(kernel, first, last, begin, *arguments) for first, last in pairwise(cuts[1:])]
     own = kernel(begin, cuts[1], begin, *arguments)
     return all([own, *(other.result() for other in others)])
 
@@ -431,10 +432,7 @@ def _start_sets(begin, end, base, start, distance, score, first):  # noqa: ARG00
 
 @_compiled
 def _inside(first, n):
-    for token in first:
-        if token < 0 or token >= n:
-            return False
-    return True
+    return first.min() >= 0 and first.max() < n
 
 
 # ---------------------------------------------------------------- K-Medoids

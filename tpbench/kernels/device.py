@@ -32,7 +32,7 @@ def native_runs_on(device: torch.device, exact: torch.dtype) -> bool:
 
 @contextmanager
 def definitions() -> Iterator[None]:
-    """Within it the definitions run on every device, to be measured and compared with: nothing fused, nothing native."""
+    """Within it the definitions run on every device, native and fused twins on none: to measure and compare."""
     global _definitions
     before = _definitions
     _definitions = True
