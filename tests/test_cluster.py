@@ -308,7 +308,7 @@ def test_control_duplicates_do_empty_a_cluster_when_a_medoid_may_leave():
 def test_reduced_precision_stays_outside(function, monkeypatch):
     """bf16 tokens cluster as the same values in float32, and autocast changes nothing.
 
-    A machine with bfloat16 matrix products computes such tokens' distances from them; tests/test_native.py says how well.
+    A machine with bfloat16 matrix products uses them for such tokens: tests/test_native.py says how well.
     """
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         monkeypatch.setattr(clustering, "native_room", lambda x: None)  # noqa: ARG005
