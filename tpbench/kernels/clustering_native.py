@@ -143,7 +143,8 @@ def _cluster(
         start = "given"
     weight, score = _array(weight, exact.dtype), _array(score, exact.dtype)
     size = min(max(1, batch), sets_at_a_time(n, width))
-    centred, products = exact.new_empty(size, n, width), exact.new_empty(size, n, n)
+    centred = exact.new_empty(size, n, width)
+    products = exact.new_empty(size, n, n)
     pairs, results = products.numpy(), [tensor.numpy() for tensor in (chosen, *found)]
     for begin in range(0, batch, size):
         part = exact[begin : begin + size]
@@ -440,7 +441,8 @@ def _inside(first, n):
 
 def iterate_medoids(distance: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """distance [B, N, N], weight [B, N], first [B, K] -> medoids [B, K], assignment [B, N]."""
-    medoids, assignment = first.clone(memory_format=torch.contiguous_format), first.new_empty(weight.shape)
+    medoids = first.clone(memory_format=torch.contiguous_format)
+    assignment = first.new_empty(weight.shape)
     pairs, weight = _array(distance, distance.dtype), _array(weight, distance.dtype)
     given = (STARTS["given"], pairs, False, weight, weight, iterations)
     _run(_medoids_sets, 0, *weight.shape, *given, medoids.numpy(), assignment.numpy())
@@ -544,8 +546,10 @@ def _medoids_sets(begin, end, base, start, pairs, products, weight, score, itera
     """
     n, k = weight.shape[1], medoids.shape[1]
     best = np.empty(n, pairs.dtype)
-    label, rank = np.empty(n, np.int32), np.empty(n, np.int32)
-    members, begins = np.empty(n, np.int64), np.empty(k + 1, np.int64)
+    label = np.empty(n, np.int32)
+    rank = np.empty(n, np.int32)
+    members = np.empty(n, np.int64)
+    begins = np.empty(k + 1, np.int64)
     tile = np.empty((TILE, TILE), pairs.dtype)
     for b in range(begin, end):
         distance = pairs[b - base]
@@ -570,7 +574,8 @@ def _medoids_sets(begin, end, base, start, pairs, products, weight, score, itera
 def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """products [B, N, N], weight [B, N], first [B, K] -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
     (batch, n), k = weight.shape, first.shape[1]
-    share, assignment = products.new_empty(batch, k, n), first.new_empty(batch, n)
+    share = products.new_empty(batch, k, n)
+    assignment = first.new_empty(batch, n)
     chosen = first.clone(memory_format=torch.contiguous_format)
     pairs, weight = _array(products, products.dtype), _array(weight, products.dtype)
     given = (STARTS["given"], pairs, True, weight, weight, iterations)
@@ -627,10 +632,14 @@ def _begin_means(products, first, share, inner, norm):
 def _means_sets(begin, end, base, start, pairs, products, weight, score, iterations, chosen, share, assignment):  # noqa: ARG001
     """pairs: products of the sets from base on. False where a token to start from does not exist."""
     n, k = weight.shape[1], chosen.shape[1]
-    inner, norm = np.empty((k, n), pairs.dtype), np.empty(k, pairs.dtype)  # c_k . x_i and |c_k|^2
+    inner = np.empty((k, n), pairs.dtype)  # c_k . x_i and |c_k|^2
+    norm = np.empty(k, pairs.dtype)
     best = np.empty(n, pairs.dtype)
-    label, before, rank = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
-    members, begins = np.empty(n, np.int64), np.empty(k + 1, np.int64)
+    label = np.empty(n, np.int32)
+    before = np.empty(n, np.int32)
+    rank = np.empty(n, np.int32)
+    members = np.empty(n, np.int64)
+    begins = np.empty(k + 1, np.int64)
     tile = np.empty((TILE, TILE), pairs.dtype)
     distance = np.empty((n, n) if start > 1 else (1, 1), pairs.dtype)
     for b in range(begin, end):
