@@ -45,6 +45,7 @@ ONLY_IN = {
     "timm": {"tpbench.vit", "tpbench.training"},
     "deepspeed": {"tpbench.training"},
     "triton": {"tpbench.kernels"},
+    "numba": {"tpbench.kernels"},
 }
 
 
@@ -193,6 +194,12 @@ def test_triton_is_loaded_with_its_own_rooms_alone():
     code = sources()
     with_triton = {name for name in code if "triton" in loaded_with(code, name)}
     assert with_triton == {f"tpbench.kernels.{room}" for room in ("attention_triton", "clustering_triton")}
+
+
+def test_numba_is_loaded_with_its_own_room_alone():
+    """A machine without numba imports everything else, and nobody pays for importing it who does not cluster."""
+    code = sources()
+    assert {name for name in code if "numba" in loaded_with(code, name)} == {"tpbench.kernels.clustering_native"}
 
 
 def test_control_the_closure_does_find_torch():

@@ -17,6 +17,7 @@ from opbench.turns import BF16, ON_GPU, Operation, Turns, inference, label, redu
 from tpbench import registry, vit
 from tpbench.bench.models import build_base
 from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
+from tpbench.kernels.device import definitions
 from tpbench.measure import flops, latency
 from tpbench.pooling import cluster
 from tpbench.recipe import Optim, load
@@ -97,6 +98,43 @@ OPERATIONS = ["kmedoids", "looped kmedoids", "kmeans", "textbook kmeans", "wkmed
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_clustering(benchmark: Any, clustering: Turns, operation: str):
     clustering.report(benchmark, operation)
+
+
+class Layer(NamedTuple):
+    tokens: int
+    width: int
+    k: int
+    batch: int
+
+
+LAYERS = [Layer(196, 384, 138, 8), Layer(196, 384, 138, 1), Layer(64, 64, 32, 32), Layer(64, 64, 32, 1)]
+
+
+@pytest.fixture(scope="module")
+def twins(request: pytest.FixtureRequest) -> Turns:
+    """K-Medoids as it is dispatched, its definition in plain PyTorch, and the matrix product that both contain."""
+    n, width, k, batch = request.param
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(batch, n, width, generator=generator), torch.rand(batch, n, generator=generator)
+
+    def plainly() -> tuple[Tensor, Tensor]:
+        with definitions():
+            return cluster.kmedoids(x, weight, k)
+
+    calls = {
+        "kmedoids": lambda: cluster.kmedoids(x, weight, k),
+        "plain kmedoids": plainly,
+        "product": lambda: torch.bmm(x, x.transpose(1, 2)),
+    }
+    operations = {name: Operation(inference(call, F32), {"k": k}) for name, call in calls.items()}
+    place = {"kind": "native", "tokens": n, "k": k, "batch": batch, "dtype": "float32"}
+    return Turns(place, operations, 200 if batch == 1 else 40, 3)
+
+
+@pytest.mark.parametrize("twins", LAYERS, indirect=True, ids=label)
+@pytest.mark.parametrize("operation", ["kmedoids", "plain kmedoids", "product"])
+def test_native(benchmark: Any, twins: Turns, operation: str):
+    twins.report(benchmark, operation)
 
 
 # ---------------------------------------------------------------- a block that looks

@@ -1,11 +1,12 @@
 """Clusters among the tokens of each image: every step in plain PyTorch, and the operators that run all of them.
 
-Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. The fused twins in
-`clustering_triton` have the same names and signatures, and take over on CUDA devices that Triton compiles for, up to
-1,024 tokens and float32; everything else (a CPU, float64, longer sets, a machine without Triton) runs what stands
-here. `kmedoids` and `kmeans` are operators, so that compilers and counters see one call: N^2 multiply-adds for each
-of the C channels and each of the iterations, executed or not. Choosing where to start counts nothing, as sorting.
-On a CPU a few sets at a time go through all steps, so that their distances stay in the cache.
+Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. Two rooms have
+functions of the same names and signatures. `clustering_native` takes over on a CPU where numba is installed, with
+results equal to the last bit. `clustering_triton` takes over on CUDA devices that Triton compiles for, up to 1,024
+tokens and float32. Everything else runs the definitions. `kmedoids` and `kmeans` are operators, so that compilers and
+counters see one call: N^2 multiply-adds for each of the C channels and each of the iterations, executed or not.
+Choosing where to start counts nothing, as sorting. On a CPU a few sets at a time go through all steps, so that their
+distances stay in the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tpbench.kernels.device import triton_runs_on
+from tpbench.kernels.device import native_runs_on, triton_runs_on
 from tpbench.tokens import rows, segment_sum, stable_topk
 
 CACHE_PAIRS = 2**18  # distances at a time on a CPU: 1 MiB of float32, and as much again for the weighted ones
@@ -35,6 +36,9 @@ def kmedoids(
 
     Without `first`, `start` names the step that chooses by score: topk, peaks or farthest.
     """
+    native = native_room(x)
+    if native is not None:
+        return native.kmedoids(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -50,6 +54,9 @@ def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Arguments as for `kmedoids` -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
+    native = native_room(x)
+    if native is not None:
+        return native.kmeans(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
 
     def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,6 +94,16 @@ def steps_for(x: Tensor) -> ModuleType:
     from tpbench.kernels import clustering_triton
 
     return clustering_triton
+
+
+def native_room(x: Tensor) -> ModuleType | None:
+    """The room that runs whole operators in compiled loops, where it runs."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if triton_runs_on(x.device) or not native_runs_on(x.device, exact):
+        return None
+    from tpbench.kernels import clustering_native
+
+    return clustering_native
 
 
 def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tensor, k: int) -> Tensor:
@@ -246,11 +263,19 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
         moved = products.new_zeros(batch, k, n).scatter_(1, assignment[:, None, :], part[:, None, :])
         share = torch.where(heavy, moved, share)
         inner = torch.where(heavy, _weighted_rows(products, part, assignment, moved), inner)
-        norm = (share * inner).sum(2, keepdim=True)
+        norm = torch.where(heavy, _squared_lengths(share, inner, part, assignment), norm)
         before, assignment = assignment, _nearest_mean(norm, inner)
         if _same(assignment, before):
             break
     return share, assignment
+
+
+def _squared_lengths(share: Tensor, inner: Tensor, part: Tensor, assignment: Tensor) -> Tensor:
+    """|c_k|^2 = sum_i share_ki c_k . x_i: [B, K, 1]. On a CPU over the members alone, in the order of the tokens."""
+    if inner.device.type != "cpu":  # adding by index has no fixed order there
+        return (share * inner).sum(2, keepdim=True)
+    own = inner.gather(1, assignment[:, None, :])[:, 0]  # [B, N]
+    return segment_sum(part * own, assignment, inner.shape[1])[:, :, None]
 
 
 def _nearest_mean(norm: Tensor, inner: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""Where fused kernels run. Triton is imported only in the *_triton rooms, and only once one of them is to run."""
+"""Where native and fused kernels run.
+
+numba and Triton are imported only in the *_native and *_triton rooms, and only once one of them is to run.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,17 +21,48 @@ def triton_runs_on(device: torch.device) -> bool:
     return device.type == "cuda" and not _definitions and _ampere(device.index or 0)
 
 
+def native_runs_on(device: torch.device, exact: torch.dtype) -> bool:
+    """Whether compiled loops run on a device in float32 or float64: on a CPU, with numba and a cache it can write.
+
+    The first call in a process compiles them, or loads them from the cache. Where that fails, the process says so
+    once, on standard error, and runs the definitions.
+    """
+    return device.type == "cpu" and not _definitions and _prepared(exact)
+
+
 @contextmanager
 def definitions() -> Iterator[None]:
-    """Within it nothing is fused: the definitions run on every device, to be measured and compared with."""
+    """Within it the definitions run on every device, native and fused twins on none: to measure and compare."""
     global _definitions
+    before = _definitions
     _definitions = True
     try:
         yield
     finally:
-        _definitions = False
+        _definitions = before
 
 
 @cache
 def _ampere(index: int) -> bool:
     return find_spec("triton") is not None and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+@cache
+def _prepared(exact: torch.dtype) -> bool:
+    try:
+        from tpbench.kernels import clustering_native
+
+        clustering_native.prepare(exact)
+    except (ImportError, OSError, RuntimeError) as error:
+        _say_why_not(str(error).partition("\n")[0])
+        return False
+    return True
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _say_why_not(reason: str) -> None:
+    _say_once(f"tpbench: clustering on the CPU runs in plain PyTorch, with the same results but slower: {reason}")
