@@ -1,6 +1,6 @@
 """Decisions over a declared family of differences: Holm, ranks, margins, the paper's effect, and the null row.
 
-A family is a list of differences that was written down before the run: the recipe's contrasts, or any two rows of one
+A family is a list of differences that is declared before the run: the recipe's contrasts, or any two rows of one
 table. Holm's procedure keeps the chance of any false decision in the whole family at ALPHA.
 """
 
@@ -26,7 +26,7 @@ HOLDS, FAILS, EXCLUDED = "holds", "does not hold", "excluded"
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: the r-th smallest of n times n - r, at least the one before, at most 1 (r from 0).
 
-    NaN stays NaN and is no member of the family: what was not measured cannot be called a difference.
+    NaN stays NaN and does not count as a member of the family: a missing difference cannot be a false positive.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]  # NaN sorts last
@@ -49,9 +49,9 @@ class Rank(NamedTuple):
 def ranks(differences: Sequence[Difference], alpha: float = ALPHA) -> dict[str, Rank]:
     """Simultaneous confidence sets of the ranks: with 1 - alpha every row's true place lies in its set.
 
-    A row stands below those that are better, and above those that are worse, after Holm over all given differences
-    (Mogstad, Romano, Shaikh and Wilhelm, 2024). Give the differences of any two rows; a pair that is missing or has no
-    interval separates nothing.
+    Best place: 1 + the rows that are significantly better; worst: the number of rows - those significantly worse; after
+    Holm over all given differences (Mogstad, Romano, Shaikh and Wilhelm, 2024). A pair without an interval, or absent
+    from the list, counts as not separated.
     """
     names = list(dict.fromkeys(name for difference in differences for name in (difference.a, difference.b)))
     above = dict.fromkeys(names, 0)
@@ -119,8 +119,8 @@ def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> 
 class AgainstPaper(NamedTuple):
     """A contrast against a claim and the effect that the paper reports for it, in the difference's unit.
 
-    verdict: HOLDS (the interval lies on the claimed side of the bound), FAILS (on the other side), EXCLUDED (the bound
-    is in the interval, and the paper's effect lies beyond it: whatever is true, it is less), UNDECIDED (it holds both).
+    verdict: HOLDS (the interval lies on the claimed side of the bound), FAILS (on the other side), EXCLUDED (the
+    interval contains the bound and lies short of the paper's effect), UNDECIDED (it contains both).
     effect_excluded: whether the interval excludes the paper's effect, also where the claim's direction holds.
     """
 
@@ -170,8 +170,8 @@ def null_rate(nulls: Iterable[Difference], level: float = LEVEL) -> Rate:
     """How often a table's procedure would call two fine-tunings of one method a difference.
 
     nulls: the table's differences between rows that are the same method with other fine-tuning seeds, each row in one
-    pair only; those without an interval do not count. Called is a pair whose interval at this level excludes zero. The
-    rate stays at or below 1 - level where a fine-tuning seed changes no more than the table's residual says.
+    pair only; pairs without an interval do not count. A pair is called different where its interval at this level
+    excludes zero. A sound table calls at most 1 - level of them, fewer where fine-tuning is only part of its residual.
     """
     p_values = [p for p in (difference.p_value() for difference in nulls) if not isnan(p)]
     called = sum(p < 1 - level for p in p_values)

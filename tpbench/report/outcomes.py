@@ -9,7 +9,6 @@ I images, S seeds
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,21 +73,25 @@ def unpack(packed: Mapping[str, Any]) -> Outcomes:
     try:
         images = str(packed["images"])
         count = int(packed["count"])
-        right = _unpacked(packed["right"], count)
-        tested = _unpacked(packed["tested"], count) if "tested" in packed else None
-    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
+        right = _decoded(packed["right"])
+        tested = _decoded(packed["tested"]) if "tested" in packed else None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"packed outcomes are corrupt ({type(error).__name__}: {error})") from error
-    return outcomes(images, right, tested)
+    return outcomes(images, _bits(right, count), None if tested is None else _bits(tested, count))
 
 
 def _packed(bits: np.ndarray) -> str:
     return base64.b64encode(np.packbits(bits).tobytes()).decode("ascii")
 
 
-def _unpacked(text: str, count: int) -> np.ndarray:
-    data = np.frombuffer(base64.b64decode(text.encode("ascii"), validate=True), dtype=np.uint8)
+def _decoded(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text.encode("ascii"), validate=True), dtype=np.uint8)
+
+
+def _bits(data: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` bits. The rest of the last byte is zero, and there is no other byte."""
     bits = np.unpackbits(data).astype(bool)
-    if len(data) != (count + 7) // 8 or bits[count:].any():
+    if count < 0 or len(data) != (count + 7) // 8 or bits[count:].any():
         raise UsageError(f"packed outcomes hold {len(data)} bytes that do not fit their count of {count} images")
     return bits[:count]
 

@@ -1,17 +1,19 @@
-"""Differences over seeds and images: both are samples, and another draw of either would move the difference.
+"""Differences over seeds and images. Both are samples, and another draw of either would change the difference.
 
 outcome difference, in points:   d[s, i] = difference + seed[s] + image[i] + residual[s, i]
 
     variance of the mean over S seeds = (scatter of the seeds' means)² / S + shared
 
-The scatter holds all that a seed draws for itself: its fine-tuning and, where the seed draws the test fold, its images.
-It comes from these seeds alone on S - 1 degrees of freedom, or from the table's pooled residual on many more. `shared`
-is the average covariance of two seeds' means, which no scatter over seeds can show: images that both have tested. It is
-the image variance over I where all seeds test the same I images, and zero where no image is tested twice.
+The scatter contains everything that differs between seeds: the fine-tuning and, where the seed draws the test fold, the
+images. It is estimated from these seeds alone on S - 1 degrees of freedom, or taken from the table's pooled residual on
+many more. `shared` is the mean covariance of two seeds' means through the images that both tested, which the scatter
+over seeds cannot contain. It is the image variance over I where all seeds test the same I images, and zero where no
+image is tested twice. Both terms are moment estimates; Satterthwaite's formula gives the degrees of freedom of their
+sum.
 
-Both are estimated by moments and summed; Satterthwaite's degrees of freedom follow. A bootstrap over seeds and images
-would do worse: over few seeds its variance is too small by (S - 1) / S and its quantiles are not Student's. The interval
-speaks of further seeds and images of this kind on this training data; folds that overlap in training are not corrected.
+Why no bootstrap: over few seeds its variance is too small by the factor (S - 1) / S, and its quantiles are not those of
+t. The interval is about further seeds and images with the same training images; overlap of training folds is not
+corrected.
 
 S seeds, I images
 """
@@ -69,10 +71,10 @@ def with_images(over_seeds: Difference, points: np.ndarray) -> Difference:
 
 
 def shared_images(points: np.ndarray) -> Shared:
-    """What two seeds share through their images: by moments from the products of two seeds on one image.
+    """The covariance of two seeds through their common images, from products of two seeds' deviations on one image.
 
-    A product of two seeds' deviations on the same image has the image's variance as its mean, whatever each seed does
-    by itself. Below zero it counts as zero. Its own variance is taken from its spread over the images.
+    The expectation of such a product is the image variance, whatever varies within a seed. A negative estimate counts
+    as zero. The uncertainty of the estimate comes from the spread of the products over the images.
     """
     tested = ~np.isnan(points)
     counts = tested.sum(axis=1).astype(float)  # [S]
