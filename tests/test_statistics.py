@@ -217,6 +217,14 @@ def test_a_declared_pool_is_the_pool():
     )
 
 
+def test_what_a_seed_does_to_all_rows_changes_no_difference():
+    moved = fit(DIGITS + np.array([-7.0, 2.0, -4.0]))
+    for still, after in zip(fit(DIGITS).differences(), moved.differences()):
+        assert after.value == pytest.approx(still.value)
+        assert after.half_width() == pytest.approx(still.half_width())
+    assert moved.seed_sd != pytest.approx(fit(DIGITS).seed_sd)  # control: the seeds did move
+
+
 @pytest.mark.parametrize(
     "table",
     [
