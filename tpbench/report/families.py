@@ -1,0 +1,189 @@
+"""Decisions over a declared family of differences: Holm, ranks, margins, the paper's effect, and the null row.
+
+A family is a list of differences that is declared before the run: the recipe's contrasts, or any two rows of one
+table. Holm's procedure keeps the chance of any false decision in the whole family at ALPHA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isnan, nan
+from typing import NamedTuple
+
+import numpy as np
+
+from tpbench.errors import UsageError
+from tpbench.report.interval import LEVEL
+from tpbench.report.statistics import Difference
+
+ALPHA = 1 - LEVEL
+
+BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
+NOT_INFERIOR, UNDECIDED = "not inferior", "undecided"
+HOLDS, FAILS, EXCLUDED = "holds", "does not hold", "excluded"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: the r-th smallest of n times n - r, at least the one before, at most 1 (r from 0).
+
+    NaN stays NaN and does not count as a member of the family: a missing difference cannot be a false positive.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]  # NaN sorts last
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted = np.full(p.shape, nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted.tolist()
+
+
+# ------------------------------------------------------------------------------------------ ranks
+
+
+class Rank(NamedTuple):
+    """The best and the worst place that the data leave a row, from 1."""
+
+    best: int
+    worst: int
+
+
+def ranks(differences: Sequence[Difference], alpha: float = ALPHA) -> dict[str, Rank]:
+    """Simultaneous confidence sets of the ranks: with 1 - alpha every row's true place lies in its set.
+
+    Best place: 1 + the rows that are significantly better; worst: the number of rows - those significantly worse; after
+    Holm over all given differences (Mogstad, Romano, Shaikh and Wilhelm, 2024). A pair without an interval, or absent
+    from the list, counts as not separated.
+    """
+    names = list(dict.fromkeys(name for difference in differences for name in (difference.a, difference.b)))
+    above = dict.fromkeys(names, 0)
+    below = dict.fromkeys(names, 0)
+    for difference, p in zip(differences, holm([difference.p_value() for difference in differences])):
+        if p <= alpha:  # never so with NaN
+            upper, lower = _upper_first(difference)
+            above[lower] += 1
+            below[upper] += 1
+    return {name: Rank(1 + above[name], len(names) - below[name]) for name in names}
+
+
+def _upper_first(difference: Difference) -> tuple[str, str]:
+    return (difference.a, difference.b) if difference.value > 0 else (difference.b, difference.a)
+
+
+# ------------------------------------------------------------------------------------------ margins
+
+
+class Judgement(NamedTuple):
+    """One difference of a family against a margin in points. The p-values are Holm's over the family.
+
+    verdict: BETTER or WORSE (two-sided, a difference from zero), else EQUIVALENT (within ± margin), else NOT_INFERIOR
+    (above -margin), else UNDECIDED. within_margin says whether a row that is better or worse is so by less than the
+    margin.
+    """
+
+    difference: Difference
+    margin: float
+    verdict: str
+    within_margin: bool
+    p_difference: float
+    p_inferior: float
+    p_equivalent: float
+
+
+def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> list[Judgement]:
+    """Every difference of a declared family: superiority, equivalence (TOST) and non-inferiority, each by Holm.
+
+    Superiority is two-sided at alpha; the tests against a margin are one-sided at alpha, as TOST's are: at 5 % a lone
+    difference is equivalent where its 90 % interval lies within ± margin. UsageError for a margin that is not positive.
+    """
+    if not margin > 0:
+        raise UsageError(f"a margin is a positive number of points, not {margin:g}")
+    different = holm([difference.p_value() for difference in family])
+    inferior = holm([difference.p_above(-margin) for difference in family])
+    outside = holm([max(d.p_above(-margin), d.p_below(margin)) for d in family])
+    judgements = []
+    for difference, p_difference, p_inferior, p_equivalent in zip(family, different, inferior, outside):
+        within = p_equivalent <= alpha
+        verdict = UNDECIDED
+        if p_difference <= alpha:
+            verdict = BETTER if difference.value > 0 else WORSE
+        elif within:
+            verdict = EQUIVALENT
+        elif p_inferior <= alpha:
+            verdict = NOT_INFERIOR
+        judgements.append(Judgement(difference, margin, verdict, within, p_difference, p_inferior, p_equivalent))
+    return judgements
+
+
+# ------------------------------------------------------------------------------------------ the paper's effect
+
+
+class AgainstPaper(NamedTuple):
+    """A contrast against a claim and the effect that the paper reports for it, in the difference's unit.
+
+    verdict: HOLDS (the interval lies on the claimed side of the bound), FAILS (on the other side), EXCLUDED (the
+    interval contains the bound and lies short of the paper's effect), UNDECIDED (it contains both).
+    effect_excluded: whether the interval excludes the paper's effect, also where the claim's direction holds.
+    """
+
+    difference: Difference
+    effect: float
+    verdict: str
+    effect_excluded: bool
+
+
+def against_paper(difference: Difference, effect: float, bound: float = 0.0, level: float = LEVEL) -> AgainstPaper:
+    """Whether the claimed side of `bound` holds, and whether the paper's effect is still possible.
+
+    The claimed side is the one of the effect; above the bound where the paper gives no number (NaN), and then nothing
+    is excluded. UsageError for an effect at the bound, which claims no direction.
+    """
+    if effect == bound:
+        raise UsageError(f"an effect of {effect:g} at the bound claims no direction")
+    low, high = difference.bounds(level)
+    side = -1 if effect < bound else 1
+    nearest, farthest = sorted((side * (low - bound), side * (high - bound)))
+    claimed = side * (effect - bound)
+    excluded = claimed < nearest or claimed > farthest  # never so with NaN
+    verdict = UNDECIDED
+    if nearest > 0:
+        verdict = HOLDS
+    elif farthest < 0:
+        verdict = FAILS
+    elif farthest < claimed:
+        verdict = EXCLUDED
+    return AgainstPaper(difference, effect, verdict, excluded)
+
+
+# ------------------------------------------------------------------------------------------ the null row
+
+
+class Rate(NamedTuple):
+    """How many of so many were called, as a share in [0, 1] with its exact (Clopper and Pearson) 95 % interval."""
+
+    called: int
+    of: int
+    share: float
+    low: float
+    high: float
+
+
+def null_rate(nulls: Iterable[Difference], level: float = LEVEL) -> Rate:
+    """How often a table's procedure would call two fine-tunings of one method a difference.
+
+    nulls: the table's differences between rows that are the same method with other fine-tuning seeds, each row in one
+    pair only; pairs without an interval do not count. A pair is called different where its interval at this level
+    excludes zero. A sound table calls at most 1 - level of them, fewer where fine-tuning is only part of its residual.
+    """
+    p_values = [p for p in (difference.p_value() for difference in nulls) if not isnan(p)]
+    called = sum(p < 1 - level for p in p_values)
+    return _rate(called, len(p_values))
+
+
+def _rate(called: int, of: int) -> Rate:
+    from scipy.special import betaincinv
+
+    if of == 0:
+        return Rate(0, 0, nan, nan, nan)
+    tail = (1 - LEVEL) / 2
+    low = float(betaincinv(called, of - called + 1, tail)) if called else 0.0
+    high = float(betaincinv(called + 1, of - called, 1 - tail)) if called < of else 1.0
+    return Rate(called, of, called / of, low, high)
