@@ -171,20 +171,20 @@ def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(fini
 
 def test_a_time_limit_ends_a_cell_between_its_parts_too(finished, tmp_path, capsys, monkeypatch):
     """Trained but not yet evaluated, or evaluated but not yet measured: the checkpoint stands, nothing differs."""
-    from tpbench.bench.workspace import Bench
+    from tpbench.bench.workspace import Workspace
     from tpbench.errors import OutOfTime
 
     kept = []
     for sitting in range(20):
         left = iter(range(3 + sitting % 2))  # looks at the clock before time is up
 
-        def check_time(bench: Bench, left=left) -> None:
+        def check_time(bench: Workspace, left=left) -> None:
             if next(left, None) is None:
                 kept.extend(path.parent.name for path in bench.work.glob("cells/*/progress.json"))
                 raise OutOfTime
 
         with monkeypatch.context() as patch:
-            patch.setattr(Bench, "check_time", check_time)
+            patch.setattr(Workspace, "check_time", check_time)
             assert run(tmp_path, "--time-limit", "9m") == DONE
         if "time limit reached" not in capsys.readouterr().err:
             break
@@ -338,10 +338,10 @@ def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_p
 def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, capsys, monkeypatch):
     from tpbench.bench import runner
 
-    def out_of_memory(record, *rest, **more):
-        if record.method == "wkmedoids":
+    def out_of_memory(model, *rest, **more):
+        if model.reducers:
             raise RuntimeError("out of memory, they say")
-        return measure(record, *rest, **more)
+        return measure(model, *rest, **more)
 
     measure, out = runner.measure, tmp_path / "results"
     monkeypatch.setattr(runner, "measure", out_of_memory)

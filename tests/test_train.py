@@ -22,15 +22,15 @@ from tpbench.bench.models import build_base
 from tpbench.errors import CellFailed, OutOfTime, UsageError
 from tpbench.training import data
 from tpbench.training.checkpoint import State
-from tpbench.training.train import Run, parameter_groups, seed_all, train
+from tpbench.training.train import Conditions, Run, parameter_groups, seed_all, train
 
 CPU = torch.device("cpu")
 RECIPE = tiny_recipe.recipe()
 
 
 @pytest.fixture(scope="module")
-def parts():
-    return data.load(RECIPE.data, CPU)
+def conditions():
+    return Conditions(data.load(RECIPE.data, CPU))
 
 
 def fresh(method: str = "none", schedule: str = "0.5@0,1", seed: int = 0):
@@ -43,11 +43,11 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def plain_loop(model, parts, optim, seed: int) -> None:
+def plain_loop(model, conditions, optim, seed: int) -> None:
     """The same training without DeepSpeed."""
     groups = param_groups_weight_decay(model, optim.weight_decay, model.no_weight_decay())
     optimizer = create_optimizer_v2(groups, opt="adamw", lr=optim.lr, weight_decay=optim.weight_decay)
-    updates = len(parts.train) // optim.batch_size
+    updates = len(conditions.data.train) // optim.batch_size
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
@@ -61,7 +61,7 @@ def plain_loop(model, parts, optim, seed: int) -> None:
     for epoch in range(optim.epochs):
         seed_all(seed, epoch + 1)
         model.train()
-        for images, labels in parts.train.batches(optim.batch_size, (seed, epoch)):
+        for images, labels in conditions.data.train.batches(optim.batch_size, (seed, epoch)):
             scheduler.step_update(step)
             F.cross_entropy(model(images), labels).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
@@ -70,50 +70,50 @@ def plain_loop(model, parts, optim, seed: int) -> None:
             step += 1
 
 
-def test_deepspeed_trains_as_a_plain_loop_does(parts):
+def test_deepspeed_trains_as_a_plain_loop_does(conditions):
     ours, plain = fresh(), fresh()
-    result = train(ours, parts, RECIPE.base, seed=3)
-    plain_loop(plain, parts, RECIPE.base, seed=3)
+    result = train(ours, conditions, RECIPE.base, seed=3)
+    plain_loop(plain, conditions, RECIPE.base, seed=3)
     torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-4, atol=1e-5)
-    assert result.steps == 3 * (len(parts.train) // 16)
+    assert result.steps == 3 * (len(conditions.data.train) // 16)
     assert result.images == result.steps * 16
     other = fresh()
-    plain_loop(other, parts, replace(RECIPE.base, lr=RECIPE.base.lr * 1.05), seed=3)
+    plain_loop(other, conditions, replace(RECIPE.base, lr=RECIPE.base.lr * 1.05), seed=3)
     assert (weights(ours) - weights(other)).abs().max() > 1e-4, "control: another learning rate shows"
 
 
-def test_accumulation_gives_the_step_of_the_whole_batch(parts):
+def test_accumulation_gives_the_step_of_the_whole_batch(conditions):
     whole, halves = fresh(), fresh()
     optim = replace(RECIPE.base, epochs=1)
-    train(whole, parts, optim, seed=0)
-    train(halves, parts, replace(optim, accumulation=2), seed=0)
+    train(whole, conditions, optim, seed=0)
+    train(halves, conditions, replace(optim, accumulation=2), seed=0)
     # The two draw augmentation in other portions, so only the number of steps and the scale can agree.
     assert (weights(whole) - weights(halves)).abs().max() < 0.05
     assert torch.isfinite(weights(halves)).all()
 
 
 @pytest.mark.parametrize("method", ["dynamicvit", "random"])
-def test_a_run_cut_after_an_epoch_ends_like_an_uncut_one(parts, tmp_path, method):
+def test_a_run_cut_after_an_epoch_ends_like_an_uncut_one(conditions, tmp_path, method):
     class Cut(Exception):
         pass
 
-    def cut(epoch: int, _: float) -> None:
-        if epoch == 1:
+    def cut(text: str = "", share: float | None = None) -> None:  # noqa: ARG001
+        if text.startswith("epoch 2,"):
             raise Cut
 
     optim, teacher = RECIPE.base, fresh()
     uncut = fresh(method)
-    whole = train(uncut, parts, optim, seed=1, teacher=teacher, folder=tmp_path / "a")
+    whole = train(uncut, conditions, optim, seed=1, teacher=teacher, folder=tmp_path / "a")
     with pytest.raises(Cut):
-        train(fresh(method), parts, optim, seed=1, teacher=teacher, folder=tmp_path / "b", progress=cut)
+        train(fresh(method), conditions, optim, seed=1, teacher=teacher, folder=tmp_path / "b", update=cut)
     continued = fresh(method)
     torch.randn(100)  # the state of the generators before must not matter
-    rest = train(continued, parts, optim, seed=1, teacher=teacher, folder=tmp_path / "b")
+    rest = train(continued, conditions, optim, seed=1, teacher=teacher, folder=tmp_path / "b")
     assert torch.equal(weights(uncut), weights(continued))
     assert rest.losses == whole.losses
     assert len(list((tmp_path / "b").glob("epoch*"))) == 1, "older checkpoints are dropped"
     anew = fresh(method)
-    train(anew, parts, optim, seed=2, teacher=teacher)
+    train(anew, conditions, optim, seed=2, teacher=teacher)
     assert not torch.equal(weights(uncut), weights(anew)), "control: another seed shows"
 
 
@@ -139,23 +139,24 @@ class Clock:
     ],
     ids=["random", "accumulated", "mixed and averaged", "mixed by element"],
 )
-def test_a_run_stopped_within_an_epoch_ends_like_an_unstopped_one(parts, tmp_path, monkeypatch, method, lines):
+def test_a_run_stopped_within_an_epoch_ends_like_an_unstopped_one(conditions, tmp_path, monkeypatch, method, lines):
     """Stopped three times, in its first, second and third epoch, each time at another place."""
     optim, teacher = replace(RECIPE.base, **lines), fresh()
-    how = {"seed": 1, "teacher": teacher, "identity": "a recipe"}
+    how = {"seed": 1, "teacher": teacher}
+    conditions = replace(conditions, identity="a recipe")
     unstopped, stopped = fresh(method), fresh(method)
-    whole = train(unstopped, parts, optim, **how)
+    whole = train(unstopped, conditions, optim, **how)
     seen = []
     for steps in (3, 9, 7):
         with monkeypatch.context() as patch:
             Clock(patch, steps)
             with pytest.raises(OutOfTime):
-                train(fresh(method), parts, optim, folder=tmp_path, **how)
+                train(fresh(method), conditions, optim, folder=tmp_path, **how)
         progress = json.loads((tmp_path / "progress.json").read_text())
         assert 0 < progress["step"] < 8
         seen.append((progress["training"]["epochs"], progress["step"], progress["training"]["steps"]))
     torch.randn(100)  # the state of the generators before must not matter
-    rest = train(stopped, parts, optim, folder=tmp_path, **how)
+    rest = train(stopped, conditions, optim, folder=tmp_path, **how)
     assert [epochs for epochs, _, _ in seen] == [0, 1, 2]
     assert all(8 * epochs + step == steps for epochs, step, steps in seen)
     assert torch.equal(weights(unstopped), weights(stopped))
@@ -164,40 +165,40 @@ def test_a_run_stopped_within_an_epoch_ends_like_an_unstopped_one(parts, tmp_pat
 
 
 @pytest.mark.parametrize("forgotten", ["random state", "place in the epoch"])
-def test_control_what_a_stopped_run_must_remember_shows(parts, tmp_path, monkeypatch, forgotten):
+def test_control_what_a_stopped_run_must_remember_shows(conditions, tmp_path, monkeypatch, forgotten):
     unstopped, stopped = fresh("random"), fresh("random")
-    train(unstopped, parts, RECIPE.base, seed=1)
+    train(unstopped, conditions, RECIPE.base, seed=1)
     with monkeypatch.context() as patch:
         Clock(patch, 3)
         with pytest.raises(OutOfTime):
-            train(fresh("random"), parts, RECIPE.base, seed=1, folder=tmp_path)
+            train(fresh("random"), conditions, RECIPE.base, seed=1, folder=tmp_path)
     if forgotten == "random state":
         monkeypatch.setattr("tpbench.training.train.set_generators", lambda *_: None)
     else:
         every = data.Resident.batches
         monkeypatch.setattr(data.Resident, "batches", lambda self, *words: every(self, *words[:-1]))
-    train(stopped, parts, RECIPE.base, seed=1, folder=tmp_path)
+    train(stopped, conditions, RECIPE.base, seed=1, folder=tmp_path)
     assert not torch.equal(weights(unstopped), weights(stopped))
 
 
-def test_a_deadline_stops_after_one_step_and_one_at_the_end_does_not(parts, tmp_path, monkeypatch):
+def test_a_deadline_stops_after_one_step_and_one_at_the_end_does_not(conditions, tmp_path, monkeypatch):
     with pytest.raises(OutOfTime):
-        train(fresh(), parts, RECIPE.base, seed=0, folder=tmp_path, deadline=0.0)
+        train(fresh(), replace(conditions, deadline=0.0), RECIPE.base, seed=0, folder=tmp_path)
     assert json.loads((tmp_path / "progress.json").read_text())["tag"] == "epoch0-step1"
     clock = Clock(monkeypatch, 8 + 8 + 8)  # it is asked seven times within an epoch and once behind it
-    assert train(fresh(), parts, RECIPE.base, seed=0).epochs == 3
+    assert train(fresh(), conditions, RECIPE.base, seed=0).epochs == 3
     assert clock.left == 0, "it did strike, when all was done"
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(parts, tmp_path):
+def test_a_checkpoint_of_another_recipe_is_refused(conditions, tmp_path):
     optim = replace(RECIPE.base, epochs=1)
-    train(fresh(), parts, optim, seed=0, folder=tmp_path, identity="this recipe")
-    train(fresh(), parts, optim, seed=0, folder=tmp_path, identity="this recipe")  # control
+    train(fresh(), replace(conditions, identity="this recipe"), optim, seed=0, folder=tmp_path)
+    train(fresh(), replace(conditions, identity="this recipe"), optim, seed=0, folder=tmp_path)  # control
     with pytest.raises(UsageError, match="belongs to another recipe or other data"):
-        train(fresh(), parts, optim, seed=0, folder=tmp_path, identity="that recipe")
+        train(fresh(), replace(conditions, identity="that recipe"), optim, seed=0, folder=tmp_path)
 
 
-def test_out_of_memory_says_what_to_try_and_shrinks_nothing(parts, monkeypatch):
+def test_out_of_memory_says_what_to_try_and_shrinks_nothing(conditions, monkeypatch):
     asked = []
 
     def full(_, images: torch.Tensor) -> None:
@@ -207,23 +208,23 @@ def test_out_of_memory_says_what_to_try_and_shrinks_nothing(parts, monkeypatch):
     model = fresh()
     monkeypatch.setattr(type(model), "forward_tokens", full)
     with pytest.raises(CellFailed, match=r"out of GPU memory in training with 16 images at a time; 8 may fit") as told:
-        train(model, parts, RECIPE.base, seed=0)
+        train(model, conditions, RECIPE.base, seed=0)
     assert "accumulation=2" in str(told.value)
     assert asked == [16]
 
 
-def test_the_pace_is_told(parts):
-    training = train(fresh(), parts, RECIPE.base, seed=0)
+def test_the_pace_is_told(conditions):
+    training = train(fresh(), conditions, RECIPE.base, seed=0)
     pace = training.pace
     assert pace["images"] == training.images - 3 * 16, "all steps but the warm-up"
     assert pace["images_per_second"] == pytest.approx(pace["images"] / pace["seconds"])
     assert 0 < pace["outside_model_share"] < 1
     assert pace["model_seconds"] < pace["seconds"] < training.seconds
-    short = train(fresh(), parts, replace(RECIPE.base, epochs=1, batch_size=64), seed=0)
+    short = train(fresh(), conditions, replace(RECIPE.base, epochs=1, batch_size=64), seed=0)
     assert short.pace["images_per_second"] is None, "two steps tell nothing"
 
 
-def test_time_outside_the_model_is_seen(parts, monkeypatch):
+def test_time_outside_the_model_is_seen(conditions, monkeypatch):
     """The control of the share: a slow augmentation raises it."""
     augment = data.Resident.augment
 
@@ -231,49 +232,84 @@ def test_time_outside_the_model_is_seen(parts, monkeypatch):
         time.sleep(0.05)
         return augment(self, images)
 
-    share = train(fresh(), parts, RECIPE.base, seed=0).pace["outside_model_share"]
+    share = train(fresh(), conditions, RECIPE.base, seed=0).pace["outside_model_share"]
     monkeypatch.setattr(data.Resident, "augment", slow)
-    slower = train(fresh(), parts, RECIPE.base, seed=0).pace["outside_model_share"]
+    slower = train(fresh(), conditions, RECIPE.base, seed=0).pace["outside_model_share"]
     assert slower > share + 0.1
 
 
-def test_averaged_weights_survive_a_cut(parts, tmp_path):
+def test_averaged_weights_survive_a_cut(conditions, tmp_path):
     optim = replace(RECIPE.base, ema=0.9)
     uncut, continued = fresh(), fresh()
-    train(uncut, parts, optim, seed=1)
+    train(uncut, conditions, optim, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        train(fresh(), parts, optim, seed=1, folder=tmp_path, progress=_stop_at(1))
-    train(continued, parts, optim, seed=1, folder=tmp_path)
+        train(fresh(), conditions, optim, seed=1, folder=tmp_path, update=_stop_at(1))
+    train(continued, conditions, optim, seed=1, folder=tmp_path)
     assert torch.equal(weights(uncut), weights(continued))
 
 
 def _stop_at(last: int):
-    def stop(epoch: int, _: float) -> None:
-        if epoch == last:
+    def stop(text: str = "", share: float | None = None) -> None:  # noqa: ARG001
+        if text.startswith(f"epoch {last + 1},"):
             raise KeyboardInterrupt
 
     return stop
 
 
-def test_a_corrupt_checkpoint_is_refused_by_name(parts, tmp_path):
-    train(fresh(), parts, replace(RECIPE.base, epochs=1), seed=0, folder=tmp_path)
+def test_a_corrupt_checkpoint_is_refused_by_name(conditions, tmp_path):
+    train(fresh(), conditions, replace(RECIPE.base, epochs=1), seed=0, folder=tmp_path)
     saved = next(tmp_path.glob("epoch1/*.pt"))
     saved.write_bytes(saved.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"cannot be read.*--fresh"):
-        train(fresh(), parts, RECIPE.base, seed=0, folder=tmp_path)
+        train(fresh(), conditions, RECIPE.base, seed=0, folder=tmp_path)
 
 
-def test_a_diverging_run_ends_with_its_step(parts):
+def test_a_flipped_bit_in_a_checkpoint_is_found(conditions, tmp_path):
+    train(fresh(), conditions, replace(RECIPE.base, epochs=1), seed=0, folder=tmp_path)
+    train(fresh(), conditions, replace(RECIPE.base, epochs=1), seed=0, folder=tmp_path)  # control: whole, it is used
+    saved = next(tmp_path.glob("epoch1/*.pt"))
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(UsageError, match="was changed since it was written"):
+        train(fresh(), conditions, RECIPE.base, seed=0, folder=tmp_path)
+
+
+class Executed:
+    """Pickled, it names a call that unpickling would make."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("file", ["random-rank0.pt", "mp_rank_00_model_states.pt"])
+def test_a_checkpoint_executes_no_code(conditions, tmp_path, monkeypatch, capsys, file):
+    Clock(monkeypatch, 3)
+    with pytest.raises(OutOfTime):
+        train(fresh("random"), conditions, RECIPE.base, seed=0, folder=tmp_path)
+    saved = next(tmp_path.glob(f"epoch0-step*/{file}"))
+    torch.save({"payload": Executed()}, saved)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    progress["checksums"] = {}
+    (tmp_path / "progress.json").write_text(json.dumps(progress))
+    with pytest.raises(UsageError, match="cannot be read"):
+        train(fresh("random"), conditions, RECIPE.base, seed=0, folder=tmp_path)
+    assert "executed" not in capsys.readouterr().out
+    torch.load(saved, weights_only=False)
+    assert "executed" in capsys.readouterr().out, "control: read carelessly, it does run"
+
+
+def test_a_diverging_run_ends_with_its_step(conditions):
     model = fresh()
     with torch.no_grad():
         model.head.weight.fill_(float("nan"))
     with pytest.raises(CellFailed, match="no longer finite at step 0"):
-        train(model, parts, RECIPE.base, seed=0)
+        train(model, conditions, RECIPE.base, seed=0)
 
 
-def test_the_backbone_stands_still_while_it_is_frozen(parts):
+def test_the_backbone_stands_still_while_it_is_frozen(conditions):
     model, optim = fresh("dynamicvit"), replace(RECIPE.base, epochs=6, warmup_epochs=0)
-    run = Run(model, parts, optim, 0, torch.float32, fresh())
+    run = Run(model, conditions, optim, seed=0, teacher=fresh())
     own = {name for name, _ in model.named_parameters() if ".reducer." in name}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     state = State()
@@ -299,15 +335,15 @@ def test_parameter_groups_hold_every_parameter_once():
 @pytest.mark.parametrize(
     "lines", [{"mixup": 0.8, "cutmix": 1.0}, {"zero_stage": 1}, {"zero_stage": 2}, {"smoothing": 0.1}]
 )
-def test_recipe_lines_train(parts, lines):
-    result = train(fresh(), parts, replace(RECIPE.base, epochs=1, **lines), seed=0)
+def test_recipe_lines_train(conditions, lines):
+    result = train(fresh(), conditions, replace(RECIPE.base, epochs=1, **lines), seed=0)
     assert math.isfinite(result.losses[0])
 
 
-def test_bfloat16_trains(parts):
+def test_bfloat16_trains(conditions):
     exact, rounded = fresh(), fresh()
-    train(exact, parts, RECIPE.base, seed=0)
-    result = train(rounded, parts, RECIPE.base, seed=0, dtype=torch.bfloat16)
+    train(exact, conditions, RECIPE.base, seed=0)
+    result = train(rounded, replace(conditions, dtype=torch.bfloat16), RECIPE.base, seed=0)
     assert math.isfinite(result.losses[-1])
     assert not torch.equal(weights(exact), weights(rounded)), "control: the precision did change"
     assert rounded.head.weight.dtype == torch.float32
@@ -322,9 +358,9 @@ def test_two_ranks_train_as_one(tmp_path):
         "from dataclasses import replace\n"
         "import test_train as t\n"
         "from tpbench.training import data\n"
-        "parts = data.load(replace(t.RECIPE.data, shift=0), t.CPU)\n"
+        "conditions = t.Conditions(data.load(replace(t.RECIPE.data, shift=0), t.CPU))\n"
         "model = t.fresh()\n"
-        "t.train(model, parts, t.RECIPE.base, seed=0)\n"
+        "t.train(model, conditions, t.RECIPE.base, seed=0)\n"
         "if torch.distributed.get_rank() == 0: torch.save(t.weights(model), sys.argv[2])\n"
     )
     tests = str(Path(__file__).parent)
@@ -361,16 +397,17 @@ def test_two_ranks_stop_together_and_end_like_unstopped_ones(tmp_path):
         "import test_train as t\n"
         "from tpbench.training import data\n"
         "from tpbench.errors import OutOfTime\n"
-        "parts, folder = data.load(t.RECIPE.data, t.CPU), Path(sys.argv[2])\n"
+        "conditions, folder = t.Conditions(data.load(t.RECIPE.data, t.CPU)), Path(sys.argv[2])\n"
         "whole, stopped = t.fresh('random'), t.fresh('random')\n"
-        "t.train(whole, parts, t.RECIPE.base, seed=0)\n"
+        "t.train(whole, conditions, t.RECIPE.base, seed=0)\n"
         "rank = torch.distributed.get_rank()\n"
         "clock = 0.0 if rank == 0 else 1e30\n"
-        "try: t.train(t.fresh('random'), parts, t.RECIPE.base, seed=0, folder=folder, deadline=clock)\n"
+        "limited = t.replace(conditions, deadline=clock)\n"
+        "try: t.train(t.fresh('random'), limited, t.RECIPE.base, seed=0, folder=folder)\n"
         "except OutOfTime: assert len(list(folder.glob('epoch1-step2/random-rank*.pt'))) == 2\n"
         "else: raise AssertionError('it was not stopped')\n"
         "if rank == 0: (folder / 'copy.json').write_text((folder / 'progress.json').read_text())\n"
-        "t.train(stopped, parts, t.RECIPE.base, seed=0, folder=folder)\n"
+        "t.train(stopped, conditions, t.RECIPE.base, seed=0, folder=folder)\n"
         "assert torch.equal(t.weights(whole), t.weights(stopped))\n"
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -379,11 +416,11 @@ def test_two_ranks_stop_together_and_end_like_unstopped_ones(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (tmp_path / "run" / "copy.json").replace(tmp_path / "run" / "progress.json")
     with pytest.raises(UsageError, match="was left within an epoch by 2 ranks and cannot be continued by 1"):
-        train(fresh("random"), data.load(RECIPE.data, CPU), RECIPE.base, seed=0, folder=tmp_path / "run")
+        train(fresh("random"), Conditions(data.load(RECIPE.data, CPU)), RECIPE.base, seed=0, folder=tmp_path / "run")
 
 
-def test_progress_file_is_whole_json(parts, tmp_path):
-    train(fresh(), parts, replace(RECIPE.base, epochs=2), seed=0, folder=tmp_path)
+def test_progress_file_is_whole_json(conditions, tmp_path):
+    train(fresh(), conditions, replace(RECIPE.base, epochs=2), seed=0, folder=tmp_path)
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert progress["tag"] == "epoch2"
     assert len(progress["training"]["losses"]) == 2

@@ -15,7 +15,7 @@ from opbench.turns import Operation, Turns
 from tpbench.bench.models import build_base
 from tpbench.recipe import load
 from tpbench.training import data
-from tpbench.training.train import Run
+from tpbench.training.train import Conditions, Run
 from tpbench.vit import reduce
 
 torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[Turns]:
     """Forward, backward, clipping, optimiser."""
     recipe = tiny_recipe.recipe() if request.param == "tiny" else load("digits")
     parts = data.load(recipe.data, CPU)
-    run = Run(reduce(build_base(recipe, 0), "none"), parts, recipe.base, 0, torch.float32, None)
+    run = Run(reduce(build_base(recipe, 0), "none"), Conditions(parts), recipe.base, seed=0)
     plain = reduce(build_base(recipe, 0), "none").train()
     optimizer = create_optimizer_v2(plain, opt="adamw", lr=recipe.base.lr, weight_decay=0.05)
     images, labels = next(parts.train.batches(recipe.base.batch_size, (0, 0)))

@@ -21,7 +21,7 @@ from tpbench.bench.models import build_base
 from tpbench.measure import flops, latency
 from tpbench.recipe import Recipe, load
 from tpbench.training import data
-from tpbench.training.train import Run
+from tpbench.training.train import Conditions, Run
 from tpbench.vit import TokenViT, reduce
 
 GPU = torch.cuda.is_available()
@@ -49,7 +49,7 @@ def images_like(recipe: Recipe, batches: int) -> data.Parts:
 def ours(recipe: Recipe, model: TokenViT) -> tuple[Callable[[], None], Run]:
     """One step as training makes it, and the run it belongs to."""
     parts = images_like(recipe, WARM_UP + REPEATS)
-    run = Run(model, parts, recipe.base, 0, environment.dtype(recipe.dtype, DEVICE))
+    run = Run(model, Conditions(parts, environment.dtype(recipe.dtype, DEVICE)), recipe.base, seed=0)
     run.engine.train()
     batches = run.batches(0, 0)
     return lambda: run.micro_step(*next(batches)), run

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from tpbench import environment, vit
-from tpbench.bench.models import build_base, reduced
+from tpbench.bench.models import build_base, check_rows, reduced
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import ScheduleError, UsageError
 from tpbench.recipe import Data, Recipe
 from tpbench.training import data
 from tpbench.training.pace import WARM_UP
-from tpbench.training.train import train
+from tpbench.training.train import Conditions, train
 
 FORWARD_PASSES = 3  # one step of training in units of a forward pass: backward counts twice
 TIMED = 3  # steps
@@ -54,7 +54,7 @@ class Forecast:
 
     @property
     def seeds(self) -> int:
-        return 1 + max(cell.seed for cell in self.plan.cells)
+        return self.plan.seeds
 
     def seconds(self, macs: float, epochs: int) -> float:
         """Of training one model for so many epochs on this machine."""
@@ -69,6 +69,7 @@ class Forecast:
 
 def forecast(plan: Plan) -> Forecast:
     """Count a plan's cells and try its base for a few steps; nothing is written or downloaded."""
+    check_rows(plan, plan.rows())
     recipe = replace(plan.recipe, pretrained=False)
     where = environment.device(plan.device)
     model = build_base(recipe, seed=0)
@@ -103,17 +104,18 @@ def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tupl
     batch = optim.batch_size // optim.accumulation
     if where.type == "cpu":
         batch = min(batch, SMALL_BATCH)
-    lines = {"compile": optim.compile and where.type != "cpu", "warmup_epochs": 0.0, "zero_stage": 0}
-    optim = replace(optim, epochs=1, batch_size=batch, accumulation=1, **lines)
+    changes = {"compile": optim.compile and where.type != "cpu", "warmup_epochs": 0.0, "zero_stage": 0}
+    optim = replace(optim, epochs=1, batch_size=batch, accumulation=1, **changes)
     channels, size = recipe.data.channels, recipe.data.image_size
     images = torch.randint(256, (batch * (WARM_UP + TIMED), channels, size, size), dtype=torch.uint8)
     part = data.Resident(recipe.data, images, torch.arange(len(images)) % recipe.data.classes, where)
     dtype = environment.dtype(recipe.dtype, where)
-    training = train(vit.reduce(model, "none"), data.Parts(part, part, part, {}), optim, seed=0, dtype=dtype)
+    conditions = Conditions(data.Parts(part, part, part, {}), dtype)
+    training = train(vit.reduce(model, "none"), conditions, optim, seed=0)
     return training.pace["images_per_second"], batch
 
 
-def told(what: Forecast) -> Iterator[str]:
+def lines(what: Forecast) -> Iterator[str]:
     """A forecast in lines of text."""
     recipe = what.plan.recipe
     bases = f"{what.seeds} bases of {recipe.base.epochs} epochs" if recipe.base.epochs else "bases as they are given"

@@ -1,32 +1,38 @@
-"""Jobs in one-thread processes side by side, and what the user sees meanwhile."""
+"""Jobs side by side, each in a process of one thread."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
-from tpbench.bench.progress import Progress, Tell
+from tpbench.bench.progress import Progress
 from tpbench.errors import CellFailed
+from tpbench.training.train import Update
 
 _context: Any = None  # one worker process's own, made when it starts
-_messages: Any = None
+_updates: Connection | None = None  # where a worker process writes its progress
+
+MESSAGE_BYTES = 4096  # a pipe takes so many at once (POSIX's PIPE_BUF on Linux), so that two workers never mix theirs
 
 
 @dataclass(frozen=True)
 class Job:
-    """function(context, argument, tell) under a name."""
+    """A call function(context, argument, update) under a name."""
 
     name: str
-    function: Callable[[Any, Any, Tell], None]
+    function: Callable[[Any, Any, Update], None]
     argument: Any
     needs: tuple[str, ...] = ()  # the names of the jobs that must be done before
     counts: bool = True  # whether it is one of the cells that the user waits for
@@ -34,25 +40,27 @@ class Job:
 
 
 def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[], Any], progress: Progress) -> None:
-    """Run jobs in their order on `workers` processes, each as soon as the job that it needs is done.
+    """Run jobs in their order on `workers` processes, each as soon as the jobs that it needs are done.
 
     Each process has its own context, make(), which must pickle; with one worker that is this process, and `here` its
-    context. The first error ends everything: jobs deal with what they expect themselves. A worker that dies without a
-    word (killed, out of memory) is a CellFailed; what was finished is kept.
+    context. The first error ends everything, since jobs handle the errors that they expect. CellFailed is raised when
+    a worker dies (killed, out of memory); what was finished is kept.
     """
     if workers <= 1 or not jobs:
         for job in jobs:
-            job.function(here, job.argument, partial(progress.tell, job.name))
+            job.function(here, job.argument, partial(progress.update, job.name))
             progress.finish(job.name, job.counts)
         return
-    # Forked, so that the many seconds of imports are paid once: safe here because this process has computed on one
-    # thread only, has no GPU in use and starts its own threads later.
+    # Forked, so that the many seconds of imports are paid once. This is safe here because this process has computed on
+    # one thread only, has no GPU in use and starts its own threads later.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    messages = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, messages, os.getpid()))
-    listener = threading.Thread(target=_listen, args=(messages, progress), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, sender, os.getpid()))
+    listener = threading.Thread(target=_listen, args=(receiver, progress), daemon=True)
     try:
-        waiting, running, done = list(jobs), set(), set()
+        waiting = list(jobs)
+        running: set[Future] = set()
+        done: set[str] = set()
         while waiting or running:
             ready = [job for job in waiting if done.issuperset(job.needs)]
             waiting = [job for job in waiting if job not in ready]
@@ -67,35 +75,48 @@ def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[]
         raise CellFailed(
             "a worker process died (killed, or out of memory); finished cells are kept, the same command continues"
         ) from error
+    except (KeyboardInterrupt, SystemExit):  # stop now: what the workers write appears as a whole or not at all
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        sender.close()  # the last copy: the listener reads to the end and stops
         if listener.is_alive():
-            messages.put(None)
             listener.join(timeout=5)
 
 
-def _begin(make: Callable[[], Any], messages: Any, parent: int) -> None:
-    """Start of a worker process: one thread for computing, one to end with the parent."""
-    global _context, _messages
+def _begin(make: Callable[[], Any], updates: Connection, parent: int) -> None:
+    """Start a worker process: one thread for computing, and one that ends the process when its parent has ended."""
+    global _context, _updates
     import torch
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler is not for its workers
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _messages, _context = messages, make()
+    _updates = updates
+    _context = make()
 
 
 def _work(job: Job) -> Job:
-    job.function(_context, job.argument, lambda text, share=None: _messages.put((job.name, text, share)))
+    def update(text: str = "", share: float | None = None) -> None:
+        message = json.dumps([job.name, text, share]).encode() + b"\n"
+        if len(message) <= MESSAGE_BYTES:
+            os.write(_updates.fileno(), message)  # no lock that a killed worker could hold for ever
+
+    job.function(_context, job.argument, update)
     return job
 
 
 def _end_with(parent: int) -> None:
-    """A killed benchmark leaves no worker behind that would write into the next one's folder."""
+    """End this process with its parent, so that no worker of a killed benchmark writes into the next one's folder."""
     while os.getppid() == parent:
         time.sleep(0.25)
     os._exit(1)
 
 
-def _listen(messages: Any, progress: Progress) -> None:
-    while (message := messages.get()) is not None:
-        progress.tell(*message)
+def _listen(receiver: Connection, progress: Progress) -> None:
+    """Show the workers' progress until all of them have closed the pipe."""
+    with os.fdopen(os.dup(receiver.fileno()), "rb") as messages:
+        for message in messages:
+            progress.update(*json.loads(message))

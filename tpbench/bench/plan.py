@@ -1,18 +1,22 @@
-"""What to run and where: cells, and the plan that holds them."""
+"""The plan of a benchmark: which methods, schedules and seeds run, and where."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from tpbench.recipe import Recipe
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule
+from tpbench.schedule import Schedule, parse
+
+NOTHING_REDUCED = parse("none")
 
 
 class Cell(NamedTuple):
-    """One row's one seed."""
+    """One method at one schedule with one seed: what one record describes."""
 
     variant: Variant
     schedule: Schedule
@@ -21,14 +25,44 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         return f"{self.variant} {self.schedule.text} seed {self.seed}"
 
+    @property
+    def needs_clock(self) -> bool:
+        """Whether the cell's token counts must first be found by measuring latency."""
+        return self.schedule.latency_share is not None
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, where."""
+    """What to run and where. The unreduced base runs once for every seed, at the schedule `none`."""
 
     recipe: Recipe
-    cells: tuple[Cell, ...]
     out: Path
     device: str  # auto | cpu | cuda
-    plugins: tuple[str, ...] = ()  # files of methods outside every package
-    deadline: float | None = None  # seconds of time.monotonic(), at which work stops between two steps
+    variants: tuple[Variant, ...] = ()
+    reducing_schedules: tuple[Schedule, ...] = ()
+    seeds: int = 0
+    plugins: tuple[str, ...] = ()  # files with methods outside every package
+    deadline: float | None = None  # seconds of time.monotonic() at which work stops between two steps
+    holes: bool = False  # whether a cell may record that its method cannot meet its budget; otherwise it is refused
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The schedules in the order in which they run: first `none`, if a method keeps every token."""
+        first = (NOTHING_REDUCED,) if self.methods_at(NOTHING_REDUCED) else ()
+        return first + self.reducing_schedules
+
+    def methods_at(self, schedule: Schedule) -> tuple[Variant, ...]:
+        """The methods that run at a schedule: the base at `none`, the others wherever tokens are reduced."""
+        unreduced = schedule == NOTHING_REDUCED
+        return tuple(variant for variant in self.variants if variant.card.unreduced == unreduced)
+
+    def rows(self) -> Iterator[tuple[Variant, Schedule]]:
+        """Every method at every schedule: the rows of the table."""
+        for schedule in self.schedules:
+            for variant in self.methods_at(schedule):
+                yield variant, schedule
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell, in an order that makes a partial run a comparison: all rows of one seed come first."""
+        return tuple(Cell(variant, schedule, seed) for seed in range(self.seeds) for variant, schedule in self.rows())

@@ -5,36 +5,33 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tpbench.bench.jobs import Job
-
-
-class Tell(Protocol):
-    """How a job says where it is."""
-
-    def __call__(self, text: str, share: float | None = None) -> None:
-        """share: of its work done, where it knows; an empty text leaves the last one."""
 
 
 class Progress:
     """Progress on standard error: one line that changes on a terminal, one line per finished job elsewhere."""
 
     def __init__(self) -> None:
-        self.total = self.done = 0
+        self.total = 0
+        self.done = 0
         self.began = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.now: dict[str, str] = {}
         self.ahead = Ahead()
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
-        self.total, self.done, self.ahead = total, done, Ahead(jobs)
+        """Begin to count: `done` of `total` cells were measured before, and these jobs are to run."""
+        self.total = total
+        self.done = done
+        self.ahead = Ahead(jobs)
         if done:
             self.say(f"{done} of {total} cells have been measured before and are kept; --fresh measures them again")
 
-    def tell(self, name: str, text: str, share: float | None = None) -> None:
-        """A job says where it is."""
+    def update(self, name: str, text: str = "", share: float | None = None) -> None:
+        """Show where a job stands: a text (empty: unchanged) and the share of its work that is done, if known."""
         self.now[name] = text or self.now.get(name, "")
         first = not self.ahead.speeds
         if share is not None:
@@ -51,7 +48,7 @@ class Progress:
             )
 
     def finish(self, name: str, counts: bool) -> None:
-        """A job is done; bases are jobs too but no cells."""
+        """Show that a job is done. Jobs that train bases or find budgets do not count as cells."""
         last = self.now.pop(name, "")
         self.done += counts
         self.ahead.drop(name)
@@ -66,11 +63,11 @@ class Progress:
 
 
 class Ahead:
-    """The training that is ahead, by the speed of the jobs that are at it. What comes besides it is not foreseen."""
+    """Estimates the time of the training still to do from the speed of the running jobs; other work is left out."""
 
     def __init__(self, jobs: Sequence[Job] = ()):
         self.work = {job.name: job.work for job in jobs if job.work}
-        self.begun: dict[str, tuple[float, float]] = {}  # the first share of a job that was told, and when
+        self.begun: dict[str, tuple[float, float]] = {}  # the first share that a job reported, and when
         self.shares: dict[str, float] = {}
         self.speeds: dict[str, float] = {}  # work per second; those of the last jobs where none is running
 
@@ -87,12 +84,14 @@ class Ahead:
         self.shares.pop(name, None)
 
     def seconds(self) -> float:
+        """Seconds of training still to do; 0 while no speed is known."""
         left = sum(work * (1 - self.shares.get(name, 0.0)) for name, work in self.work.items())
-        return left / sum(self.speeds.values()) if sum(self.speeds.values()) else 0.0
+        speed = sum(self.speeds.values())
+        return left / speed if speed else 0.0
 
 
 def spell(seconds: float) -> str:
-    """ "2:05", "1:02:05" """
+    """A duration as on a clock: "2:05" or "1:02:05"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""The benchmark: for each method, schedule and seed -> build, train, evaluate, measure, record. It only connects."""
+"""The benchmark: for each seed, schedule and method -> build, train, evaluate, measure, record. It only connects."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import copy
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from tpbench import registry, vit
+from tpbench import environment, registry, vit
+from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
-from tpbench.bench.models import build_base, reduced
+from tpbench.bench.models import build_base, check_rows, reduced
 from tpbench.bench.plan import Cell, Plan
-from tpbench.bench.progress import Progress, Tell
-from tpbench.bench.workspace import Bench, locked
+from tpbench.bench.progress import Progress
+from tpbench.bench.workspace import Workspace, locked
 from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.measure import latency_budget as budget
+from tpbench.measure import latency_budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.recipe import Recipe
-from tpbench.record import Record, read, replace_text, write
+from tpbench.record import Budget, Record, read, replace_text, write
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule, parse
-from tpbench.training.train import train
+from tpbench.schedule import Schedule
+from tpbench.training import ranks
+from tpbench.training.evaluate import Accuracy, assess
+from tpbench.training.train import Update, train
 
 SPECTRUM_IMAGES = 16
 
@@ -44,165 +46,204 @@ def plan(
     plugins: tuple[str, ...] = (),
     holes: bool = False,
 ) -> Plan:
-    """Every cell, in an order that makes a partial run a comparison: all methods at one schedule and seed first.
+    """The plan of some methods at some schedules; see `Plan`."""
+    return Plan(
+        recipe=recipe,
+        out=out,
+        device=device,
+        variants=tuple(variants),
+        reducing_schedules=tuple(dict.fromkeys(schedules)),
+        seeds=seeds,
+        plugins=plugins,
+        holes=holes,
+    )
 
-    Each method and schedule is built once, untrained, so that a budget that cannot be reached is refused before any
-    training; with `holes` it is left to its cell to record why it stays empty.
+
+def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
+    """The benchmark as jobs: a base for every seed, then on that base every method at every schedule.
+
+    Only the cells in `missing` run. All methods of one seed come first, so that a partial run is a comparison.
     """
-    model = build_base(recipe, seed=0)
-    rows: list[tuple[Variant, Schedule]] = []
-    for schedule in schedules:
-        schedule.check(len(model.blocks))
-        for variant in variants:
-            row = (variant, parse("none") if variant.card.unreduced else schedule)
-            if row not in rows:
-                try:
-                    reduced(recipe, model, variant, trial(schedule, model))
-                except Unreachable:
-                    if not holes:
-                        raise
-                rows.append(row)
-    cells = [Cell(variant, schedule, seed) for seed in range(seeds) for variant, schedule in rows]
-    return Plan(recipe, tuple(cells), out, device, plugins)
+    plan = workspace.plan
+    budgets: dict[str, Job] = {}
+    for seed in sorted({cell.seed for cell in missing}):
+        base = base_job(workspace, seed)
+        yield base
+        yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), counts=False)
+        for schedule in plan.schedules:
+            for variant in plan.methods_at(schedule):
+                cell = Cell(variant, schedule, seed)
+                if cell not in missing:
+                    continue
+                needs = [base.name]
+                if cell.needs_clock:
+                    budget = Job(f"budget of {workspace.budget_path(cell).stem}", solve_budget, cell, counts=False)
+                    if budget.name not in budgets:
+                        budgets[budget.name] = budget
+                        yield budget
+                    needs.append(budget.name)
+                yield Job(str(cell), run_cell, cell, needs=tuple(needs), work=plan.recipe.finetune.epochs)
 
 
-def trial(schedule: Schedule, model: nn.Module) -> Schedule:
-    """A schedule to try a method with before anything runs; for one that the clock must solve, nothing reduced."""
-    whole = [model.patch_embed.num_patches] * len(schedule.blocks)
-    return schedule if schedule.latency_share is None else schedule.counting(whole)
+def base_job(workspace: Workspace, seed: int) -> Job:
+    """The job that trains the base of a seed."""
+    epochs = 0 if base_path(workspace, seed).exists() else workspace.recipe.base.epochs
+    return Job(f"base seed {seed}", train_base, seed, counts=False, work=epochs)
 
 
 def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
-    """Run a plan's cells that have no record yet; the records of all that have one when all is done or time is up."""
+    """Run a plan's cells that have no record yet, and return the records of all cells that have one at the end.
+
+    A row whose budget its method cannot meet is refused before any training, unless the plan leaves it as a hole.
+    """
+    rows = list(plan.rows()) if fresh else list(missing_rows(Workspace(plan)))
+    if rows:
+        check_rows(plan, rows)
     with locked(plan.out):
-        return run_missing(plan, fresh, progress)
+        workspace = Workspace(plan)
+        workspace.prepare(fresh)
+        cells = [cell for cell in plan.cells if not workspace.done(cell)]
+        if cells or plan.recipe.data.source != "digits":  # digits cannot be others than before
+            workspace.check_images(fresh)
+        jobs = list(benchmark(workspace, set(cells)))
+        progress.start(len(plan.cells), len(plan.cells) - len(cells), jobs)
+        with contextlib.suppress(OutOfTime):
+            side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
+        paths = [workspace.record_path(cell) for cell in plan.cells]
+        return [read(path) for path in paths if path.exists()]
 
 
-def run_missing(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
-    bench = Bench(plan)
-    bench.prepare(fresh)
-    missing = [cell for cell in plan.cells if not bench.done(cell)]
-    seeds, epochs = sorted({cell.seed for cell in missing}), plan.recipe.base.epochs
-    bases = [Job(f"base seed {n}", train_base, n, (), False, epochs * (not bench.base_path(n).exists())) for n in seeds]
-    spectra = [Job(f"spectrum seed {j.argument}", spectrum_of_base, j.argument, (j.name,), False) for j in bases]
-    first = {bench.budget_path(cell): cell for cell in reversed(missing) if cell.schedule.latency_share is not None}
-    budgets = [Job(f"budget of {path.stem}", solve_budget, cell, counts=False) for path, cell in first.items()]
-    solved = {path: job.name for path, job in zip(first, budgets)}
-
-    def needs(cell: Cell) -> tuple[str, ...]:
-        return tuple(filter(None, (f"base seed {cell.seed}", solved.get(bench.budget_path(cell)))))
-
-    cells = [Job(str(cell), run_cell, cell, needs(cell), work=plan.recipe.finetune.epochs) for cell in missing]
-    progress.start(len(plan.cells), len(plan.cells) - len(missing), bases + cells)
-    with contextlib.suppress(OutOfTime):
-        side_by_side(bases + spectra + budgets + cells, bench.workers, bench, partial(Bench, plan), progress)
-    paths = [bench.record_path(cell) for cell in plan.cells]
-    return [read(path) for path in paths if path.exists()]
-
-
-def train_base(bench: Bench, seed: int, tell: Tell) -> None:
-    """Train the unreduced model of a seed once, unless its weights are there already."""
-    if bench.base_path(seed).exists():
-        bench.base(seed)  # refuses weights of another recipe
+def missing_rows(workspace: Workspace) -> Iterator[tuple[Variant, Schedule]]:
+    """The rows of which at least one cell has no record yet."""
+    if not (workspace.work / "host-id").exists():
+        yield from workspace.plan.rows()
         return
-    bench.check_time()
-    model = vit.reduce(build_base(bench.recipe, seed).to(bench.device), "none")
-    if bench.recipe.base.epochs:
-        folder = bench.work / f"base_seed{seed}"
-        training = train(
-            model,
-            bench.data,
-            bench.recipe.base,
-            seed=seed,
-            dtype=bench.dtype,
-            folder=folder,
-            identity=bench.identity,
-            deadline=bench.plan.deadline,
-            progress=told(tell),
-            tick=partial(tell, ""),
-        )
-        bench.keep_base(seed, model, training.seconds)
-        bench.forget(folder)
-    else:
-        bench.keep_base(seed, model, 0.0)
+    open_cells = [cell for cell in workspace.plan.cells if not workspace.done(cell)]
+    yield from dict.fromkeys((cell.variant, cell.schedule) for cell in open_cells)
 
 
-def spectrum_of_base(bench: Bench, seed: int, tell: Tell) -> None:  # noqa: ARG001
-    """What attention does to the frequencies of its values, on the trained base of a seed: the paper's second claim."""
-    path = bench.out / "spectra" / bench.machine / f"seed{seed}.json"
-    if bench.writes and not path.exists():
-        bench.check_time()
-        images = next(iter(bench.data.test.batches(SPECTRUM_IMAGES))).images
-        gains = spectrum(vit.reduce(bench.base(seed), "none"), images)
-        about = {"recipe": bench.recipe.name, "recipe_digest": bench.recipe.digest, "seed": seed}
+def train_base(workspace: Workspace, seed: int, update: Update) -> None:
+    """Train the unreduced model of a seed, unless its weights exist already."""
+    if base_path(workspace, seed).exists():
+        load_base(workspace, seed)  # refuses weights of another recipe
+        return
+    workspace.check_time()
+    recipe = workspace.recipe
+    model = vit.reduce(build_base(recipe, seed).to(workspace.device), "none")
+    seconds = 0.0
+    folder = workspace.work / f"base_seed{seed}"
+    if recipe.base.epochs:
+        training = train(model, workspace.conditions, recipe.base, seed=seed, folder=folder, update=update)
+        seconds = training.seconds
+    save_base(workspace, seed, model, seconds)
+    workspace.delete(folder)
+
+
+def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  # noqa: ARG001
+    """Measure what attention does to the frequencies of its values on a trained base: the paper's second claim."""
+    path = workspace.spectrum_path(seed)
+    if workspace.writes and not path.exists():
+        workspace.check_time()
+        images = next(iter(workspace.data.test.batches(SPECTRUM_IMAGES))).images
+        gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
+        about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
         replace_text(path, json.dumps(about | gains) + "\n")
 
 
-def solve_budget(bench: Bench, cell: Cell, tell: Tell) -> None:
+def solve_budget(workspace: Workspace, cell: Cell, update: Update) -> None:
     """Find, once for all seeds, the counts with which a row meets its share of latency on this machine."""
-    bench.check_time()
-    if bench.writes and not bench.budget_path(cell).exists():
-        tell("bisection by the clock")
-        recipe, base = bench.recipe, build_base(bench.recipe, seed=0).to(bench.device)
-        found = bench.budget(cell)
+    workspace.check_time()
+    path = workspace.budget_path(cell)
+    if workspace.writes and not path.exists():
+        update("bisection of the latency")
+        recipe = workspace.recipe
+        base = build_base(recipe, seed=0).to(workspace.device)
         make = partial(reduced, recipe, base, cell.variant)
-        budget.solve(found, make, base, cell.schedule, recipe.measure, bench.dtype)
-        write(bench.budget_path(cell), found)
-    bench.wait()
+        solution = latency_budget.solve(make, base, cell.schedule, recipe.measure, workspace.dtype)
+        budget = Budget(
+            machine=workspace.machine,
+            method=str(cell.variant),
+            schedule=cell.schedule.text,
+            batch=max(recipe.measure.batch_sizes),
+            blocks=list(cell.schedule.blocks),
+            counts=solution.counts,
+            error=solution.error,
+            tried=solution.tried,
+            environment=environment.describe(workspace.device, workspace.dtype),
+        )
+        write(path, budget)
+    ranks.wait()
 
 
-def run_cell(bench: Bench, cell: Cell, tell: Tell) -> None:
-    """Build, evaluate off the shelf, train, evaluate, measure, record. What goes wrong is recorded with its reason."""
-    bench.check_time()
-    record = bench.blank(cell)
-    folder = bench.work / "cells" / Path(record.file_name).stem
+def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
+    """Build, evaluate off the shelf, train, evaluate, measure, record. A failure is recorded with its reason."""
+    workspace.check_time()
+    recipe = workspace.recipe
+    record = workspace.new_record(cell)
+    folder = workspace.checkpoint_folder(cell)
     try:
-        recipe, base = bench.recipe, bench.base(cell.seed)
-        method = registry.method(cell.variant.method)
-        teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
-        torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
-        model = reduced(recipe, base, cell.variant, bench.schedule(cell))
-
-        bench.assess(record, "off_the_shelf", model)
+        model, teacher = build_cell(workspace, cell)
+        record = with_accuracy(record, "off_the_shelf", assess_model(workspace, cell, model))
         if recipe.finetune.epochs:
             training = train(
                 model,
-                bench.data,
+                workspace.conditions,
                 recipe.finetune,
                 seed=cell.seed,
-                dtype=bench.dtype,
                 teacher=teacher,
                 folder=folder,
-                identity=bench.identity,
-                deadline=bench.plan.deadline,
-                progress=told(tell),
-                tick=partial(tell, ""),
+                update=update,
             )
-            record.training = asdict(training)
-            bench.check_time()  # what was trained is kept; what follows is short
-            bench.assess(record, "fine_tuned", model)
-        bench.check_time()
-        if bench.writes:
-            images = next(iter(bench.data.test.batches(max(recipe.measure.batch_sizes)))).images
-            measure(record, model, bench.base(cell.seed), recipe.measure, bench.dtype, images)
+            record = replace(record, training=asdict(training))
+            workspace.check_time()  # the checkpoint stays; what follows is short and is repeated
+            record = with_accuracy(record, "fine_tuned", assess_model(workspace, cell, model))
+        workspace.check_time()
+        if workspace.writes:
+            images = next(iter(workspace.data.test.batches(max(recipe.measure.batch_sizes)))).images
+            cost = measure(model, load_base(workspace, cell.seed), recipe.measure, workspace.dtype, images)
+            record = replace(record, **vars(cost))
     except OutOfTime:
         raise
     except Unreachable as error:
-        record.reachable, record.error = False, f"unreachable: {error}"
+        record = replace(record, reachable=False, error=f"unreachable: {error}")
     except Exception as error:
-        record.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        record = replace(record, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         print(f"{cell}: {record.error}", file=sys.stderr)
-        if not isinstance(error, RuntimeError | UsageError):  # unforeseen: whoever mends it wants the place
+        if not isinstance(error, RuntimeError | UsageError):  # unforeseen: the traceback helps to mend it
             traceback.print_exc()
-    if bench.writes:
-        write(bench.record_path(cell), record)
-        bench.forget(folder) if record.error is None else None
+    if workspace.writes:
+        write(workspace.record_path(cell), record)
+        if record.error is None:
+            workspace.delete(folder)
 
 
-def told(tell: Tell) -> Callable[[int, float], None]:
-    return lambda epoch, loss: tell(f"epoch {epoch + 1}, loss {loss:.3f}")
+def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.TokenViT | None]:
+    """The reduced model of a cell on the trained base of its seed, and the teacher that its method asks for."""
+    base = load_base(workspace, cell.seed)
+    method = registry.method(cell.variant.method)
+    teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
+    torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
+    return reduced(workspace.recipe, base, cell.variant, workspace.schedule(cell)), teacher
+
+
+def assess_model(workspace: Workspace, cell: Cell, model: vit.TokenViT) -> Accuracy:
+    """Evaluate a model of a cell on the test and the validation images."""
+    batch_size = workspace.recipe.finetune.batch_size
+    return assess(model, workspace.data, batch_size, dtype=workspace.dtype, seed=cell.seed)
+
+
+def with_accuracy(record: Record, stage: str, accuracy: Accuracy) -> Record:
+    """The record with an evaluation's metrics under the name of its stage: off_the_shelf or fine_tuned."""
+    metrics = {
+        f"{stage}_top1": accuracy.test.top1,
+        f"{stage}_loss": accuracy.test.loss,
+        f"{stage}_validation_top1": accuracy.validation.top1,
+        f"{stage}_validation_loss": accuracy.validation.loss,
+    }
+    images = {"test": accuracy.test.images, "validation": accuracy.validation.images}
+    return replace(record, metrics=record.metrics | metrics, evaluation=images)
 
 
 def failures(records: Sequence[Record]) -> Iterator[Record]:
-    """The records of cells that went wrong."""
+    """The records of cells that failed; a budget that a method cannot meet is no failure."""
     return (record for record in records if record.error is not None and record.reachable)

@@ -7,7 +7,7 @@ by `--schedules learned:FILE`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from tpbench import environment, registry, vit
+from tpbench.bench.bases import load_base
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.plan import Plan
-from tpbench.bench.progress import Progress, Tell
-from tpbench.bench.runner import told, train_base
-from tpbench.bench.workspace import Bench, locked
+from tpbench.bench.progress import Progress
+from tpbench.bench.runner import base_job
+from tpbench.bench.workspace import Workspace, locked
 from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
 from tpbench.record import replace_text
 from tpbench.schedule import spell
 from tpbench.training.evaluate import evaluate
-from tpbench.training.train import train
+from tpbench.training.train import Update, train
 
 
 def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
@@ -39,51 +40,49 @@ def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
     if method not in plan.recipe.search:
         known = ", ".join(plan.recipe.search) or "none"
         raise UsageError(f"recipe {plan.recipe.name} does not say how {method} searches; it does for: {known}")
-    bench = Bench(plan)
+    workspace = Workspace(plan)
     with locked(plan.out):
-        bench.prepare(fresh=False)
-        jobs = [Job(f"base seed {seed}", train_base, seed), Job(f"search of {method}", search, (method, seed))]
+        workspace.prepare(fresh=False)
+        jobs = [replace(base_job(workspace, seed), counts=True), Job(f"search of {method}", search, (method, seed))]
         progress.start(len(jobs), 0, jobs)
-        side_by_side(jobs, 1, bench, partial(Bench, plan), progress)
-    return learned_path(bench, method, seed)
+        side_by_side(jobs, 1, workspace, partial(Workspace, plan), progress)
+    return learned_path(workspace, method, seed)
 
 
-def learned_path(bench: Bench, method: str, seed: int) -> Path:
-    return bench.out / "learned" / f"{method}_seed{seed}.json"
+def learned_path(workspace: Workspace, method: str, seed: int) -> Path:
+    return workspace.out / "learned" / f"{method}_seed{seed}.json"
 
 
-def search(bench: Bench, which: tuple[str, int], tell: Tell) -> None:
+def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None:
     """Train a method's search on the trained base of a seed, and write down what it has learned."""
     method, seed = which
-    cls, how = searching(method), bench.recipe.search[method]
-    base = bench.base(seed)
+    cls, how = searching(method), workspace.recipe.search[method]
+    base = load_base(workspace, seed)
     patches, depth = base.patch_embed.num_patches, len(base.blocks)
     everywhere = spell([patches] * depth, range(depth))
     torch.manual_seed(seed)
-    model = vit.reduce(base, cls, everywhere, site=bench.recipe.site, **how.knobs)
+    model = vit.reduce(base, cls, everywhere, site=workspace.recipe.site, **how.knobs)
     for block in model.reducers:
         block.backbone_lr_scale = how.backbone_lr_scale
     training = train(
         model,
-        bench.data,
+        replace(workspace.conditions, identity="", deadline=None),
         how.optim,
         seed=seed,
-        dtype=bench.dtype,
         regulariser=lambda: penalty(model),
-        progress=told(tell),
-        tick=partial(tell, ""),
+        update=update,
     )
     kept = [k.item() for k in leaving(model)]
     counts = [max(1, int(k)) for k in kept]
     if counts[-1] == patches:
         raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
-    path = learned_path(bench, method, seed)
-    found = {"method": method, "search": cls.__name__, "recipe": bench.recipe.name, "machine": bench.machine}
+    path = learned_path(workspace, method, seed)
+    found = {"method": method, "search": cls.__name__, "recipe": workspace.recipe.name, "machine": workspace.machine}
     found |= {"seed": seed, "patches": patches, "counts": counts, "kept": kept}
     found |= {"config": asdict(model.reducers[0].config), "optim": asdict(how.optim)}
     found |= {"backbone_lr_scale": how.backbone_lr_scale, "training": asdict(training)}
-    found |= {"environment": environment.describe(bench.device, bench.dtype), "git": environment.git()}
-    found["off_the_shelf"] = judged(bench, method, seed, spell(counts, range(depth)))
+    found |= {"environment": environment.describe(workspace.device, workspace.dtype), "git": environment.git()}
+    found["off_the_shelf"] = judged(workspace, method, seed, spell(counts, range(depth)))
     replace_text(path, json.dumps(found, indent=1) + "\n")
 
 
@@ -110,10 +109,12 @@ def penalty(model: vit.TokenViT) -> Tensor:
     return sum(block.penalty(share) for block in model.reducers)
 
 
-def judged(bench: Bench, method: str, seed: int, schedule: str) -> dict[str, float]:
+def judged(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[str, float]:
     """What the learned counts do to the base as it is, under the method itself: MACs share and validation top-1."""
-    base = bench.base(seed)
-    model = vit.reduce(base, method, schedule, site=bench.recipe.site)
+    base = load_base(workspace, seed)
+    model = vit.reduce(base, method, schedule, site=workspace.recipe.site)
     whole = sum(vit.reduce(base, "none").macs().values())
-    values = dict(evaluate(model, bench.data.validation, bench.recipe.finetune.batch_size, bench.dtype, seed))
+    values = dict(
+        evaluate(model, workspace.data.validation, workspace.recipe.finetune.batch_size, workspace.dtype, seed)
+    )
     return {"macs_share": sum(model.macs().values()) / whole, "validation_top1": values["top1"]}

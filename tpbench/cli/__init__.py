@@ -182,7 +182,7 @@ def do_search(arguments: argparse.Namespace) -> int:
     from tpbench.bench.progress import Progress
 
     environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
-    plan = Plan(recipe, (), out, arguments.device, tuple(arguments.plugin))
+    plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
     path = search.run(plan, arguments.method, arguments.seed, Progress())
 
     from tpbench.report import learned

@@ -1,7 +1,8 @@
-"""Everything that one cell of the benchmark costs, into its record."""
+"""Everything that one cell of the benchmark costs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,29 +10,45 @@ from torch import Tensor, nn
 
 from tpbench import vit
 from tpbench.measure import flops, latency, memory
-from tpbench.measure.modes import Mode, compare
+from tpbench.measure.modes import Mode, Samples, compare
 from tpbench.recipe import Measure
-from tpbench.record import Record
 from tpbench.tokens import Tokens
 
 
-def measure(
-    record: Record, model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype, images: Tensor
-) -> None:
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs beside the unreduced one; the fields are those of a Record and mean the same."""
+
+    tokens: dict[str, list]
+    macs: dict[str, Any]
+    latency: Samples
+    unreduced_mode: dict[str, str]
+    layers_seconds: dict[str, float]
+    peak_memory_bytes: dict[str, int]
+
+
+def measure(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype, images: Tensor) -> Cost:
     """Tokens, multiply-adds, seconds and bytes of a model, beside the unreduced base on the same machine.
 
-    images [B, C, H, W] of the data set: they show how many tokens live in methods whose count depends on the image.
+    images [B, C, H, W] of the data set show how many tokens live in methods whose count depends on the image.
     """
-    record.tokens, record.macs = token_counts(model, images), macs(model, base)
-    if "live" in record.tokens:
-        record.macs["live"] = live_macs(model, record.tokens["live"])
-    mode, sampling = Mode.of(how, next(model.parameters()).device), (how.batch_sizes, how.repeats, how.warmup, dtype)
-    record.latency, record.unreduced_mode = compare(model, base, mode, *sampling)
+    tokens = token_counts(model, images)
+    counted = macs(model, base)
+    if "live" in tokens:
+        counted["live"] = live_macs(model, tokens["live"])
+    mode = Mode.of(how, next(model.parameters()).device)
+    seconds, fastest = compare(model, base, mode, how.batch_sizes, how.repeats, how.warmup, dtype)
     noise = latency.random_images(model, max(how.batch_sizes))
-    record.layers_seconds = latency.layers(model, noise, how.repeats, how.warmup, dtype)
-    for name, network in (("reduced", model), ("unreduced", base)):
-        call = latency.forward_call(network, noise, dtype)
-        record.peak_memory_bytes[name] = memory.peak_bytes(call, noise.device)
+    networks = {"reduced": model, "unreduced": base}
+    calls = {name: latency.forward_call(network, noise, dtype) for name, network in networks.items()}
+    return Cost(
+        tokens=tokens,
+        macs=counted,
+        latency=seconds,
+        unreduced_mode=fastest,
+        layers_seconds=latency.layers(model, noise, how.repeats, how.warmup, dtype),
+        peak_memory_bytes={name: memory.peak_bytes(call, noise.device) for name, call in calls.items()},
+    )
 
 
 def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:

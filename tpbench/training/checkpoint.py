@@ -7,10 +7,14 @@ FOLDER/epoch2-step31   the same 31 steps into the third, with every rank's rando
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +80,7 @@ class Keeper:
     def point(self, state: State) -> None:
         about = {"tag": state.tag, "identity": self.identity, "ranks": self.ranks}
         about |= {"training": asdict(state.training), "step": state.step, "losses": state.losses}
+        about |= {"checksums": checksums(self.folder / state.tag)}
         replace_text(self.folder / "progress.json", json.dumps(about))
         for old in self.folder.glob("epoch*"):
             if old.name != state.tag:
@@ -88,11 +93,13 @@ class Keeper:
         try:
             about = json.loads((self.folder / "progress.json").read_text())
             self.check(about)
+            check_files(self.folder / about["tag"], about.get("checksums", {}))
             state = State(Training(**about["training"]), about["step"], about["losses"])
-            _, extra = self.engine.load_checkpoint(str(self.folder), tag=state.tag, load_lr_scheduler_states=False)
+            with tensors_only():
+                _, extra = self.engine.load_checkpoint(str(self.folder), tag=state.tag, load_lr_scheduler_states=False)
             if state.step:
                 path = self.folder / state.tag / f"random-rank{self.rank}.pt"
-                state.random = torch.load(path, weights_only=False)
+                state.random = torch.load(path, weights_only=True)
             return state, extra
         except UsageError:
             raise
@@ -115,15 +122,56 @@ class Keeper:
             )
 
 
+@contextlib.contextmanager
+def tensors_only() -> Iterator[None]:
+    """Read checkpoints as tensors and plain values alone, so that no code in a file is executed."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # DeepSpeed has no argument for it
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def check_files(folder: Path, expected: dict[str, str]) -> None:
+    """Raise ValueError for a checkpoint file that is missing or was changed since it was written.
+
+    Checkpoints of earlier versions have no checksums and pass.
+    """
+    known = checksums(folder)
+    for name, checksum in expected.items():
+        if known.get(name) != checksum:
+            raise ValueError(f"{name} is missing" if name not in known else f"{name} was changed since it was written")
+
+
 def generators(device: torch.device) -> dict[str, Any]:
     """The states of every generator that augmentation, mixup, dropout or a method may draw from."""
-    states = {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": np.random.get_state()}
+    kind, keys, *rest = np.random.get_state()
+    states = {
+        "torch": torch.get_rng_state(),
+        "random": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+    }
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_generators(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     random.setstate(states["random"])
-    np.random.set_state(states["numpy"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

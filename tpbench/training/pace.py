@@ -61,8 +61,8 @@ class Pace:
         self.model_seconds += sum(seconds(*span) for span in self.spans)
         self.began, self.spans = None, []
 
-    def told(self) -> dict[str, Any]:
-        """As a record keeps it; None where too few steps were timed, or nothing tells."""
+    def measured(self) -> dict[str, Any]:
+        """The figures as a record keeps them; None where too few steps were timed or no counter is available."""
         timed = self.seconds > 0 and self.images > 0
         return {
             "images_per_second": self.images / self.seconds if timed else None,

@@ -11,8 +11,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -33,40 +35,69 @@ from tpbench.training.ranks import agreed, connect, quiet_stdout
 from tpbench.vit import TokenViT
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What all training runs of one benchmark share.
+
+    data holds the images; dtype is that of the forward and backward pass; identity names recipe and data, and a
+    checkpoint of another identity is refused; deadline, in seconds of time.monotonic(), ends a run between two steps.
+    """
+
+    data: Parts
+    dtype: torch.dtype = torch.float32
+    identity: str = ""
+    deadline: float | None = None
+
+
+class Update(Protocol):
+    """How a job reports its progress to the user."""
+
+    def __call__(self, text: str = "", share: float | None = None) -> None:
+        """text says what was reached (empty: unchanged); share of the job's work is done, where the job knows it."""
+
+
+def no_update(text: str = "", share: float | None = None) -> None:
+    """Report nothing."""
+
+
 def train(
     model: TokenViT,
-    data: Parts,
+    conditions: Conditions,
     optim: Optim,
     *,
     seed: int,
-    dtype: torch.dtype = torch.float32,
     teacher: TokenViT | None = None,
     regulariser: Callable[[], Tensor] | None = None,
     folder: Path | None = None,
-    identity: str = "",
-    deadline: float | None = None,
-    progress: Callable[[int, float], None] | None = None,
-    tick: Callable[[float], None] | None = None,
+    update: Update = no_update,
 ) -> Training:
     """Train a model in place, on its own device, and leave the weights to evaluate in it.
 
-    teacher is the frozen unreduced model of methods that ask for one, regulariser a further term of the loss. folder
-    keeps a checkpoint, from which the same call continues; one of another identity (recipe and data) is refused.
-    deadline, in seconds of time.monotonic(), ends the run between two steps with OutOfTime, everything saved. progress
-    is told every epoch and its mean loss, tick about once a second the share of all steps that is done. Raises
-    CellFailed when the loss is no longer finite or memory runs out, UsageError when a checkpoint cannot be used.
+    teacher is the frozen unreduced model for methods that need one; regulariser returns a further term of the loss.
+    folder keeps a checkpoint from which the same call continues. update receives every epoch's mean loss, and about
+    once a second the share of all steps that is done. Raises CellFailed when the loss is no longer finite or memory
+    runs out, UsageError when a checkpoint cannot be used, and OutOfTime, with everything saved, at the deadline.
     """
-    run = Run(model, data, optim, seed, dtype, teacher, regulariser, folder, identity, deadline, tick)
+    run = Run(
+        model,
+        conditions,
+        optim,
+        seed=seed,
+        teacher=teacher,
+        regulariser=regulariser,
+        folder=folder,
+        update=update,
+    )
     state = run.resume()
+    remedy = f"set accumulation={2 * optim.accumulation} in the recipe"
     while state.training.epochs < optim.epochs:
-        with explain_out_of_memory(
-            "in training", run.micro, f"set accumulation={2 * optim.accumulation} in the recipe"
-        ):
-            whole = run.advance(state)
-        late, last = run.late(), state.training.epochs == optim.epochs
+        with explain_out_of_memory("in training", run.micro, remedy):
+            complete = run.advance(state)
+        late = run.late()
+        last = state.training.epochs == optim.epochs
         run.save(state, can_wait=not late and not last)
-        if whole and progress is not None:
-            progress(state.training.epochs - 1, state.training.losses[-1])
+        if complete:
+            update(f"epoch {state.training.epochs}, loss {state.training.losses[-1]:.3f}")
         if late and not last:
             run.engine.destroy()
             raise OutOfTime
@@ -75,83 +106,75 @@ def train(
 
 
 class Run:
-    """One engine with what belongs to it."""
+    """One DeepSpeed engine with the model, data, schedule and checkpoints that belong to it."""
 
     def __init__(
         self,
         model: TokenViT,
-        data: Parts,
+        conditions: Conditions,
         optim: Optim,
+        *,
         seed: int,
-        dtype: torch.dtype,
         teacher: TokenViT | None = None,
         regulariser: Callable[[], Tensor] | None = None,
         folder: Path | None = None,
-        identity: str = "",
-        deadline: float | None = None,
-        tick: Callable[[float], None] | None = None,
+        update: Update = no_update,
     ):
-        self.model, self.data, self.optim = model, data, optim
-        self.seed, self.dtype, self.teacher, self.deadline = seed, dtype, teacher, deadline
+        self.model = model
+        self.data = conditions.data
+        self.dtype = conditions.dtype
+        self.deadline = conditions.deadline
+        self.optim = optim
+        self.seed = seed
+        self.teacher = teacher
+        self.update = update
+        self.updated = 0.0  # seconds of time.monotonic() at the last report of a share
         self.device = next(model.parameters()).device
         deepspeed = connect(self.device)
-        self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.micro = optim.batch_size // (self.ranks * optim.accumulation)
-        if self.micro * self.ranks * optim.accumulation != optim.batch_size:
-            raise UsageError(
-                f"a batch of {optim.batch_size} does not divide into {self.ranks} ranks"
-                f" x {optim.accumulation} accumulation steps"
-            )
-        self.updates = len(data.train) // optim.batch_size
+        self.rank = torch.distributed.get_rank()
+        self.ranks = torch.distributed.get_world_size()
+        self.micro = micro_batch(optim, self.ranks)
+        self.updates = len(self.data.train) // optim.batch_size
         if self.updates == 0:
-            raise UsageError(f"a batch of {optim.batch_size} is larger than the {len(data.train)} training images")
-        if (optim.mixup or optim.cutmix) and self.micro % 2:
-            raise UsageError(f"mixup pairs images: {self.micro} at a time on each rank is odd")
+            raise UsageError(f"a batch of {optim.batch_size} is larger than the {len(self.data.train)} training images")
         seed_all(seed, 0)
         self.mixup = _mixup(optim, model.num_classes)
         groups = parameter_groups(model, optim)
         optimizer = create_optimizer_v2(groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay)
-        self.scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine",
-            num_epochs=optim.epochs,
-            warmup_epochs=optim.warmup_epochs,
-            warmup_lr=optim.lr * 0.01,
-            min_lr=optim.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=self.updates,
-        )
-        objective = Objective(model, optim, self.mixup is not None, regulariser)
+        self.scheduler = _scheduler(optimizer, optim, self.updates)
+        objective = Objective(model, optim, soft_labels=self.mixup is not None, regulariser=regulariser)
         with quiet_stdout():
             self.engine, *_ = deepspeed.initialize(
                 model=objective,
                 optimizer=optimizer,
-                config=engine_config(optim, self.micro, dtype),
+                config=engine_config(optim, self.micro, self.dtype),
                 dist_init_required=False,
             )
-        self.keeper = Keeper(folder, self.engine, identity, self.device)
-        self.pace, self.tick, self.ticked = Pace(self.device, {}), tick, 0.0
+        self.keeper = Keeper(folder, self.engine, conditions.identity, self.device)
+        self.pace = Pace(self.device, {})
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
         if teacher is not None:
             teacher.eval()
 
     def advance(self, state: State) -> bool:
-        """Train to the end of the epoch under way, or up to the deadline; whether the epoch is done."""
-        start, training = time.perf_counter(), state.training
+        """Train to the end of the epoch under way, or up to the deadline; return whether the epoch is complete."""
+        start = time.perf_counter()
+        training = state.training
         losses = [torch.tensor(state.losses, device=self.device)] if state.losses else []
         losses += self.steps(state)
         state.losses = []
-        whole = state.step == self.updates
-        if whole:
+        complete = state.step == self.updates
+        if complete:
             training.losses.append(self.mean(torch.cat(losses), training.epochs))
-            training.epochs, state.step = training.epochs + 1, 0
+            training.epochs += 1
+            state.step = 0
         else:
             state.losses = torch.cat(losses).tolist()
         training.steps = self.engine.global_steps
         training.images = training.steps * self.optim.batch_size
         training.seconds += time.perf_counter() - start
-        training.pace = self.pace.told()
-        return whole
+        training.pace = self.pace.measured()
+        return complete
 
     def steps(self, state: State) -> Iterator[Tensor]:
         """Steps from where the epoch stands; yields the loss of every micro batch, of shape [1]."""
@@ -168,7 +191,7 @@ class Run:
             if self.engine.global_steps > epoch * self.updates + state.step:
                 state.step += 1
                 self.pace.step(self.optim.batch_size)
-                self.tell()
+                self.report_share()
                 if state.step < self.updates and self.late():
                     break
         self.pace.end()
@@ -191,16 +214,17 @@ class Run:
 
     def batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of every micro batch of an epoch from step `done` on; whole optimiser steps only."""
-        size, whole = self.optim.batch_size // self.optim.accumulation, self.updates * self.optim.accumulation
+        size = self.optim.batch_size // self.optim.accumulation
+        batches = self.updates * self.optim.accumulation
         skip = done * self.optim.accumulation
         source = self.data.train.batches(size, (self.seed, epoch), self.rank, self.ranks, skip)
-        yield from (batch for _, batch in zip(range(whole - skip), source))
+        yield from (batch for _, batch in zip(range(batches - skip), source))
 
-    def tell(self) -> None:
-        """How far the run is, at most once a second and not during its first steps, which compile."""
-        if self.tick is not None and not self.pace.warming and time.monotonic() - self.ticked >= 1:
-            self.ticked = time.monotonic()
-            self.tick(self.engine.global_steps / (self.updates * self.optim.epochs))
+    def report_share(self) -> None:
+        """Report how far the run is, at most once a second and not during its first steps, which compile."""
+        if not self.pace.warming and time.monotonic() - self.updated >= 1:
+            self.updated = time.monotonic()
+            self.update(share=self.engine.global_steps / (self.updates * self.optim.epochs))
 
     def late(self) -> bool:
         """Whether the deadline has come. Rank 0's clock decides for all, and they ask it every tenth step only."""
@@ -237,8 +261,10 @@ class Run:
         self.scheduler.step_update(self.engine.global_steps)
 
     def save(self, state: State, can_wait: bool) -> None:
+        """Write a checkpoint of the engine and of the averaged weights."""
+        extra = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
         with quiet_stdout():
-            self.keeper.save(state, {} if self.ema is None else {"ema": self.ema.module.state_dict()}, can_wait)
+            self.keeper.save(state, extra, can_wait)
 
     def resume(self) -> State:
         """Where the last call was stopped, loaded into the engine; or the beginning."""
@@ -264,7 +290,8 @@ class Objective(nn.Module):
         self, model: TokenViT, optim: Optim, soft_labels: bool, regulariser: Callable[[], Tensor] | None = None
     ):
         super().__init__()
-        self.model, self.regulariser = model, regulariser
+        self.model = model
+        self.regulariser = regulariser
         if optim.compile:
             torch.compiler.reset()  # torch gives up, silently, on a function that it compiled for eight models
         self.forward_tokens = torch.compile(model.forward_tokens) if optim.compile else model.forward_tokens
@@ -279,6 +306,19 @@ class Objective(nn.Module):
         if self.regulariser is not None:
             terms.append(self.regulariser())
         return loss + sum(terms)
+
+
+def micro_batch(optim: Optim, ranks: int) -> int:
+    """Images of one forward pass on one rank. Raises UsageError for a batch that does not divide evenly."""
+    micro = optim.batch_size // (ranks * optim.accumulation)
+    if micro * ranks * optim.accumulation != optim.batch_size:
+        raise UsageError(
+            f"a batch of {optim.batch_size} does not divide into {ranks} ranks"
+            f" x {optim.accumulation} accumulation steps"
+        )
+    if (optim.mixup or optim.cutmix) and micro % 2:
+        raise UsageError(f"mixup pairs images: {micro} at a time on each rank is odd")
+    return micro
 
 
 def parameter_groups(model: TokenViT, optim: Optim) -> list[dict[str, Any]]:
@@ -317,6 +357,21 @@ def seed_all(seed: int, epoch: int, rank: int = 0) -> None:
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value % 2**32)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, optim: Optim, updates: int) -> Scheduler:
+    """A cosine schedule with warm-up, stepped after each of the `updates` optimiser steps of an epoch."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=optim.epochs,
+        warmup_epochs=optim.warmup_epochs,
+        warmup_lr=optim.lr * 0.01,
+        min_lr=optim.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    return scheduler
 
 
 def _mixup(optim: Optim, classes: int) -> Mixup | None:

@@ -1,0 +1,72 @@
+"""The trained weights of a benchmark's unreduced bases: one safetensors file for every seed, with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from tpbench.bench.models import build_base
+from tpbench.bench.workspace import Workspace
+from tpbench.errors import UsageError
+
+
+def base_path(workspace: Workspace, seed: int) -> Path:
+    return workspace.work / f"base_seed{seed}.safetensors"
+
+
+def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: float) -> None:
+    """Write the base's weights in one step, so that a reader finds the whole file or none."""
+    if not workspace.writes:
+        return
+    path = base_path(workspace, seed)
+    part = path.with_name(f".{path.name}.part")
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    about = {
+        "recipe": workspace.recipe.digest,
+        "data": workspace.fingerprint,
+        "seed": str(seed),
+        "seconds": str(seconds),
+        "checksum": checksum(state),
+    }
+    save_file(state, part, metadata=about)
+    part.replace(path)
+
+
+def load_base(workspace: Workspace, seed: int) -> torch.nn.Module:
+    """The trained unreduced timm model of a seed.
+
+    Raises UsageError for a file that cannot be read, that was changed since it was written, or that belongs to another
+    recipe or other images. Files of earlier versions carry no checksum and are taken as they are.
+    """
+    path = base_path(workspace, seed)
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+        weights = load_file(path)
+        recipe = about["recipe"]
+        images = about["data"]
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        raise UsageError(f"base checkpoint {path} cannot be read ({error}); delete it or run with --fresh") from error
+    if recipe != workspace.recipe.digest:
+        raise UsageError(f"base checkpoint {path} belongs to another recipe; run with --fresh or another --out")
+    if images != workspace.fingerprint:
+        raise UsageError(f"base checkpoint {path} was trained on other images; run with --fresh or another --out")
+    if about.get("checksum", checksum(weights)) != checksum(weights):
+        raise UsageError(f"base checkpoint {path} was changed since it was written; delete it or run with --fresh")
+    model = build_base(workspace.recipe, seed)
+    model.load_state_dict(weights)
+    return model.to(workspace.device)
+
+
+def checksum(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of some tensors, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
