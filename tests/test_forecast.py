@@ -11,6 +11,7 @@ import torch
 
 from tpbench import registry, schedule
 from tpbench.bench import forecast, runner
+from tpbench.bench.models import check_rows
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.recipe import load
@@ -58,8 +59,9 @@ def test_a_pretrained_recipe_is_planned_without_weights_or_images(capsys, monkey
         raise AssertionError("nothing is downloaded")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", refused)
+    plan = runner.plan(load("imagenet-deit-ti"), registry.variants("none"), [], 1, Path("out"), "cpu")
     with pytest.raises(UsageError, match="nothing is downloaded"):  # control: with its weights it would be
-        runner.plan(load("imagenet-deit-ti"), registry.variants("none"), [], 1, Path("out"), "cpu")
+        check_rows(plan, plan.rows())
     assert main(["run", "--recipe", "imagenet-deit-ti", "--methods", "none,topk", "--seeds", "1", "--plan"]) == DONE
     assert "1,255,544 training images" in capsys.readouterr().out
 

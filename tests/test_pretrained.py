@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from tpbench import recipe, vit
-from tpbench.bench import workspace as bench
+from tpbench.bench.bases import load_base
+from tpbench.bench.models import build_base
+from tpbench.bench.plan import Plan
+from tpbench.bench.workspace import Workspace
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.record import read_all
@@ -21,7 +24,7 @@ def tiny_recipe(request) -> recipe.Recipe:
 @pytest.fixture
 def weights(tmp_path, tiny_recipe) -> dict[str, torch.Tensor]:
     """Weights that are not the seed's first ones, as safetensors and as a checkpoint of torch's."""
-    state = bench.build_base(tiny_recipe, seed=7).state_dict()
+    state = build_base(tiny_recipe, seed=7).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     torch.save({"model": state}, tmp_path / "w.pth")
     return state
@@ -30,9 +33,9 @@ def weights(tmp_path, tiny_recipe) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_a_files_weights_are_all_loaded(tmp_path, tiny_recipe, weights, name):
     """The head too, though the hub's of this name has other classes."""
-    model = bench.build_base(tiny_recipe.untrained(str(tmp_path / name)), seed=0)
+    model = build_base(tiny_recipe.untrained(str(tmp_path / name)), seed=0)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-    other = bench.build_base(tiny_recipe, seed=0)  # control
+    other = build_base(tiny_recipe, seed=0)  # control
     assert not torch.equal(other.head.weight, weights["head.weight"])
 
 
@@ -54,7 +57,8 @@ def test_every_method_off_the_shelf_and_nothing_trained(tmp_path, request, weigh
         assert "off_the_shelf_top1" in record.metrics
         assert "fine_tuned_top1" not in record.metrics
         assert record.latency
-    base = bench.Bench(bench.Plan(recipe.load(words[2]).untrained(str(tmp_path / "w.pth")), (), out, "cpu")).base(0)
+    untrained = recipe.load(words[2]).untrained(str(tmp_path / "w.pth"))
+    base = load_base(Workspace(Plan(recipe=untrained, out=out, device="cpu")), 0)
     assert torch.equal(base.head.weight, weights["head.weight"])
     assert "nan" not in capsys.readouterr().out
 
@@ -69,7 +73,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, tiny_recipe, 
     elif spoil == "another width":
         torch.save(weights | {"norm.weight": torch.ones(17)}, path)
     with pytest.raises(UsageError, match=str(path)) as caught:
-        bench.build_base(tiny_recipe.untrained(str(path)), seed=0)
+        build_base(tiny_recipe.untrained(str(path)), seed=0)
     assert "\n" not in str(caught.value)
 
 

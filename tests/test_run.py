@@ -335,6 +335,41 @@ def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_p
     assert "base_seed0.safetensors cannot be read" in capsys.readouterr().err
 
 
+def test_a_flipped_bit_in_a_base_is_found(tmp_path, capsys):
+    assert run(tmp_path, methods="none") == DONE
+    base = next(tmp_path.glob("work/base_seed0.safetensors"))
+    assert run(tmp_path, methods="none,avgpool") == DONE, "control: whole, it is used"
+    content = bytearray(base.read_bytes())
+    content[-3] ^= 1
+    base.write_bytes(content)
+    capsys.readouterr()
+    assert run(tmp_path, methods="none,avgpool,random") == WRONG
+    assert "base_seed0.safetensors was changed since it was written" in capsys.readouterr().err
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    assert run(tmp_path, methods="none") == DONE
+    left = next(tmp_path.glob("records/*")) / ".none_none_seed0.json.123.part"
+    left.write_text("{")
+    assert run(tmp_path, methods="none") == DONE
+    assert not left.exists()
+
+
+def test_a_run_with_nothing_to_do_builds_and_reads_nothing(tmp_path, monkeypatch):
+    from tpbench.bench import models
+    from tpbench.training import data
+
+    def refused(*_, **__):
+        raise AssertionError("no model and no image is needed")
+
+    assert run(tmp_path, methods="none,avgpool") == DONE
+    monkeypatch.setattr(models.vit, "create", refused)
+    monkeypatch.setattr(data, "load", refused)
+    assert run(tmp_path, methods="none,avgpool") == DONE
+    with pytest.raises(AssertionError, match="no model"):  # control: another method needs both
+        run(tmp_path, methods="none,random")
+
+
 def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, capsys, monkeypatch):
     from tpbench.bench import runner
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
 import pytest
 
-from tpbench.bench.jobs import Job
-from tpbench.bench.progress import Ahead, spell
+from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.progress import Ahead, Progress, spell
+from tpbench.errors import CellFailed
+from tpbench.training.train import Update
 
 
 def job(name: str, work: float) -> Job:
@@ -30,3 +38,30 @@ def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
 
 def test_times_are_spelled():
     assert [spell(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+def stuck(context: object, argument: str, update: Update) -> None:  # noqa: ARG001
+    """Report without a pause until killed."""
+    Path(argument, str(os.getpid())).touch()
+    while True:
+        update("still at it")
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05])
+def test_a_killed_worker_ends_the_run(tmp_path, moment):
+    """Killed while it reports: the others must not wait for what it held."""
+
+    def kill() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        time.sleep(moment)
+        os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    jobs = [Job(name, stuck, str(tmp_path)) for name in ("a", "b", "c")]
+    began = time.monotonic()
+    with pytest.raises(CellFailed, match="a worker process died"):
+        side_by_side(jobs, 2, None, dict, Progress())
+    killer.join()
+    assert time.monotonic() - began < 60, "it hung"

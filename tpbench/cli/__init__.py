@@ -151,7 +151,7 @@ def do_run(arguments: argparse.Namespace) -> int:
 def show_forecast(plan: Plan) -> int:
     from tpbench.bench import forecast
 
-    for line in forecast.told(forecast.forecast(plan)):
+    for line in forecast.lines(forecast.forecast(plan)):
         print(line)
     return DONE
 
