@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from tpbench.errors import UsageError
-from tpbench.record import Record, read_all
+from tpbench.record import Record, read, read_all
 from tpbench.record import write as write_record
 from tpbench.report import bands, columns, layout, published, tables
 from tpbench.report.frame import cells, comparison, pairs
@@ -456,3 +457,41 @@ if __name__ == "__main__":
         GOLDEN.mkdir(exist_ok=True)
         for name in TABLES:
             (GOLDEN / name).write_bytes((Path(folder) / "tables" / name).read_bytes())
+
+
+WRONG_VALUES = [
+    ("metrics", [1]),
+    ("metrics", {"fine_tuned_top1": "high"}),
+    ("seed", "0"),
+    ("unreduced", 3),
+    ("tokens", {"achieved": 5}),
+    ("macs", {"total": "many"}),
+    ("macs", {"layers": [{"name": 1, "macs": 2}]}),
+    ("latency", {"one": {"reduced": [1.0], "unreduced": [1.0]}}),
+    ("latency", {"1": {"reduced": [1.0]}}),
+    ("latency", {"1": {"reduced": [], "unreduced": [1.0]}}),
+    ("training", {"losses": "falling"}),
+    ("training", {"pace": 3}),
+    ("evaluation", {"test": None}),
+    ("git", {"commit": 7}),
+    ("git", []),
+    ("surplus", 1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_VALUES)
+def test_a_record_of_wrong_types_is_named_in_one_line(tmp_path, capsys, field, value):
+    from tpbench.cli import WRONG, main
+
+    records = sorted((Path(__file__).parents[1] / "results" / "digits" / "records").glob("*/topk_*"))
+    path = tmp_path / "records" / "machine" / records[0].name
+    path.parent.mkdir(parents=True)
+    good = json.loads(records[0].read_text())
+    path.write_text(json.dumps(good))
+    assert read(path).method == "topk"  # control
+    path.write_text(json.dumps(good | {field: value}))
+    assert main(["report", str(tmp_path)]) == WRONG
+    said = capsys.readouterr().err.strip()
+    assert path.name in said
+    assert field in said
+    assert len(said.splitlines()) == 1

@@ -15,12 +15,67 @@ import os
 import re
 import secrets
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from annotated_types import Len, Predicate
+from typing_extensions import TypedDict
 
 from tpbench.errors import UsageError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 SCHEMA = 1
+T = TypeVar("T")
+Digits = Predicate(str.isdecimal)
+
+
+Number = int | float  # a count stays whole, a mean does not
+
+
+class Samples(TypedDict):
+    """Raw samples in seconds, taken in turns."""
+
+    reduced: Annotated[list[float], Len(1)]
+    unreduced: Annotated[list[float], Len(1)]
+
+
+class Layer(TypedDict):
+    """Multiply-adds of one layer per image."""
+
+    name: str
+    macs: Number
+
+
+class Macs(TypedDict, total=False):
+    """Multiply-adds per image; see Record."""
+
+    total: Number
+    unreduced: Number
+    reducers: Number
+    closed_form: Number
+    live: float
+    layers: list[Layer]
+
+
+class TrainingRun(TypedDict, total=False):
+    """One training run: images seen, mean loss of every epoch, seconds, and its pace."""
+
+    images: int
+    epochs: int
+    steps: int
+    seconds: float
+    losses: list[float]
+    pace: dict[str, Number | list[Number] | None]
+
+
+class Code(TypedDict, total=False):
+    """The commit that the code came from, and whether files were changed since."""
+
+    commit: str
+    changed: bool
 
 
 @dataclass
@@ -51,17 +106,17 @@ class Record:
     error: str | None = None
     reachable: bool = True  # False: the method cannot meet this budget; `error` says what it could
     metrics: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, list[int]] = field(default_factory=dict)
-    macs: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, list[Number]] = field(default_factory=dict)
+    macs: Macs = field(default_factory=dict)
     layers_seconds: dict[str, float] = field(default_factory=dict)
-    latency: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    latency: dict[Annotated[str, Digits], Samples] = field(default_factory=dict)
     unreduced_mode: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)  # images, epochs, seconds, loss per epoch
+    training: TrainingRun = field(default_factory=dict)
     evaluation: dict[str, int] = field(default_factory=dict)  # images
     data: dict[str, Any] = field(default_factory=dict)  # source, fingerprint, images per part
     environment: dict[str, Any] = field(default_factory=dict)
-    git: dict[str, Any] = field(default_factory=dict)
+    git: Code = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -88,6 +143,26 @@ class Budget:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
+def checked(kind: type[T], text: str) -> T:
+    """A dataclass from its JSON text, with the types of all its fields checked, nested ones too.
+
+    Raises ValueError that names the first field that does not fit, or is unknown or missing.
+    """
+    try:
+        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
+    except ValueError as error:  # pydantic's ValidationError
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}") from error
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter:
+    from pydantic import TypeAdapter  # here, because listing methods reads no record
+
+    return TypeAdapter(kind)
+
+
 def row_name(method: str, schedule: str) -> str:
     """What a row of a table is called in file names."""
     return f"{re.sub(r'[^A-Za-z0-9._]+', '-', method).strip('-')}_{slug(schedule)}"
@@ -101,13 +176,14 @@ def slug(text: str) -> str:
 def read(path: Path) -> Record:
     """A record from its file. Corrupt files and other schema versions are refused by name."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["schema"] != SCHEMA:
-            raise UsageError(f"record {path} has schema {values['schema']}, this version reads {SCHEMA}")
-        return Record(**values)
+        text = path.read_text(encoding="utf-8")
+        schema = json.loads(text)["schema"]
+        if schema != SCHEMA:
+            raise UsageError(f"record {path} has schema {schema}, this version reads {SCHEMA}")
+        return checked(Record, text)
     except UsageError:
         raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(
             f"record {path} is corrupt ({type(error).__name__}: {error}); delete it to measure its cell again"
         ) from error
@@ -116,8 +192,8 @@ def read(path: Path) -> Record:
 def read_budget(path: Path) -> Budget:
     """A budget from its file; one that cannot be read is refused by name."""
     try:
-        return Budget(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return checked(Budget, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"budget {path} is corrupt ({type(error).__name__}: {error}); delete it to solve it again"
         ) from error
