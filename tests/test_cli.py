@@ -56,6 +56,9 @@ WRONG_REQUESTS = {
     "unknown verb": (["rnu"], "invalid choice"),
     "unknown flag": (["run", "--epochs", "3"], "unrecognized"),
     "unknown method": (["run", "--recipe", "smoke", "--methods", "wkmedoid"], "did you mean wkmedoids"),
+    "no method": (["run", "--recipe", "smoke", "--methods", ""], "names no method"),
+    "too many seeds": (["run", "--recipe", "smoke", "--seeds", "1000000000"], "at most 10000"),
+    "unknown weights": (["profile", "--model", "test_vit.nonsense", "--method", "none"], "cannot be made"),
     "unknown recipe": (["run", "--recipe", "digit"], "did you mean digits"),
     "missing recipe file": (["run", "--recipe", "nowhere/mine.py"], "does not exist"),
     "rate above 1": (["run", "--recipe", "smoke", "--schedules", "1.5@0,1"], "outside (0, 1]"),
@@ -157,3 +160,11 @@ def test_an_unwritable_folder_is_said_in_one_line(capsys, tmp_path):
 
 def test_exit_codes_are_distinct():
     assert len({DONE, FAILED, WRONG}) == 3
+
+
+def test_a_batch_that_no_memory_holds_is_refused_in_one_line(capsys):
+    words = ["profile", "--model", "test_vit", "--method", "none", "--batch-sizes", "99999999999"]
+    code, _, err = ask(capsys, *words)
+    assert code == FAILED
+    assert "out of memory in profiling with 99999999999 images" in err
+    assert len(err.strip().splitlines()) == 1

@@ -142,6 +142,23 @@ def test_killed_at_any_moment_it_continues_to_the_same_numbers(finished, tmp_pat
     assert {name: record["metrics"] for name, record in records(out).items()} == expected
 
 
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_says_so_and_continues_to_the_same_numbers(finished, tmp_path, sign):
+    out = tmp_path / "results"
+    process = spawn(out)
+    while not list(out.glob("records/*/*.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(sign)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + sign
+    assert "the same command continues" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert run(out) == DONE
+    expected = {name: record["metrics"] for name, record in records(finished[0]).items()}
+    assert {name: record["metrics"] for name, record in records(out).items()} == expected
+
+
 def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(finished, tmp_path, capsys, monkeypatch):
     """Every sitting ends after ten steps and goes on in a copy of the folder, as on another machine."""
     import shutil

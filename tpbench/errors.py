@@ -44,7 +44,11 @@ def explain_out_of_memory(where: str, images: int, remedy: str) -> Iterator[None
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not on_gpu and "can't allocate memory" not in str(error):
+            raise
+        memory = "GPU memory" if on_gpu else "memory"
         raise CellFailed(
-            f"out of GPU memory {where} with {images} images at a time; {images // 2 or 1} may fit: {remedy}"
+            f"out of {memory} {where} with {images} images at a time; {images // 2 or 1} may fit: {remedy}"
         ) from error

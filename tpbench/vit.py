@@ -84,7 +84,7 @@ def create(
             load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn)
     except Exception as error:
         if not pretrained:
-            raise
+            raise UsageError(f"model {name!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
         where = "from the hub" if pretrained is True else f"in {pretrained}"
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"the pretrained weights of {name} {where} cannot be loaded: {why}") from error

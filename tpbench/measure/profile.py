@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpbench import environment, vit
+from tpbench.errors import explain_out_of_memory
 from tpbench.measure import flops, latency, memory
 from tpbench.measure.cell import token_counts
 from tpbench.measure.modes import Mode, compare
@@ -42,7 +43,8 @@ def profile(
     torch.manual_seed(0)
     base = vit.create(name, {}).eval().to(where)
     model = vit.reduce(base, method, schedule, site=site)
-    images = latency.random_images(model, max(batch_sizes))
+    with explain_out_of_memory("in profiling", max(batch_sizes), "choose smaller --batch-sizes"):
+        images = latency.random_images(model, max(batch_sizes))
     result = {"model": name, "method": method, "schedule": schedule, "site": site}
     result |= _tokens(model, images)
     result |= _macs_and_layers(model, images, repeats, precision)

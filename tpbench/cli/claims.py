@@ -1,0 +1,32 @@
+"""`tpbench claims`: the paper's claims against the records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tpbench.cli.outcome import DONE
+
+HELP = "the paper's eight claims against the records of results folders"
+EXAMPLE = "tpbench claims results/cifar10 results/cifar10-w128"
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR", help="results folders (default: all under results)"
+    )
+    verb.add_argument("--out", type=Path, default=Path("results"), help="where the table goes (default: results)")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from tpbench.claims import claims, study
+    from tpbench.claims import page as claims_page
+
+    folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))
+    studies = study.read_studies(folders)
+    readings = claims.readings(studies)
+    paths = claims_page.write(arguments.out, studies, readings)
+    for claim, text, verdict in claims_page.summary(readings):
+        print(f"{claim}. {text}: {verdict}")
+    print("\n" + "\n".join(map(str, paths)))
+    return DONE

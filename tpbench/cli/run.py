@@ -1,0 +1,161 @@
+"""`tpbench run`: the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.where import add_where
+from tpbench.errors import UsageError
+from tpbench.record import Record
+
+if TYPE_CHECKING:
+    from tpbench.bench.plan import Plan
+    from tpbench.recipe import Recipe
+
+HELP = "train, evaluate and measure methods x schedules x seeds, and write the tables"
+EXAMPLE = "tpbench run --recipe smoke --methods wkmedoids,topk"
+
+MOST_SEEDS = 10_000  # a larger number is a slip of the finger
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--recipe",
+        default="digits",
+        help="digits (default), smoke, ablations, cifar10-cpu, cifar10, another packaged name, or a .py file",
+    )
+    verb.add_argument(
+        "--methods",
+        help="all, or names separated by commas, with settings where wanted: topk,wkmedoids(init=grid,site=end);"
+        " default: the recipe's, usually all; see `tpbench list`",
+    )
+    verb.add_argument(
+        "--schedules",
+        help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
+    )
+    verb.add_argument(
+        "--budget",
+        metavar="SHARES",
+        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5",
+    )
+    verb.add_argument(
+        "--budget-latency",
+        metavar="SHARES",
+        help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
+    )
+    verb.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="timm's pretrained weights from the hub, or those in FILE, and no training: every method off the shelf",
+    )
+    verb.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
+    add_where(verb)
+    verb.add_argument(
+        "--data", type=Path, metavar="DIR", help="where the recipe's data set lies; default: the recipe's"
+    )
+    verb.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
+    verb.add_argument(
+        "--time-limit",
+        metavar="9m",
+        help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
+    )
+    verb.add_argument(
+        "--fresh",
+        action="store_true",
+        help="discard this machine's records and checkpoints in the folder and start again",
+    )
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from tpbench import recipe as recipes
+    from tpbench import registry, schedule
+
+    for path in arguments.plugin:
+        registry.plug(path)
+    began, limit = time.monotonic(), _seconds(arguments.time_limit)
+    recipe = recipes.load(arguments.recipe)
+    if arguments.data is not None:
+        recipe = recipes.elsewhere(recipe, arguments.data)
+    recipe = recipe.untrained(arguments.pretrained) if arguments.pretrained else recipe
+    if arguments.methods is not None and not arguments.methods.strip(" ,"):
+        raise UsageError("--methods names no method; leave it out for the recipe's, or see `tpbench list`")
+    variants = registry.variants(arguments.methods or ",".join(recipe.methods))
+    schedules = schedule.parse_all(asked_schedules(arguments, recipe))
+    seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise UsageError(f"--seeds {seeds}: at least 1 is needed, at most {MOST_SEEDS} are possible")
+    out = arguments.out or Path("results") / recipe.name
+
+    from tpbench import environment
+    from tpbench.bench import runner
+    from tpbench.bench.progress import Progress
+    from tpbench.training import ranks
+
+    environment.begin(recipe.workers, arguments.device)
+    if arguments.plan:
+        recipe = replace(recipe, pretrained=False)  # shapes are enough
+    plugins, every = tuple(arguments.plugin), (arguments.methods or "all") == "all"
+    plan = runner.plan(recipe, variants, schedules, seeds, out, arguments.device, plugins, holes=every)
+    if arguments.plan:
+        return show_forecast(plan)
+    if limit is not None:
+        plan = replace(plan, deadline=began + limit)
+    records = runner.run(plan, arguments.fresh, Progress())
+    if ranks.rank() != 0:
+        return DONE
+
+    if records:
+        show(records, out)
+    if left := len(plan.cells) - len(records):
+        say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
+    failed = list(runner.failures(records))
+    for record in failed:
+        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
+    return FAILED if failed else DONE
+
+
+def show_forecast(plan: Plan) -> int:
+    from tpbench.bench import forecast
+
+    for line in forecast.lines(forecast.forecast(plan)):
+        print(line)
+    return DONE
+
+
+def show(records: Sequence[Record], out: Path) -> None:
+    """Write the report of a results folder and print the comparison of these records."""
+    from rich.console import Console
+
+    from tpbench.report import frame, terminal, write
+
+    write.write(out)
+    terminal.show(frame.comparison(frame.cells(records)), Console())
+    print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
+
+
+def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """The schedules named, shares of cost at the recipe's blocks, or else the recipe's schedules."""
+    where = recipe.schedules[0].partition("@")[2]
+    asked = arguments.schedules.split(";") if arguments.schedules else []
+    for kind, shares in (("macs", arguments.budget), ("latency", arguments.budget_latency)):
+        asked += [f"{kind}={share.strip()}@{where}" for share in (shares or "").split(",") if share.strip()]
+    return asked or list(recipe.schedules)
+
+
+def _seconds(text: str | None) -> float | None:
+    """ "9m" is 540.0; a number without a unit is seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--time-limit {text!r}: expected a time such as 540s, 9m or 1.5h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

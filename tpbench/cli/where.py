@@ -1,0 +1,15 @@
+"""The flags that `run` and `search` share: where results go and what they run on."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+
+def add_where(verb: ArgumentParser) -> None:
+    """Add --out, --device and --plugin to a verb."""
+    verb.add_argument("--out", type=Path, help="results folder (default: results/RECIPE)")
+    verb.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    verb.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
+    )
