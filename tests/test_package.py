@@ -112,3 +112,10 @@ def test_the_readmes_example_runs_as_a_plug_in(tmp_path, capsys):
         registry._cards.pop("first", None)
     assert main([*words, "--plugin", str(tmp_path / "nowhere.py")]) == 2
     assert "is not a Python file" in capsys.readouterr().err
+
+
+def test_the_page_of_methods_is_that_of_their_cards():
+    import methods_page
+
+    assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), "run `python tests/methods_page.py`"
+    assert "`wkmedoids`" in methods_page.page()
