@@ -80,7 +80,7 @@ class Measure:
     cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed
 
 
-# Lines that recipes got later: at these values they say what went without saying, and digests stay what they were.
+# Fields added later; at these defaults they are left out of the digest, so that older digests stay.
 LATER = {
     "data": {"erase": 0.0, "crop": 0.875, "interpolation": "bilinear"},
     "base": {"mixup_mode": "batch", "compile": False},

@@ -20,7 +20,7 @@ import pandas as pd
 from tpbench.errors import UsageError
 from tpbench.record import Record
 from tpbench.report import columns, published
-from tpbench.report.interval import interval
+from tpbench.report.interval import interval, percentile_95
 
 GIGA = 1e9
 MIB = 2**20
@@ -99,17 +99,9 @@ def _latencies(record: Record) -> dict[str, float]:
         name, samples = f"latency_b{batch}", record.latency[batch]
         for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
             row[f"{prefix}{name}_median_seconds"] = median(samples[model])
-            row[f"{prefix}{name}_p95_seconds"] = _p95(samples[model])
+            row[f"{prefix}{name}_p95_seconds"] = percentile_95(samples[model])
         row[f"{name}_ratio"] = row[f"{name}_median_seconds"] / row[f"unreduced_{name}_median_seconds"]
     return row
-
-
-def _p95(samples: Sequence[float]) -> float:
-    """The 95th percentile, linear between neighbours."""
-    ordered = sorted(samples)
-    low, part = divmod(0.95 * (len(ordered) - 1), 1)
-    lower, upper = ordered[int(low)], ordered[min(int(low) + 1, len(ordered) - 1)]
-    return lower + part * (upper - lower)
 
 
 def _listed(counts: Sequence[int]) -> str:

@@ -1,8 +1,8 @@
-"""Means with Student's t intervals."""
+"""Means with Student's t intervals, and a percentile of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -27,3 +27,12 @@ def interval(values: Iterable[float]) -> Interval:
 
     t = round(float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)), 9)  # scipy's versions differ in the eleventh digit
     return Interval(fmean(known), t * stdev(known) / sqrt(len(known)), len(known))
+
+
+def percentile_95(samples: Sequence[float]) -> float:
+    """The 95th percentile, linear between neighbours as numpy's default is."""
+    ordered = sorted(samples)
+    low, part = divmod(0.95 * (len(ordered) - 1), 1)
+    lower = ordered[int(low)]
+    upper = ordered[min(int(low) + 1, len(ordered) - 1)]
+    return lower + part * (upper - lower)

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tpbench.report.interval import percentile_95
+
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the object that `profile --json` prints, rounded."""
@@ -46,7 +48,7 @@ def _latency(result: Mapping[str, Any], promised: float) -> Table:
         table.add_column(head, justify="right")
     for size, samples in result["latency"].items():
         own, other = median(samples), median(result["latency_unreduced"][size])
-        late = sorted(samples)[min(len(samples) - 1, int(0.95 * len(samples)))]
+        late = percentile_95(samples)
         times = (f"{own * 1e3:.3g}", f"{late * 1e3:.3g}", f"{other * 1e3:.3g}")
         table.add_row(size, *times, result["unreduced_mode"][size], f"{other / own:.2f}", f"{promised:.2f}")
     return table
