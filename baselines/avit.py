@@ -6,8 +6,10 @@ that they save nothing.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from tpbench.downsampler import Downsampler, Probe
@@ -32,9 +34,9 @@ class AViT(Downsampler):
     class Config:
         scale: float = 5.0  # gamma
         shift: float = 10.0  # beta
-        halt: float = 0.99
-        ponder_weight: float = 5e-4
-        rate_weight: float = 2.0
+        halt: Annotated[float, Interval(ge=0, le=1)] = 0.99
+        ponder_weight: Annotated[float, Ge(0)] = 5e-4
+        rate_weight: Annotated[float, Ge(0)] = 2.0
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         before = tokens.carry.get("halting", torch.zeros_like(tokens.size))

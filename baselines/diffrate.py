@@ -7,8 +7,10 @@ Written from the paper's description.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,9 +26,9 @@ class RateSearch(Search):
 
     @dataclass(frozen=True)
     class Config:
-        target: float = 0.5  # share of the unreduced model's MACs
-        weight: float = 100.0  # of the squared distance to it; the paper's 5 per GFLOP^2, on DeiT-S
-        granularity: int = 4  # candidates lie as many tokens apart
+        target: Annotated[float, Interval(ge=0, le=1)] = 0.5  # share of the unreduced model's MACs
+        weight: Annotated[float, Ge(0)] = 100.0  # of the squared distance to it; the paper's 5 per GFLOP^2, on DeiT-S
+        granularity: Annotated[int, Ge(1)] = 4  # candidates lie as many tokens apart
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__(setup, config)
@@ -93,7 +95,8 @@ class DiffRate(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
-        pruned: float = 0.5  # share of the leaving tokens that are pruned; the others merge
+        # Share of the leaving tokens that are pruned; the others merge.
+        pruned: Annotated[float, Interval(ge=0, le=1)] = 0.5
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         k = self.setup.k

@@ -6,8 +6,10 @@ token joins its nearest centre, and clusters merge into their mean.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 
 from tpbench.downsampler import Downsampler, Probe
 from tpbench.kernels.clustering import squared_distances
@@ -27,7 +29,7 @@ from tpbench.tokens import Tokens, rows, stable_topk
 class DPCKNN(Downsampler):
     @dataclass(frozen=True)
     class Config:
-        neighbours: int = 5
+        neighbours: Annotated[int, Ge(1)] = 5
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):

@@ -6,8 +6,10 @@ logits and tokens. The backbone stands still first and learns slowly later.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,9 +34,9 @@ class DynamicViT(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
-        rate_weight: float = 2.0
-        logits_weight: float = 0.5
-        tokens_weight: float = 0.5
+        rate_weight: Annotated[float, Ge(0)] = 2.0
+        logits_weight: Annotated[float, Ge(0)] = 0.5
+        tokens_weight: Annotated[float, Ge(0)] = 0.5
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__(setup, config)

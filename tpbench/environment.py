@@ -14,7 +14,7 @@ import torch
 from tpbench.errors import UsageError
 from tpbench.record import slug
 
-PACKAGES = ("tpbench", "torch", "torchvision", "timm", "deepspeed", "numpy", "triton")
+PACKAGES = ("tpbench", "torch", "torchvision", "timm", "deepspeed", "numpy", "triton", "numba")
 
 
 def device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from tpbench.errors import UsageError
 
@@ -160,6 +160,34 @@ def method(name: str) -> type[Downsampler]:
     return _classes[name]
 
 
+def configure(cls: type[Downsampler], knobs: dict[str, Any]) -> Downsampler.Config:
+    """A method's settings, each checked against the type, the choices and the range beside its field.
+
+    Raises UsageError for an unknown setting, and for a value that does not fit, with what would.
+    """
+    try:
+        config = cls.Config(**knobs)
+    except TypeError as error:
+        known = ", ".join(cls.Config.__dataclass_fields__) or "none"
+        raise UsageError(f"{cls.__name__} has no such setting: {error}; known: {known}") from error
+    for name, kind in get_type_hints(cls.Config, include_extras=True).items():
+        _check_setting(cls.__name__, name, getattr(config, name), kind)
+    return config
+
+
+def _check_setting(method: str, name: str, value: Any, kind: Any) -> None:
+    from pydantic import TypeAdapter, ValidationError  # here, because listing methods checks no setting
+
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        choices = ", ".join(map(str, get_args(kind)))
+        raise UsageError(f"{method}: {name} {value!r} is not one of {choices}")
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        why = error.errors(include_url=False, include_context=False)[0]["msg"]
+        raise UsageError(f"{method}: {name} {value!r} does not fit: {why[0].lower()}{why[1:]}") from error
+
+
 def select(names: str | Iterable[str]) -> list[Card]:
     """The cards of "all" or of some names; an unknown name is refused with the nearest ones."""
     cards, broken = catalogue()
@@ -194,7 +222,10 @@ def _variant(text: str) -> Variant:
         name, equals, value = (word.strip() for word in part.partition("="))
         if not (name and equals and value):
             raise UsageError(f"method {text!r}: {part.strip()!r} is no SETTING=VALUE")
-        settings.append((name, _value(value)))
+        setting = _value(value)
+        if not isinstance(setting, bool | int | float | str):
+            raise UsageError(f"method {text!r}: {name} takes a number, True, False or a word, not {value}")
+        settings.append((name, setting))
     return Variant(card.name, tuple(settings))
 
 

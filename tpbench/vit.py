@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -48,7 +48,8 @@ def reduce(
     """
     cls = registry.method(method) if isinstance(method, str) else method
     schedule = parse(schedule) if isinstance(schedule, str) else schedule
-    site, config = _site(site), _config(cls, knobs)
+    site = _site(site)
+    config = registry.configure(cls, knobs)
     check_supported(model)
     if not cls.reduces:
         return TokenViT.around(model, [], (), site)
@@ -166,20 +167,6 @@ def _site(site: str | Site) -> Site:
         return Site(site)
     except ValueError:
         raise UsageError(f"unknown site {site!r}; known: {', '.join(Site)}") from None
-
-
-def _config(cls: type[Downsampler], knobs: dict[str, Any]) -> Any:
-    """The method's settings; unknown ones, and values that are not among a setting's choices, are refused."""
-    try:
-        config = cls.Config(**knobs)
-    except TypeError as error:
-        known = ", ".join(cls.Config.__dataclass_fields__) or "none"
-        raise UsageError(f"{cls.__name__} has no such setting: {error}; known: {known}") from error
-    for name, kind in get_type_hints(cls.Config).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            choices = ", ".join(map(str, get_args(kind)))
-            raise UsageError(f"{cls.__name__}: {name} {getattr(config, name)!r} is not one of {choices}")
-    return config
 
 
 def adopt(cls: type[M], module: nn.Module) -> M:

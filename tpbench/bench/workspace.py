@@ -172,7 +172,7 @@ class Workspace:
         from tpbench.bench.models import settings
 
         site, knobs = settings(self.recipe, cell.variant)
-        config = registry.method(cell.variant.method).Config(**knobs)
+        config = registry.configure(registry.method(cell.variant.method), knobs)
         card = cell.variant.card
         return Record(
             recipe=self.recipe.name,

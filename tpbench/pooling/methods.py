@@ -8,9 +8,10 @@ each is worth, the recipe `ablations` measures.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ class TokenPooling(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
-        iterations: int = 5
+        iterations: Annotated[int, Ge(0)] = 5
         init: cluster.Initialisation = "topk"
         weights: Literal["received", "others", "class"] = "received"  # others: without what a token pays to itself
         normalise: bool = False  # cluster directions instead of tokens
@@ -116,7 +117,7 @@ class PeaksKMedoids(WeightedKMedoids):
 
     @dataclass(frozen=True)
     class Config(WeightedKMedoids.Config):
-        iterations: int = 2
+        iterations: Annotated[int, Ge(0)] = 2
         init: cluster.Initialisation = "peaks"
 
 
