@@ -2,7 +2,8 @@
 
 A token's first feature is its halting score; scores add up over the reducing blocks, and a token whose sum reaches 0.99
 is hidden from then on. Nothing is removed from the tensors, as in the published code: the row says how many live, and
-that they save nothing.
+that they save nothing. The last tokens of an image may all reach 0.99 at once: the one with the lowest sum then stays,
+since average pooling, and attention without a class token, need one to read.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +18,14 @@ from tpbench.registry import register
 from tpbench.tokens import Tokens
 
 
+def last_token(tokens: Tokens, halting: Tensor) -> Tensor:
+    """[B, N] true for the living token of each image with the lowest sum of halting scores [B, N]."""
+    if tokens.alive is not None:
+        halting = halting.masked_fill(tokens.alive == 0, float("inf"))
+    index = torch.arange(tokens.count, device=halting.device)
+    return index == halting.argmin(dim=1, keepdim=True)
+
+
 @register(
     "avit",
     title="A-ViT, masks only: saves nothing",
@@ -25,15 +34,18 @@ from tpbench.tokens import Tokens
     year=2022,
     url="https://arxiv.org/abs/2112.07658",
     count="masked",
-    differs="halts at the schedule's blocks, drawn to their K and not to a Gaussian over depth; no mean over depth",
+    differs="halts at the schedule's blocks, drawn to their K and not to a Gaussian over depth; no mean over depth; "
+    "ponder is the sum over blocks of the mass left, not blocks plus remainder, so that every block has a gradient; "
+    "an image keeps its last token; scale and shift are the paper's, where its recipe takes 10 and 30 (DeiT-Ti) or 75 "
+    "(DeiT-S)",
 )
 class AViT(Downsampler):
     masks = True
 
     @dataclass(frozen=True)
     class Config:
-        scale: float = 5.0  # gamma
-        shift: float = 10.0  # beta
+        scale: float = 5.0  # gamma, as in the paper; in its recipe 10
+        shift: float = 10.0  # minus beta, as in the paper; in its recipe 30 for DeiT-Ti and 75 for DeiT-S
         halt: Annotated[float, Interval(ge=0, le=1)] = 0.99
         ponder_weight: Annotated[float, Ge(0)] = 5e-4
         rate_weight: Annotated[float, Ge(0)] = 2.0
@@ -42,7 +54,8 @@ class AViT(Downsampler):
         before = tokens.carry.get("halting", torch.zeros_like(tokens.size))
         halting = before + torch.sigmoid(self.config.scale * tokens.body[..., 0].float() - self.config.shift)
         left = (1 - halting).clamp(min=0)
-        alive = (halting < self.config.halt).float() + (left - left.detach())  # 0 or 1, with a gradient
+        going = (halting < self.config.halt) | last_token(tokens, halting)
+        alive = going.float() + (left - left.detach())  # 0 or 1, with a gradient
         carry = {**tokens.carry, "halting": halting}
         return replace(tokens, alive=alive, grid=None, carry=carry, aux=self.losses(tokens, alive, left))
 

@@ -1,9 +1,10 @@
 """DiffRate (Chen et al., ICCV 2023, https://arxiv.org/abs/2305.17997): prune and merge, and learn how many of each.
 
 Tokens are sorted by class attention. The last are pruned; of those left the least attended are merged, each into the
-most similar more attended one. How many are pruned and merged in every block is learned (`tpbench search --method
-diffrate`): a softmax over candidate counts, made hard with a straight-through gradient, the weights frozen.
-Written from the paper's description.
+most similar more attended one: their plain mean. Later attention counts the merged key as often as its patches, each
+weighted by the similarity of the token that brought it (the logarithm is added to the scores). How many are pruned and
+merged in every block is learned (`tpbench search --method diffrate`): a softmax over candidate counts, made hard with a
+straight-through gradient, the weights frozen. Written from the paper's description.
 """
 
 from dataclasses import dataclass, replace
@@ -16,13 +17,19 @@ from torch.nn import functional as F
 
 from tpbench.downsampler import Downsampler, Needs, Probe, Search, Setup
 from tpbench.registry import register
-from tpbench.tokens import Tokens, stable_topk
+from tpbench.tokens import Tokens, cosine, segment_sum, stable_topk
+
+
+def counted(tokens: Tokens) -> Tensor:
+    """How often attention counts each body token as a key: [B, N]."""
+    return tokens.size if tokens.key_weight is None else tokens.key_weight
 
 
 class RateSearch(Search):
     """A distribution over the share of the living that survives pruning, and one over the share that merging leaves."""
 
     needs = Needs.CLS
+    weighted_attention = True
 
     @dataclass(frozen=True)
     class Config:
@@ -60,16 +67,25 @@ class RateSearch(Search):
     @staticmethod
     def absorb(tokens: Tokens, alive: Tensor, stays: Tensor) -> Tokens:
         """Every token that stays becomes the mean of itself and of the living ones that merge into it."""
-        directions = F.normalize(tokens.body.detach().float(), dim=-1)
-        similarity = (directions @ directions.transpose(1, 2)).masked_fill((stays == 0)[:, None, :], float("-inf"))
+        similarity = cosine(tokens.body, tokens.body).masked_fill((stays == 0)[:, None, :], float("-inf"))
         number = torch.arange(tokens.count, device=tokens.x.device)
-        partner = torch.where(stays > 0, number, similarity.argmax(dim=2))
-        met = F.one_hot(partner, tokens.count) * (alive * tokens.size)[:, :, None]  # [B, from, to]
-        size = met.sum(dim=1)
-        mean = met.transpose(1, 2) @ tokens.body.float() / size.clamp(min=1)[:, :, None]
-        body = torch.where(size[:, :, None] > 0, mean.to(tokens.x.dtype), tokens.body)
+        score, nearest = similarity.max(dim=2)
+        partner = torch.where(stays > 0, number, nearest)
+        likeness = torch.where(stays > 0, torch.ones_like(score), score.clamp(min=0))
+        joins = F.one_hot(partner, tokens.count) * alive[:, :, None]  # [B, from, to]
+        members = joins.sum(dim=1)
+        mean = joins.transpose(1, 2) @ tokens.body.float() / members.clamp(min=1)[:, :, None]
+        merges = members > 0
+        body = torch.where(merges[:, :, None], mean.to(tokens.x.dtype), tokens.body)
         x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
-        return replace(tokens, x=x, size=torch.where(size > 0, size, tokens.size))
+        size = (joins * tokens.size[:, :, None]).sum(dim=1)
+        key_weight = (joins * (counted(tokens) * likeness)[:, :, None]).sum(dim=1)
+        return replace(
+            tokens,
+            x=x,
+            size=torch.where(merges, size, tokens.size),
+            key_weight=torch.where(merges, key_weight, counted(tokens)),
+        )
 
     def kept(self, arriving: Tensor) -> Tensor:
         return arriving * self.share(self.pruning) * self.share(self.merging)
@@ -87,10 +103,12 @@ class RateSearch(Search):
     venue="ICCV",
     year=2023,
     url="https://arxiv.org/abs/2305.17997",
-    differs="K comes from the schedule, which its search can write; a fixed share of what leaves is pruned",
+    differs="K comes from the schedule, which its search can write; a fixed share of what leaves is pruned; negative "
+    "similarities count as 0, so that every key keeps a positive weight",
 )
 class DiffRate(Downsampler):
     needs = Needs.CLS
+    weighted_attention = True
     search = RateSearch
 
     @dataclass(frozen=True)
@@ -101,10 +119,13 @@ class DiffRate(Downsampler):
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         k = self.setup.k
         tokens = tokens.keep(stable_topk(probe.cls, self.pruned_to))
-        directions = F.normalize(tokens.body, dim=-1)
-        partner = (directions[:, k:] @ directions[:, :k].transpose(1, 2)).max(dim=2).indices
+        similarity, partner = cosine(tokens.body[:, k:], tokens.body[:, :k]).max(dim=2)
         stay = torch.arange(k, device=partner.device).expand(partner.shape[0], -1)
-        return tokens.merge(torch.cat([stay, partner], dim=1), k)
+        assignment = torch.cat([stay, partner], dim=1)
+        likeness = torch.cat([torch.ones_like(tokens.size[:, :k]), similarity.clamp(min=0).float()], dim=1)
+        key_weight = segment_sum(counted(tokens) * likeness, assignment, k)
+        merged = tokens.merge(assignment, k, weight=torch.ones_like(tokens.size))  # the plain mean
+        return replace(merged, key_weight=key_weight)
 
     @property
     def pruned_to(self) -> int:

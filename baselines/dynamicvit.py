@@ -1,6 +1,7 @@
 """DynamicViT (Rao et al., NeurIPS 2021, https://arxiv.org/abs/2106.02034): predictors learn whom to keep.
 
-In training nothing is removed: hard Gumbel-softmax decisions mask the attention, with a gradient. At inference the K
+In training nothing is removed: hard Gumbel-softmax decisions mask the attention, with a gradient; an image of which
+every token is dropped keeps the likeliest one, since average pooling needs one to read. At inference the K
 tokens most likely kept stay. Three extra losses: the keep rate of every stage, and the frozen unreduced model's
 logits and tokens. The backbone stands still first and learns slowly later.
 """
@@ -57,7 +58,10 @@ class DynamicViT(Downsampler):
         if not self.training:
             return tokens.keep(stable_topk(scores[..., 0], self.setup.k).sort(dim=1).values)
         soft = F.gumbel_softmax(scores.float())
-        kept = alive * ((soft[..., 0] > soft[..., 1]) + (soft[..., 0] - soft[..., 0].detach()))  # exactly 0 or 1
+        keep = soft[..., 0]
+        likeliest = keep.masked_fill(alive == 0, -1).argmax(dim=1, keepdim=True)
+        stays = (keep > soft[..., 1]) | (torch.arange(tokens.count, device=keep.device) == likeliest)
+        kept = alive * (stays + (keep - keep.detach()))  # exactly 0 or 1
         off = (kept.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
         return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})

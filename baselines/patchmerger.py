@@ -21,7 +21,7 @@ class PatchMerger(Downsampler):
     def __init__(self, setup: Setup, config: Downsampler.Config | None = None):
         super().__init__(setup, config)
         self.norm = nn.LayerNorm(setup.width)
-        self.queries = nn.Parameter(torch.randn(setup.k, setup.width) * setup.width**-0.5)
+        self.queries = nn.Parameter(torch.randn(setup.k, setup.width))  # standard deviation 1, as published
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         x = self.norm(tokens.body)

@@ -88,7 +88,7 @@ class Downsampler(nn.Module):
 
     needs: ClassVar[Needs] = Needs.NONE
     reduces: ClassVar[bool] = True  # False: the method is the unreduced model and has no schedule
-    weighted_attention: ClassVar[bool] = False  # later keys count `size` times (ToMe's proportional attention)
+    weighted_attention: ClassVar[bool] = False  # later keys count by size or key_weight (proportional attention)
     masks: ClassVar[bool] = False  # tokens are hidden and none is removed; K is the number meant to stay alive
     teacher: ClassVar[bool] = False  # the harness supplies the unreduced model's Output to `objective`
     backbone_lr_scale: ClassVar[float] = 1.0  # learning rate of the backbone relative to the method's parameters

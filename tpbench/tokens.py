@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass
@@ -20,9 +21,11 @@ class Tokens:
     prefix P
     size   [B, N] float32, patches each body token stands for (1 after pruning, more after merging)
     grid   (rows, columns) while the body tokens lie on a full grid in row order, else None
-    alive  [B, N] in [0, 1] or None: padding, or a differentiable keep decision; 0 is invisible to the others
+    alive  [B, N] in [0, 1] or None: padding, or a differentiable keep decision; 0 is invisible to the others.
+           Every image keeps at least one token alive: attention and average pooling divide by what is alive.
     aux    loss terms met on the way, by name: scalars
     carry  [B, N] values of a method's own that stay with their tokens, by name, until tokens merge
+    key_weight  [B, N] how often proportional attention counts each body token as a key; None: as often as its size
     """
 
     x: Tensor
@@ -32,6 +35,7 @@ class Tokens:
     alive: Tensor | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
     carry: dict[str, Tensor] = field(default_factory=dict)
+    key_weight: Tensor | None = None
 
     @property
     def body(self) -> Tensor:
@@ -46,7 +50,7 @@ class Tokens:
     def with_body(self, body: Tensor, size: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches."""
         x = torch.cat([self.x[:, : self.prefix], body], dim=1)
-        return replace(self, x=x, size=size, grid=grid, alive=None, carry={})
+        return replace(self, x=x, size=size, grid=grid, alive=None, carry={}, key_weight=None)
 
     def keep(self, index: Tensor, size: Tensor | None = None) -> Tokens:
         """Prune: keep the body tokens index [B, K] int64, in that order.
@@ -56,9 +60,10 @@ class Tokens:
         prefix = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
         x = rows(self.x, torch.cat([prefix, index + self.prefix], dim=1))
         alive = None if self.alive is None else self.alive.gather(1, index)
+        key_weight = None if self.key_weight is None else self.key_weight.gather(1, index)
         size = self.size.gather(1, index) if size is None else size
         carry = {name: value.gather(1, index) for name, value in self.carry.items()}
-        return replace(self, x=x, size=size, grid=None, alive=alive, carry=carry)
+        return replace(self, x=x, size=size, grid=None, alive=alive, carry=carry, key_weight=key_weight)
 
     def merge(self, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tokens:
         """Pool: body tokens with the same assignment [B, N] int64 in [0, k) become their weighted mean, sizes added.
@@ -84,6 +89,20 @@ def stable_topk(score: Tensor, k: int) -> Tensor:
     NaN counts as largest.
     """
     return torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]
+
+
+@torch.no_grad()
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of all pairs: a [B, N, C], b [B, M, C] -> [B, N, M].
+
+    In float32 or better and without a gradient, whatever the dtype of a and b and under autocast too: in bfloat16 many
+    of a token's candidates round to the same similarity.
+    """
+    exact = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        a = F.normalize(a.to(exact), dim=-1)
+        b = F.normalize(b.to(exact), dim=-1)
+        return a @ b.transpose(1, 2)
 
 
 def spread(size: Tensor, share: Tensor) -> Tensor:

@@ -199,10 +199,10 @@ class ProbedAttention(Attention):
         probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
         return self.finish(x, out), probe
 
-    def masked(self, x: Tensor, alive: Tensor, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
-        """Attention in which key j counts alive [B, P + N] times, with a gradient to alive; and its Probe."""
+    def masked(self, x: Tensor, alive: Tensor, count: Tensor | None, needs: Needs) -> tuple[Tensor, Probe]:
+        """Attention in which key j counts alive x count [B, P + N] times, with a gradient to alive; and its Probe."""
         q, k, v = self.project(x)
-        out, attention = kernels.masked_attention(q, k, v, alive, self.scale)
+        out, attention = kernels.masked_attention(q, k, v, alive, self.scale, count)
         cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
         received = own = None
         if needs & Needs.RECEIVED:
@@ -240,7 +240,7 @@ class TokenBlock(Block):
     reducer: Downsampler | None
     site: Site
     prefix: int
-    weighted: bool  # whether keys count as often as the patches they stand for
+    weighted: bool  # whether keys count as often as the patches they stand for, or as the method says
 
     @classmethod
     def around(cls, block: Block, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool) -> TokenBlock:
@@ -263,7 +263,8 @@ class TokenBlock(Block):
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
         x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
         if tokens.alive is not None and tokens.alive.requires_grad:
-            attended, probe = self.attn.masked(x, self.key_weight(tokens), needs)
+            count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
+            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, needs)
         else:
             bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
             attended, probe = self.attn(x, bias, needs)
@@ -287,9 +288,15 @@ class TokenBlock(Block):
 
     def key_weight(self, tokens: Tokens) -> Tensor:
         """How often each key counts: [B, P + N] float32, 1 for the prefix."""
-        weight = tokens.size if self.weighted else torch.ones_like(tokens.size)
+        weight = self.key_count(tokens)
         weight = weight if tokens.alive is None else weight * tokens.alive
-        return nn.functional.pad(weight, (tokens.prefix, 0), value=1.0)
+        return pad_prefix(weight, tokens.prefix)
+
+    def key_count(self, tokens: Tokens) -> Tensor:
+        """How often each body token counts as a key while it is alive: [B, N] float32."""
+        if not self.weighted:
+            return torch.ones_like(tokens.size)
+        return tokens.size if tokens.key_weight is None else tokens.key_weight
 
 
 class TokenViT(VisionTransformer):
@@ -385,7 +392,7 @@ class TokenViT(VisionTransformer):
             return self.forward_head(tokens.x)
         weight = tokens.size if tokens.alive is None else tokens.size * tokens.alive
         if self.pool_include_prefix:
-            weight = nn.functional.pad(weight, (tokens.prefix, 0), value=1.0)
+            weight = pad_prefix(weight, tokens.prefix)
         x = tokens.x if self.pool_include_prefix else tokens.body
         share = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
         return self.head(self.head_drop(self.fc_norm((share[:, :, None] * x).sum(dim=1))))
@@ -410,6 +417,11 @@ class TokenViT(VisionTransformer):
 
 class TokenViTDistilled(TokenViT, VisionTransformerDistilled):
     """The same with timm's distillation token and its two heads."""
+
+
+def pad_prefix(weight: Tensor, prefix: int) -> Tensor:
+    """Weights [B, N] of the body tokens -> [B, P + N] with 1 for each prefix token."""
+    return nn.functional.pad(weight, (prefix, 0), value=1.0)
 
 
 def linear_macs(module: nn.Module) -> int:

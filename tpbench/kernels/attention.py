@@ -76,16 +76,20 @@ def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> 
     return scores.softmax(dim=-1).mean(dim=1)[:, 0].float()
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention to key j multiplied by alive [B, N], a token always seeing itself (DynamicViT, eq. 11).
 
-    Multiplied and not biased by its logarithm, so that gradients reach alive where it is 0.
+    Multiplied and not biased by its logarithm, so that gradients reach alive where it is 0. Key j, visible or a token's
+    own, counts count [B, N] > 0 times (None: once).
     Output [B, H, N, D] and the attention itself [B, H, N, N], without gradient.
     """
     scores = (q @ k.transpose(-2, -1)).float() * scale
     own = torch.eye(alive.shape[1], device=alive.device, dtype=scores.dtype)
     visible = alive[:, None, None, :].to(scores.dtype)
     visible = visible + (1 - visible) * own
+    visible = visible if count is None else visible * count[:, None, None, :].to(scores.dtype)
     highest = scores.detach().masked_fill(visible == 0, float("-inf")).amax(dim=-1, keepdim=True)
     weight = (scores - highest).clamp(max=30).exp() * visible  # hidden scores far above all visible ones: no overflow
     attention = weight / weight.sum(dim=-1, keepdim=True)
