@@ -215,3 +215,29 @@ def test_soft_assignments_are_means_of_the_tokens(name):
     torch.testing.assert_close(out.size.sum(dim=1), torch.full((2,), 6.0))
     varied = Tokens(torch.randn(2, 7, 8), 1, torch.ones(2, 6))
     assert reducer(varied, Probe()).body.std(dim=1).max() > 0, "control: other tokens come out otherwise"
+
+
+def test_tome_leaves_set_a_before_set_b():
+    """Five body tokens behind a class token: positions 0 to 5, so that body 1 and 3 are in A, and 0, 2 and 4 in B."""
+    from baselines.tome import merged, set_order
+
+    tokens = Tokens(torch.arange(6.0).reshape(1, 6, 1), 1, torch.ones(1, 5))
+    order = set_order(1, 5, torch.device("cpu"))
+    assert order.tolist() == [1, 3, 0, 2, 4]
+    out = merged(tokens, torch.tensor([[1]]), torch.tensor([[2]]), 4, order)
+    assert out.body.flatten().tolist() == [4.0, 1.0, 2.5, 5.0], "token 3 of A, then 0, 2 with 1, and 4"
+    assert out.size.tolist() == [[1, 1, 2, 1]]
+    by_position = merged(tokens, torch.tensor([[1]]), torch.tensor([[2]]), 4)
+    assert by_position.body.flatten().tolist() == [1.0, 2.5, 4.0, 5.0], "control: the order shows"
+
+
+def test_dpcknn_breaks_ties_by_the_lower_index_and_does_not_underflow():
+    points = torch.tensor([[0.0, 0], [0, 0], [0, 0], [5, 0], [5.1, 0], [9, 9]])
+    for scale in (1.0, 100.0):  # exp of -(1000^2) is 0 in float32
+        method = registry.method("dpcknn")
+        setup = Setup(0, 0, 1, 6, 2, 6, 2, 1, None)
+        reducer = method(setup, method.Config(neighbours=2))
+        x = torch.cat([torch.zeros(1, 1, 2), scale * points[None]], dim=1)
+        out = reducer(Tokens(x, 1, torch.ones(1, 6)), Probe())
+        assert out.size.tolist() == [[3, 3]], "the three duplicates, and the three others"
+        assert out.body[0, 0].tolist() == [0, 0]
