@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from test_contract import promise_sizes
+
 from tpbench import registry
-from tpbench.downsampler import Downsampler, Needs
+from tpbench.downsampler import Downsampler, Needs, Site
 from tpbench.registry import Card
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
-HEADS = ("Method", "What it is", "Published", "Sees", "Tokens", "Differs from the paper")
-INTRODUCTION = """Made by `python tests/methods_page.py` from the cards in `tpbench/pooling` and `baselines`.
+HEADS = ("Method", "What it is", "Published", "Family", "Sees", "Tokens", "Differs from the paper")
+INTRODUCTION = """Made by `python tests/methods_page.py` from the cards in `tpbench/pooling` and `baselines`, and from
+what the methods do to the tokens of a tiny model. Do not edit it by hand.
+
+**Family** is what happens to the tokens that are removed: *prunes* drops them, *merges* averages them into other tokens
+(soft means and learned slots are merging too), *prunes and merges* does one after the other, *pools the grid* averages,
+maximises or convolves neighbours in the image, *masks* hides tokens and removes none.
 
 **Sees** is what a method asks of the block's attention beside the tokens, under its default settings: keys, values, the
 class token's attention (cls) or the attention that each token receives (received). **Tokens**: *exact* meets the
@@ -28,10 +35,24 @@ def page() -> str:
 def texts(card: Card, method: type[Downsampler]) -> list[str]:
     """A method's cells."""
     needs = method.asks(method.Config())
-    sees = ", ".join(need.name.lower() for need in Needs if need in needs) or "tokens alone"
+    asked = ", ".join(need.name.lower() for need in Needs if need in needs)
+    sees = "" if card.unreduced else asked or "tokens alone"
     where = f"{card.venue} {card.year}" if card.venue else card.paper
     published = f"[{where}]({card.url})" if card.url else where
-    return [f"`{card.name}`", card.title, published, sees, card.count.replace("_", " "), card.differs]
+    count = "" if card.unreduced else card.count.replace("_", " ")
+    return [f"`{card.name}`", card.title, published, family(method), sees, count, card.differs]
+
+
+def family(method: type[Downsampler]) -> str:
+    """What a method does with the tokens that leave, found by running it. Empty for the unreduced model."""
+    if not method.reduces:
+        return ""
+    if method.masks:
+        return "masks"
+    _, grid = method.reachable(64, 32, (8, 8))
+    if grid is not None:
+        return "pools the grid"
+    return promise_sizes(method, Site.MID).replace("does both", "prunes and merges")
 
 
 def row(cells: list[str] | tuple[str, ...]) -> str:

@@ -127,7 +127,7 @@ def violations(code: dict[str, str]) -> list[str]:
             bad.append(f"{module} imports {package}: only {', '.join(sorted(ONLY_IN[package]))} may")
         if here in ("tpbench.report", "tpbench.claims") and package in ("torch", "timm", "torchvision"):
             bad.append(f"{module} imports {package}: reports are made from records alone")
-    bad += [f"{m} is in no room: say in FLOORS where it belongs" for m in code if floor(m) is None]
+    bad += [f"{m} is in no room: say in docs/architecture.md where it belongs" for m in code if floor(m) is None]
     return bad + circles(code) + [f"{m} has a name that says nothing" for m in code if vague(m)]
 
 
@@ -252,13 +252,64 @@ def test_control_an_unknown_room_is_found():
     assert "in no room" in violations({"tpbench.attic": "import tpbench.errors", "tpbench.errors": ""})[0]
 
 
-def test_the_page_names_every_room_and_no_other():
-    rooms = {room(module) for module in sources()}
-    assert set().union(*FLOORS) == rooms
-    shorter = "\n".join(
-        line for line in PAGE.read_text(encoding="utf-8").splitlines() if "`tpbench.training`" not in line
-    )
-    assert set().union(*floors(shorter)) == rooms - {"tpbench.training"}, "control: a missing room shows"
+def without(word: str) -> str:
+    """The page without the lines that hold a word."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if word not in line)
+
+
+def test_the_page_names_every_room_once_and_no_other():
+    rooms = sorted({room(module) for module in sources()})
+    page = PAGE.read_text(encoding="utf-8")
+    assert sorted(name for names in FLOORS for name in names) == rooms
+    assert sorted(described(page)) == rooms, "one line a room, under Rooms"
+
+
+def test_control_a_page_with_a_room_missing_fails(monkeypatch):
+    page = without("`tpbench.training`")
+    assert "tpbench.training" not in described(page)
+    monkeypatch.setitem(globals(), "FLOORS", floors(page))
+    missing = {name for name in sources() if room(name) == "tpbench.training"}
+    found = violations(sources())
+    assert all(f"{name} is in no room: say in docs/architecture.md where it belongs" in found for name in missing)
+
+
+def test_the_page_names_functions_that_exist():
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(walked(page)) > 30
+    assert unknown(page) == []
+    renamed = page.replace("`record.write`", "`record.scribble`")
+    assert unknown(renamed) == ["record.scribble"], "control: a name that is gone shows"
+
+
+def described(page: str) -> list[str]:
+    """The rooms that have a line of their own, in order."""
+    return re.findall(r"^- `([^`]+)`: ", page, flags=re.MULTILINE)
+
+
+def walked(page: str) -> list[str]:
+    """The dotted names in the walks of the page, such as vit.TokenViT.embed."""
+    walks = page[page.index("## The way of the data") :]
+    return re.findall(r"`([a-z_]+(?:\.\w+)+)`", walks)
+
+
+def unknown(page: str) -> list[str]:
+    """The names among them that no module of tpbench defines."""
+    defined = {name for module, text in sources().items() for name in definitions(module, ast.parse(text))}
+    return [name for name in walked(page) if f"tpbench.{name}" not in defined]
+
+
+def definitions(prefix: str, node: ast.Module | ast.ClassDef) -> list[str]:
+    """The functions, classes and constants of a module, and the members of its classes, with their dotted names."""
+    found: list[str] = []
+    for child in node.body:
+        if isinstance(child, ast.Assign):
+            found += [f"{prefix}.{target.id}" for target in child.targets if isinstance(target, ast.Name)]
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            found.append(f"{prefix}.{child.name}")
+        if isinstance(child, ast.ClassDef):
+            found += definitions(f"{prefix}.{child.name}", child)
+    return found
 
 
 def test_control_types_alone_do_not_count():

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import methods_page
 import pytest
 import readme
 
@@ -114,8 +116,25 @@ def test_the_readmes_example_runs_as_a_plug_in(tmp_path, capsys):
     assert "is not a Python file" in capsys.readouterr().err
 
 
-def test_the_page_of_methods_is_that_of_their_cards():
-    import methods_page
+def test_the_page_of_methods_is_that_of_their_cards(monkeypatch):
+    committed = methods_page.PAGE.read_text(encoding="utf-8")
+    assert committed == methods_page.page(), "run `python tests/methods_page.py`"
+    cards = registry.select("all")
+    cards[-1] = replace(cards[-1], differs="in every way")
+    monkeypatch.setattr(registry, "select", lambda _: cards)
+    assert committed != methods_page.page(), "control: a changed card shows"
 
-    assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), "run `python tests/methods_page.py`"
-    assert "`wkmedoids`" in methods_page.page()
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("none", ""),
+        ("topk", "prunes"),
+        ("tome", "merges"),
+        ("diffrate", "prunes and merges"),
+        ("avgpool", "pools the grid"),
+        ("avit", "masks"),
+    ],
+)
+def test_the_page_of_methods_says_what_happens_to_the_tokens(name, family):
+    assert methods_page.family(registry.method(name)) == family
