@@ -1,15 +1,29 @@
 """ATS (Fayyaz et al., ECCV 2022, https://arxiv.org/abs/2111.15667): tokens sampled by inverse transform.
 
-Scores are the class token's attention times the length of the values; K evenly spaced quantiles of their cumulative
-distribution, scores in rising order, name at most K tokens. How many depends on the image: the rest of the K places is
-padding that no token sees.
+Scores are the class token's attention times the length of the values. They are sorted in rising order and summed up,
+and the sums are scaled to run from 0 to 1. K samples, evenly spaced from the smallest positive sum to 1, each take the
+token whose sum is nearest: at most K different tokens. How many depends on the image; the rest of the K places is
+padding that no token sees. Sums and samples are those of the published code; the paper writes (2s - 1) / 2K for the
+samples.
 """
 
 import torch
+from torch import Tensor
 
 from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.registry import register
 from tpbench.tokens import Tokens
+
+
+def nearest_samples(rising: Tensor, k: int) -> Tensor:
+    """Places [B, K], in rising order, that k samples take in the sorted scores rising [B, N]."""
+    total = rising.cumsum(dim=1)
+    lowest, highest = total[:, :1], total[:, -1:]
+    share = (total - lowest) / (highest - lowest)
+    start = share.masked_fill(share == 0, float("inf")).amin(dim=1, keepdim=True)
+    spacing = torch.linspace(1, 0, k, device=rising.device).flip(0)  # of one sample, it is 1
+    sample = start + (1 - start) * spacing
+    return (sample[:, :, None] - share[:, None, :]).abs().argmin(dim=2)
 
 
 @register(
@@ -20,7 +34,8 @@ from tpbench.tokens import Tokens
     year=2022,
     url="https://arxiv.org/abs/2111.15667",
     count="at_most",
-    differs="gathered after attention, which equals selecting its rows; time is that of the padded K",
+    differs="gathered after attention, which equals selecting its rows; time is that of the padded K; samples as in "
+    "the published code, but K of them (there always one for each patch)",
 )
 class ATS(Downsampler):
     needs = Needs.CLS | Needs.VALUES
@@ -29,11 +44,9 @@ class ATS(Downsampler):
         length = probe.values[:, :, tokens.prefix :].float().square().sum(dim=(1, 3)).sqrt()
         score = probe.cls * length if tokens.alive is None else probe.cls * length * tokens.alive
         rising, order = score.sort(dim=1, stable=True)
-        total = rising.cumsum(dim=1) / rising.sum(dim=1, keepdim=True)
-        quantile = (torch.arange(self.setup.k, device=score.device) + 0.5) / self.setup.k
-        place = torch.searchsorted(total, quantile.expand(score.shape[0], -1).contiguous()).clamp(max=tokens.count - 1)
+        place = nearest_samples(rising, self.setup.k)
         first = torch.ones_like(place, dtype=torch.bool)
-        first[:, 1:] = place[:, 1:] > place[:, :-1]  # quantiles rise, so repeated tokens stand side by side
+        first[:, 1:] = place[:, 1:] > place[:, :-1]  # samples rise, so repeated tokens stand side by side
         kept = tokens.keep(order.gather(1, place))
         kept.alive = first.float()
         return kept

@@ -116,12 +116,15 @@ def test_dpcknn_by_hand():
 
 
 def test_ats_samples_the_inverse_of_the_cumulative_scores():
-    """Scores 0.1, 0.7, 0.2 with 4 samples at 1/8, 3/8, 5/8, 7/8 of the sum over 0.1 | 0.2 | 0.7: tokens 2, 1, 1, 1."""
+    """Sorted scores 0 | 1 | 2 | 7 of tokens 3, 0, 2, 1: sums 0, 0.1, 0.3, 1. Four samples at 0.1, 0.4, 0.7, 1.
+
+    The nearest sums are 0.1, 0.3, 1 and 1: the first sum at or above 0.4 would be 1, and token 2 would go.
+    """
     values = torch.ones(1, 1, 5, 1)
-    attention = torch.tensor([[0.1, 0.7, 0.2, 1e-9]])
+    attention = torch.tensor([[0.1, 0.7, 0.2, 0.0]])
     out = instance("ats", 4, 4, 1)(tokens_of([[1.0], [2.0], [3.0], [4.0]]), Probe(values=values, cls=attention))
-    assert out.alive.tolist() == [[1.0, 1.0, 0.0, 0.0]]
-    assert out.body[0, :2, 0].tolist() == [3.0, 2.0]
+    assert out.alive.tolist() == [[1.0, 1.0, 1.0, 0.0]]
+    assert out.body[0, :3, 0].tolist() == [1.0, 3.0, 2.0]
 
 
 def test_ats_keeps_fewer_where_attention_is_concentrated():
@@ -204,13 +207,20 @@ def test_pitome_merges_the_crowd_and_spares_the_loner():
 
 @pytest.mark.parametrize("name", ["patchmerger", "sit", "sinkhorn"])
 def test_soft_assignments_are_means_of_the_tokens(name):
-    """Equal tokens stay what they are, and the patches they stand for are all still there."""
+    """Equal tokens stay what they are, and the patches they stand for are all still there.
+
+    Sinkhorn adds up unit tokens: of 6 alike, each of 3 centres receives the mass of 2.
+    """
     torch.manual_seed(0)
     reducer = instance(name, 6, 3, 8)
     token = torch.randn(8)
     tokens = Tokens(token.expand(2, 7, 8).clone(), 1, torch.ones(2, 6))
     out = reducer(tokens, Probe())
-    expected = reducer.norm(token) if name == "patchmerger" else token
+    expected = token
+    if name == "patchmerger":
+        expected = reducer.norm(token)
+    if name == "sinkhorn":
+        expected = 2 * token / token.norm()
     torch.testing.assert_close(out.body, expected.expand(2, 3, 8), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.size.sum(dim=1), torch.full((2,), 6.0))
     varied = Tokens(torch.randn(2, 7, 8), 1, torch.ones(2, 6))

@@ -74,7 +74,7 @@ class PlainViT:
 
 
 def both(name: str, step, blocks: dict[int, int], weighted: bool, schedule: str = SCHEDULE, **knobs):
-    """Logits of the method and of the plain reference on the same model and images, in float64 but for the sizes, which are float32."""
+    """Logits of the method and of the plain reference, in float64 but for the sizes, which are float32."""
     model = tiny(**MODEL).double()
     with torch.no_grad():
         ours = tpbench.reduce(model, name, schedule, **knobs)(pictures())
