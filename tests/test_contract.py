@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tpbench
 from tpbench import registry
 from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
-from tpbench.errors import UnsupportedModel
+from tpbench.errors import Unreachable, UnsupportedModel
 from tpbench.measure import flops
 from tpbench.schedule import parse
 from tpbench.tokens import Tokens, segment_mean, stable_topk
@@ -368,6 +368,26 @@ def test_copies_and_state_dicts(name, site):
     promise_copies(registry.method(name), site)
 
 
+@torch.no_grad()
+def test_copies_are_aligned_whatever_the_original_is():
+    """Copies answer alike to the last bit, but not always like a model whose parameters lie across 16-byte addresses.
+
+    ZeRO makes parameters views into one flat buffer, at any address; there a CPU's matrix-vector product (a batch of
+    one) adds in another order. Copies and loaded state dicts are aligned, so that they agree with each other.
+    """
+    model = reduced(registry.method("tome"), embed_dim=64)
+    for p in model.parameters():
+        p.data = torch.empty(p.numel() + 1)[1:].view(p.shape).copy_(p.data)
+    assert all(p.data_ptr() % 16 for p in model.parameters())
+    copies = [copy.deepcopy(model), reduced(registry.method("tome"), embed_dim=64)]
+    copies[1].load_state_dict(model.state_dict())
+    assert all(p.data_ptr() % 16 == 0 for twin in copies for p in twin.parameters())
+    for batch in (1, 3):
+        answers = [seeded(twin, pictures(batch)).logits for twin in copies]
+        assert torch.equal(*answers)
+        torch.testing.assert_close(answers[0], seeded(model, pictures(batch)).logits, rtol=1e-5, atol=1e-6)
+
+
 @every_method
 def test_compiles_in_one_graph(name):
     promise_compiles(registry.method(name), Site.MID)
@@ -409,7 +429,10 @@ def test_every_setting_works(name, knobs):
 def test_every_setting_matters(name, knobs):
     """Tokens of very different lengths come out otherwise, or later attention counts them otherwise."""
     cls, outcomes, weighted = registry.method(name), [], []
-    reached, _ = cls.reachable(64, 9, (8, 8))
+    try:
+        reached, _ = cls.reachable(64, 9, (8, 8))
+    except Unreachable:
+        reached, _ = cls.reachable(64, 33, (8, 8))
     for given in ({}, knobs):
         torch.manual_seed(0)
         tokens = Tokens(torch.randn(2, 65, 32) * torch.randn(2, 65, 1).exp(), 1, torch.ones(2, 64), (8, 8))
