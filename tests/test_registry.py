@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tpbench import registry
+from tpbench import registry, schedule
+from tpbench.bench.plan import Plan
 from tpbench.downsampler import Count, Downsampler
 from tpbench.errors import UsageError
+from tpbench.recipe import load
 
 NAMES = list(registry.catalogue()[0])
 
@@ -253,6 +255,31 @@ def test_a_variant_is_a_method_with_settings():
     assert registry.variants([str(variant) for variant in found]) == found, "what is written reads back"
     assert "init = grid, iterations = 3" in found[1].title
     assert [v.method for v in registry.variants("all")] == [card.name for card in registry.select("all")]
+
+
+def test_a_plan_reads_each_methods_card_once_however_many_seeds_it_has(monkeypatch):
+    reads = []
+    catalogue = registry.catalogue
+
+    def counted():
+        reads.append(1)
+        return catalogue()
+
+    variants = tuple(registry.variants("none,topk,tome"))
+    monkeypatch.setattr(registry, "catalogue", counted)
+    schedules = (schedule.parse("0.5@0,1,2"),)
+    plan = Plan(
+        recipe=load("smoke"),
+        out=Path("out"),
+        device="cpu",
+        variants=variants,
+        reducing_schedules=schedules,
+        seeds=20,
+    )
+    assert len(plan.cells) == 20 * len(variants)
+    assert len(reads) == len(variants)
+    assert registry.variants("topk")[0].card.name == "topk"
+    assert len(reads) > len(variants), "control: a variant of another command line reads its card itself"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -54,7 +55,7 @@ class Variant:
         inside = ",".join(f"{name}={value}" for name, value in self.settings)
         return f"{self.method}({inside})" if inside else self.method
 
-    @property
+    @cached_property  # reading the cards parses every method file, and a plan asks for them at every cell
     def card(self) -> Card:
         return select([self.method])[0]
 
