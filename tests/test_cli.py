@@ -57,6 +57,7 @@ WRONG_REQUESTS = {
     "unknown flag": (["run", "--epochs", "3"], "unrecognized"),
     "unknown method": (["run", "--recipe", "smoke", "--methods", "wkmedoid"], "did you mean wkmedoids"),
     "no method": (["run", "--recipe", "smoke", "--methods", ""], "names no method"),
+    "only commas": (["run", "--recipe", "smoke", "--methods", " , "], "names no method"),
     "too many seeds": (["run", "--recipe", "smoke", "--seeds", "1000000000"], "at most 10000"),
     "unknown weights": (["profile", "--model", "test_vit.nonsense", "--method", "none"], "cannot be made"),
     "unknown recipe": (["run", "--recipe", "digit"], "did you mean digits"),
@@ -104,6 +105,11 @@ WRONG_REQUESTS = {
     "no schedule": (["profile", "--model", "deit_tiny_patch16_224", "--method", "topk"], "needs a schedule"),
     "odd batch sizes": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1;2"], "whole numbers"),
     "batch of none": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "0"], "at least one"),
+    "absurd batch": (
+        ["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1,99999999999"],
+        "at most 1000000000",
+    ),
+    "batch above 64 bits": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "9" * 30], "at most"),
     "no CUDA graph": (
         ["profile", "--model", "x", "--method", "topk", "--device", "cpu", "--cuda-graph"],
         "needs a CUDA device",
@@ -168,9 +174,39 @@ def test_exit_codes_are_distinct():
     assert len({DONE, FAILED, WRONG}) == 3
 
 
+PROFILE = ["profile", "--model", "test_vit", "--method", "none", "--repeats", "1", "--batch-sizes"]
+
+
 def test_a_batch_that_no_memory_holds_is_refused_in_one_line(capsys):
-    words = ["profile", "--model", "test_vit", "--method", "none", "--batch-sizes", "99999999999"]
-    code, _, err = ask(capsys, *words)
-    assert code == FAILED
-    assert "out of memory in profiling with 99999999999 images" in err
+    code, _, err = ask(capsys, *PROFILE, "1000000000")  # 307 TB of images: more than a process can address
+    assert code == WRONG
+    assert "out of memory in profiling with 1000000000 images" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_memory_that_runs_out_in_the_middle_of_a_profile_is_refused_in_one_line(capsys, monkeypatch):
+    import torch
+
+    from tpbench.measure import modes, profile
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
+
+    monkeypatch.setattr(profile, "compare", fail)
+    code, _, err = ask(capsys, *PROFILE, "1")
+    assert code == WRONG
+    assert "out of GPU memory in profiling with 1 images" in err
+    assert len(err.strip().splitlines()) == 1
+    monkeypatch.setattr(profile, "compare", modes.compare)
+    assert ask(capsys, *PROFILE, "1")[0] == DONE, "control: with enough memory the same command works"
+
+
+def test_control_another_error_in_a_profile_is_no_matter_of_memory(capsys, monkeypatch):
+    from tpbench.measure import profile
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(profile, "compare", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        ask(capsys, *PROFILE, "1")

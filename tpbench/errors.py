@@ -35,10 +35,11 @@ class OutOfTime(Exception):
 
 
 @contextmanager
-def explain_out_of_memory(where: str, images: int, remedy: str) -> Iterator[None]:
+def explain_out_of_memory(where: str, images: int, remedy: str, kind: type[Exception] = CellFailed) -> Iterator[None]:
     """Raise CellFailed for an out-of-memory error of torch and suggest a batch that may fit; sizes never shrink alone.
 
-    where says what ran ("in training"), with how many images at a time; remedy names the recipe line to change.
+    where says what ran ("in training"), with how many images at a time; remedy names the recipe line or flag to change;
+    kind replaces CellFailed where the user named the batch on the command line.
     """
     import torch  # here, because errors are also raised where torch is never loaded
 
@@ -49,6 +50,6 @@ def explain_out_of_memory(where: str, images: int, remedy: str) -> Iterator[None
         if not on_gpu and "can't allocate memory" not in str(error):
             raise
         memory = "GPU memory" if on_gpu else "memory"
-        raise CellFailed(
+        raise kind(
             f"out of {memory} {where} with {images} images at a time; {images // 2 or 1} may fit: {remedy}"
         ) from error

@@ -12,6 +12,8 @@ from tpbench.errors import UsageError
 HELP = "MACs and latency of one model and method, layer by layer, untrained"
 EXAMPLE = "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9"
 
+MOST_IMAGES = 1_000_000_000  # no memory holds more in one batch
+
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, help="a timm model name")
@@ -37,22 +39,23 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    from tpbench.measure import profile
-    from tpbench.measure.modes import Mode
-
     sizes = _batch_sizes(arguments.batch_sizes)
     if arguments.repeats < 1:
         raise UsageError(f"--repeats {arguments.repeats}: at least 1 is needed")
+
+    from tpbench.measure import profile
+    from tpbench.measure.modes import Mode
+
     result = profile.profile(
-        arguments.model,
-        arguments.method,
-        arguments.schedule,
-        sizes,
-        arguments.repeats,
+        name=arguments.model,
+        method=arguments.method,
+        schedule=arguments.schedule,
+        batch_sizes=sizes,
+        repeats=arguments.repeats,
         site=arguments.site,
         dtype=arguments.dtype,
         device=arguments.device,
-        mode=Mode(arguments.compile, arguments.cuda_graph),
+        mode=Mode(compiled=arguments.compile, cuda_graph=arguments.cuda_graph),
         trace=arguments.trace,
     )
     if arguments.json:
@@ -73,4 +76,6 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
         raise UsageError(f"--batch-sizes {text!r}: expected whole numbers separated by commas, as in 1,32") from None
     if not sizes or min(sizes) < 1:
         raise UsageError(f"--batch-sizes {text!r}: at least one image is needed")
+    if max(sizes) > MOST_IMAGES:
+        raise UsageError(f"--batch-sizes {text!r}: at most {MOST_IMAGES} images are possible")
     return sizes

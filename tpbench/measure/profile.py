@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tpbench import environment, vit
-from tpbench.errors import explain_out_of_memory
+from tpbench.errors import UsageError, explain_out_of_memory
 from tpbench.measure import flops, latency, memory
 from tpbench.measure.cell import token_counts
 from tpbench.measure.modes import Mode, compare
@@ -35,7 +35,7 @@ def profile(
 
     macs per image, seconds per forward pass, bytes; `layers` at the largest batch size. Layers, memory and trace are
     those of the eager model, whatever the mode. The models carry random weights: shapes alone decide what is measured
-    here (image-dependent methods excepted).
+    here (image-dependent methods excepted). Raises UsageError where the memory cannot hold the largest batch.
     """
     where = environment.device(device)
     precision = environment.dtype(dtype, where)
@@ -43,23 +43,23 @@ def profile(
     torch.manual_seed(0)
     base = vit.create(name, {}).eval().to(where)
     model = vit.reduce(base, method, schedule, site=site)
-    with explain_out_of_memory("in profiling", max(batch_sizes), "choose smaller --batch-sizes"):
+    with explain_out_of_memory("in profiling", max(batch_sizes), "choose smaller --batch-sizes", kind=UsageError):
         images = latency.random_images(model, max(batch_sizes))
-    result = {"model": name, "method": method, "schedule": schedule, "site": site}
-    result |= _tokens(model, images)
-    result |= _macs_and_layers(model, images, repeats, precision)
-    result["macs_unreduced"] = flops.closed_form(vit.reduce(base, "none")).total
-    samples, modes = compare(model, base, mode, batch_sizes, repeats, 3, precision)
-    result |= {
-        "latency": {size: both["reduced"] for size, both in samples.items()},
-        "latency_unreduced": {size: both["unreduced"] for size, both in samples.items()},
-        "mode": str(mode),
-        "unreduced_mode": modes,
-        "peak_memory_bytes": memory.peak_bytes(latency.forward_call(model, images, precision), where),
-        "environment": environment.describe(where, precision),
-    }
-    if trace is not None:
-        result["trace"] = str(write_trace(model, images, trace, dtype=precision))
+        result = {"model": name, "method": method, "schedule": schedule, "site": site}
+        result |= _tokens(model, images)
+        result |= _macs_and_layers(model, images, repeats, precision)
+        result["macs_unreduced"] = flops.closed_form(vit.reduce(base, "none")).total
+        samples, modes = compare(model, base, mode, batch_sizes, repeats, 3, precision)
+        result |= {
+            "latency": {size: both["reduced"] for size, both in samples.items()},
+            "latency_unreduced": {size: both["unreduced"] for size, both in samples.items()},
+            "mode": str(mode),
+            "unreduced_mode": modes,
+            "peak_memory_bytes": memory.peak_bytes(latency.forward_call(model, images, precision), where),
+            "environment": environment.describe(where, precision),
+        }
+        if trace is not None:
+            result["trace"] = str(write_trace(model, images, trace, dtype=precision))
     return result
 
 
