@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
-DONE, FAILED, WRONG = 0, 1, 2
-INTERRUPTED, TERMINATED = 130, 143  # 128 + the number of the signal, as shells report it
+DONE = 0
+FAILED = 1
+WRONG = 2
+INTERRUPTED = 130  # 128 + the number of the signal, as shells report it
+TERMINATED = 143
 
 
 def say(what: object, code: int) -> int:

@@ -81,18 +81,16 @@ def act(arguments: argparse.Namespace) -> int:
 
     for path in arguments.plugin:
         registry.plug(path)
-    began, limit = time.monotonic(), _seconds(arguments.time_limit)
+    began = time.monotonic()
+    limit = _seconds(arguments.time_limit)
     recipe = recipes.load(arguments.recipe)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)
-    recipe = recipe.untrained(arguments.pretrained) if arguments.pretrained else recipe
-    if arguments.methods is not None and not arguments.methods.strip(" ,"):
-        raise UsageError("--methods names no method; leave it out for the recipe's, or see `tpbench list`")
-    variants = registry.variants(arguments.methods or ",".join(recipe.methods))
+    if arguments.pretrained:
+        recipe = recipe.untrained(arguments.pretrained)
+    variants = registry.variants(asked_methods(arguments, recipe))
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
-    seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise UsageError(f"--seeds {seeds}: at least 1 is needed, at most {MOST_SEEDS} are possible")
+    seeds = asked_seeds(arguments, recipe)
     out = arguments.out or Path("results") / recipe.name
 
     from tpbench import environment
@@ -103,8 +101,16 @@ def act(arguments: argparse.Namespace) -> int:
     environment.begin(recipe.workers, arguments.device)
     if arguments.plan:
         recipe = replace(recipe, pretrained=False)  # shapes are enough
-    plugins, every = tuple(arguments.plugin), (arguments.methods or "all") == "all"
-    plan = runner.plan(recipe, variants, schedules, seeds, out, arguments.device, plugins, holes=every)
+    plan = runner.plan(
+        recipe=recipe,
+        variants=variants,
+        schedules=schedules,
+        seeds=seeds,
+        out=out,
+        device=arguments.device,
+        plugins=tuple(arguments.plugin),
+        holes=(arguments.methods or "all") == "all",
+    )
     if arguments.plan:
         return show_forecast(plan)
     if limit is not None:
@@ -140,6 +146,23 @@ def show(records: Sequence[Record], out: Path) -> None:
     write.write(out)
     terminal.show(frame.comparison(frame.cells(records)), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
+
+
+def asked_methods(arguments: argparse.Namespace, recipe: Recipe) -> str:
+    """The methods named, or else the recipe's."""
+    if arguments.methods is None:
+        return ",".join(recipe.methods)
+    if not arguments.methods.strip(" ,"):
+        raise UsageError("--methods names no method; leave it out for the recipe's, or see `tpbench list`")
+    return arguments.methods
+
+
+def asked_seeds(arguments: argparse.Namespace, recipe: Recipe) -> int:
+    """The number of seeds asked for, or else the recipe's."""
+    seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise UsageError(f"--seeds {seeds}: at least 1 is needed, at most {MOST_SEEDS} are possible")
+    return seeds
 
 
 def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
