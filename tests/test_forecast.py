@@ -10,8 +10,9 @@ import tiny_recipe
 import torch
 
 from tpbench import registry, schedule
-from tpbench.bench import forecast, runner
+from tpbench.bench import forecast
 from tpbench.bench.models import check_rows
+from tpbench.bench.plan import Plan
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.recipe import load
@@ -22,7 +23,16 @@ TINY = str(Path(__file__).with_name("tiny_recipe.py"))
 def planned(tmp_path: Path, **lines) -> forecast.Forecast:
     recipe = replace(tiny_recipe.recipe(), **lines)
     variants, schedules = registry.variants("none,topk"), schedule.parse_all("0.5@0,1;latency=0.5@0,1")
-    return forecast.forecast(runner.plan(recipe, variants, schedules, 2, tmp_path / "out", "cpu"))
+    return forecast.forecast(
+        Plan(
+            recipe=recipe,
+            out=tmp_path / "out",
+            device="cpu",
+            variants=tuple(variants),
+            reducing_schedules=tuple(schedules),
+            seeds=2,
+        )
+    )
 
 
 def test_a_plan_is_counted_by_hand(tmp_path):
@@ -59,7 +69,8 @@ def test_a_pretrained_recipe_is_planned_without_weights_or_images(capsys, monkey
         raise AssertionError("nothing is downloaded")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", refused)
-    plan = runner.plan(load("imagenet-deit-ti"), registry.variants("none"), [], 1, Path("out"), "cpu")
+    variants = tuple(registry.variants("none"))
+    plan = Plan(recipe=load("imagenet-deit-ti"), out=Path("out"), device="cpu", variants=variants, seeds=1)
     with pytest.raises(UsageError, match="nothing is downloaded"):  # control: with its weights it would be
         check_rows(plan, plan.rows())
     assert main(["run", "--recipe", "imagenet-deit-ti", "--methods", "none,topk", "--seeds", "1", "--plan"]) == DONE

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import pytest
 import torch
+from clustering_sets import Sets, gaussian, generator, integers
 from test_cluster import by_hand, means_by_hand, medoids_by_hand
 from torch import Tensor
 
@@ -34,30 +34,6 @@ ROOT = Path(__file__).parents[1]
 
 
 # ---------------------------------------------------------------- material
-
-
-class Sets(NamedTuple):
-    """x [B, N, C], weight [B, N], k."""
-
-    x: Tensor
-    weight: Tensor
-    k: int
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussian(b: int, n: int, c: int, k: int, seed: int = 0) -> Sets:
-    """Seen through a slice, as the body tokens behind a class token are."""
-    x = torch.randn(b, n + 1, c, generator=generator(seed))[:, 1:] + 0.5
-    return Sets(x, torch.rand(b, n, generator=generator(seed + 1)) + 0.01, k)
-
-
-def integers(b: int, n: int, c: int, k: int, seed: int = 0) -> Sets:
-    """Duplicates and exact ties everywhere, in distances, weights and costs."""
-    x = torch.randint(-2, 3, (b, n, c), generator=generator(seed)).float()
-    return Sets(x, torch.randint(0, 3, (b, n), generator=generator(seed + 1)).float(), k)
 
 
 def across(sets: Sets) -> Sets:

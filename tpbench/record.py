@@ -206,11 +206,16 @@ def write(path: Path, record: Record | Budget) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's text in one step, so that a reader sees the old one or the new one."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """The same for any content. What a killed writer leaves behind is named .NAME.PROCESS.part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

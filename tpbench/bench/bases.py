@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tpbench.bench.models import build_base
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import UsageError
+from tpbench.record import replace_bytes
 
 
 def base_path(workspace: Workspace, seed: int) -> Path:
@@ -22,8 +23,6 @@ def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: 
     """Write the base's weights in one step, so that a reader finds the whole file or none."""
     if not workspace.writes:
         return
-    path = base_path(workspace, seed)
-    part = path.with_name(f".{path.name}.part")
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     about = {
         "recipe": workspace.recipe.digest,
@@ -32,8 +31,7 @@ def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: 
         "seconds": str(seconds),
         "checksum": checksum(state),
     }
-    save_file(state, part, metadata=about)
-    part.replace(path)
+    replace_bytes(base_path(workspace, seed), save(state, metadata=about))
 
 
 def load_base(workspace: Workspace, seed: int) -> torch.nn.Module:
@@ -55,7 +53,7 @@ def load_base(workspace: Workspace, seed: int) -> torch.nn.Module:
         raise UsageError(f"base checkpoint {path} belongs to another recipe; run with --fresh or another --out")
     if images != workspace.fingerprint:
         raise UsageError(f"base checkpoint {path} was trained on other images; run with --fresh or another --out")
-    if about.get("checksum", checksum(weights)) != checksum(weights):
+    if "checksum" in about and about["checksum"] != checksum(weights):
         raise UsageError(f"base checkpoint {path} was changed since it was written; delete it or run with --fresh")
     model = build_base(workspace.recipe, seed)
     model.load_state_dict(weights)

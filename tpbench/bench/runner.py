@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -25,7 +24,6 @@ from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import latency_budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
-from tpbench.recipe import Recipe
 from tpbench.record import Budget, Record, read, replace_text, write
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
@@ -34,29 +32,6 @@ from tpbench.training.evaluate import Accuracy, assess
 from tpbench.training.train import Update, train
 
 SPECTRUM_IMAGES = 16
-
-
-def plan(
-    recipe: Recipe,
-    variants: Sequence[Variant],
-    schedules: Sequence[Schedule],
-    seeds: int,
-    out: Path,
-    device: str,
-    plugins: tuple[str, ...] = (),
-    holes: bool = False,
-) -> Plan:
-    """The plan of some methods at some schedules; see `Plan`."""
-    return Plan(
-        recipe=recipe,
-        out=out,
-        device=device,
-        variants=tuple(variants),
-        reducing_schedules=tuple(dict.fromkeys(schedules)),
-        seeds=seeds,
-        plugins=plugins,
-        holes=holes,
-    )
 
 
 def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:

@@ -12,20 +12,18 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from tpbench import environment, registry
+from tpbench.bench.models import settings
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.record import Record, host_id, read, read_budget, row_name
 from tpbench.schedule import Schedule
-from tpbench.training import ranks
-
-if TYPE_CHECKING:
-    from tpbench.training.data import Parts
-    from tpbench.training.train import Conditions
+from tpbench.training import data, ranks
+from tpbench.training.data import Parts
+from tpbench.training.train import Conditions
 
 
 class Workspace:
@@ -46,8 +44,6 @@ class Workspace:
     @cached_property
     def data(self) -> Parts:
         """The recipe's images, read when they are first needed."""
-        from tpbench.training import data  # here: a run that finds nothing to do reads no images
-
         return data.load(self.recipe.data, self.device)
 
     @property
@@ -58,8 +54,6 @@ class Workspace:
     @property
     def conditions(self) -> Conditions:
         """What all training runs here share."""
-        from tpbench.training.train import Conditions
-
         return Conditions(
             data=self.data,
             dtype=self.dtype,
@@ -67,8 +61,9 @@ class Workspace:
             deadline=self.plan.deadline,
         )
 
-    @property
+    @cached_property
     def machine(self) -> str:
+        """This machine's name in the folder; see `environment.machine`."""
         return environment.machine(self.device, host_id(self.work))
 
     def check_time(self) -> None:
@@ -169,8 +164,6 @@ class Workspace:
 
     def new_record(self, cell: Cell) -> Record:
         """A cell's record before anything is measured: what runs, on what, with which code."""
-        from tpbench.bench.models import settings
-
         site, knobs = settings(self.recipe, cell.variant)
         config = registry.configure(registry.method(cell.variant.method), knobs)
         card = cell.variant.card

@@ -95,19 +95,20 @@ def act(arguments: argparse.Namespace) -> int:
 
     from tpbench import environment
     from tpbench.bench import runner
+    from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
     from tpbench.training import ranks
 
     environment.begin(recipe.workers, arguments.device)
     if arguments.plan:
         recipe = replace(recipe, pretrained=False)  # shapes are enough
-    plan = runner.plan(
+    plan = Plan(
         recipe=recipe,
-        variants=variants,
-        schedules=schedules,
-        seeds=seeds,
         out=out,
         device=arguments.device,
+        variants=tuple(variants),
+        reducing_schedules=tuple(dict.fromkeys(schedules)),
+        seeds=seeds,
         plugins=tuple(arguments.plugin),
         holes=(arguments.methods or "all") == "all",
     )

@@ -59,10 +59,9 @@ def _prepared(exact: torch.dtype) -> bool:
     return True
 
 
-@cache
-def _say_once(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
+@cache  # once in a process
 def _say_why_not(reason: str) -> None:
-    _say_once(f"tpbench: clustering on the CPU runs in plain PyTorch, with the same results but slower: {reason}")
+    print(
+        f"tpbench: clustering on the CPU runs in plain PyTorch, with the same results but slower: {reason}",
+        file=sys.stderr,
+    )

@@ -23,10 +23,15 @@ def interval(values: Iterable[float]) -> Interval:
     known = [float(value) for value in values if not isnan(value)]
     if len(known) < 2:
         return Interval(known[0] if known else nan, nan, len(known))
-    from scipy.special import stdtrit  # the quantile of t; scipy.stats takes far longer to import
-
-    t = round(float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)), 9)  # scipy's versions differ in the eleventh digit
+    t = t_quantile(len(known) - 1, (1 + LEVEL) / 2)
     return Interval(fmean(known), t * stdev(known) / sqrt(len(known)), len(known))
+
+
+def t_quantile(df: float, p: float) -> float:
+    """The value that Student's t with `df` degrees of freedom stays below with probability p."""
+    from scipy.special import stdtrit  # scipy.stats takes far longer to import
+
+    return round(float(stdtrit(df, p)), 9)  # scipy's versions differ in the eleventh digit
 
 
 def percentile_95(samples: Sequence[float]) -> float:

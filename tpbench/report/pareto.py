@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from io import BytesIO
 from math import ceil
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from tpbench.record import replace_bytes
 from tpbench.report.frame import batch_sizes
 
 if TYPE_CHECKING:
@@ -160,10 +160,4 @@ def save(figure: Figure, path: Path) -> None:
     drawn, picture = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, format="png", optimize=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(picture.getvalue())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_bytes(path, picture.getvalue())

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tpbench.errors import UsageError
-from tpbench.report.interval import LEVEL
+from tpbench.report.interval import LEVEL, t_quantile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ class Estimate:
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of the two-sided interval, by Student's t."""
-        return _t_quantile(self.df, (1 + level) / 2) * self.standard_error if self.known else nan
+        return t_quantile(self.df, (1 + level) / 2) * self.standard_error if self.known else nan
 
     def bounds(self, level: float = LEVEL) -> tuple[float, float]:
         """The ends of the two-sided interval."""
@@ -89,7 +89,7 @@ class Estimate:
             return nan
         from scipy.special import nctdtrinc
 
-        critical = _t_quantile(self.df, 1 - (1 - level) / (2 * comparisons))
+        critical = t_quantile(self.df, 1 - (1 - level) / (2 * comparisons))
         return float(nctdtrinc(self.df, 1 - power, critical)) * self.standard_error
 
 
@@ -360,12 +360,6 @@ def _own(values: np.ndarray) -> Scatter:
 
 
 # ------------------------------------------------------------------------------------------ Student's t
-
-
-def _t_quantile(df: float, p: float) -> float:
-    from scipy.special import stdtrit  # scipy.stats takes far longer to import
-
-    return round(float(stdtrit(df, p)), 9)  # scipy's versions differ in the eleventh digit
 
 
 def _t_cdf(df: float, t: float) -> float:

@@ -31,7 +31,7 @@ COSTLY = 10  # a checkpoint that can wait is left out while the last one took mo
 
 @dataclass
 class Training:
-    """What one run did: images seen, seconds of its epochs, mean loss of every epoch, and its pace (measure.pace)."""
+    """What one run did: images seen, seconds of its epochs, mean loss of every epoch, and its pace (training.pace)."""
 
     images: int = 0
     epochs: int = 0
