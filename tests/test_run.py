@@ -322,7 +322,7 @@ def test_another_recipe_in_the_folder_is_refused(finished, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(lambda text: text[:200], "is corrupt"), (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99")],
+    [(lambda text: text[:200], "is corrupt"), (lambda text: text.replace('"schema": 2', '"schema": 99'), "schema 99")],
 )
 def test_a_record_that_cannot_be_read_is_named(finished, tmp_path, capsys, spoil, reason):
     import shutil

@@ -44,6 +44,7 @@ class Data:
     loader_processes: int = 0  # timm data sets
     train_limit: int | None = None  # images, for cut-down recipes
     test_limit: int | None = None
+    folds: int = 0  # digits: the seed draws which of so many stratified folds tests; 0: one fixed test part
     train_images: int | None = None  # of the whole training side, for `run --plan` where the files are not at hand
 
 
@@ -67,6 +68,9 @@ class Optim:
     ema: float | None = None  # decay of the averaged weights that are then evaluated
     accumulation: int = 1
     zero_stage: int = 0
+    new_lr_scale: float = 1.0  # learning rate of a method's own new parameters, relative to lr
+    backbone_lr_scale: float | None = None  # of all other parameters, relative to lr; None: what the method asks for
+    frozen_share: float | None = None  # share of the epochs in which they stand still; None: what the method asks for
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,18 @@ class Measure:
     cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed
 
 
+LATER_IN_TRAINING = {
+    "mixup_mode": "batch",
+    "compile": False,
+    "new_lr_scale": 1.0,
+    "backbone_lr_scale": None,
+    "frozen_share": None,
+}
 # Fields added later; at these defaults they are left out of the digest, so that older digests stay.
 LATER = {
-    "data": {"erase": 0.0, "crop": 0.875, "interpolation": "bilinear"},
-    "base": {"mixup_mode": "batch", "compile": False},
-    "finetune": {"mixup_mode": "batch", "compile": False},
+    "data": {"erase": 0.0, "crop": 0.875, "interpolation": "bilinear", "folds": 0},
+    "base": LATER_IN_TRAINING,
+    "finetune": LATER_IN_TRAINING,
     "measure": {"cuda_graph": False},
 }
 
@@ -115,6 +126,9 @@ class Recipe:
     site: str = "mid"  # mid | end: where in the named blocks every method reduces
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by method
     search: dict[str, Search] = field(default_factory=dict)  # by method
+    tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # by method: lines of finetune that were tuned
+    reference: str = "wkmedoids"  # the method that every other is compared with
+    margin: float = 1.0  # points of top-1 within which two methods count as equivalent
     seeds: int = 2
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
     workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
@@ -125,10 +139,15 @@ class Recipe:
         base, finetune = replace(self.base, epochs=0), replace(self.finetune, epochs=0)
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune)
 
+    def finetune_of(self, method: str) -> Optim:
+        """The fine-tuning of a method: the recipe's, with the lines that were tuned for the method."""
+        return replace(self.finetune, **self.tuned.get(method, {}))
+
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
-        choices = ("seeds", "workers", "schedules", "methods", "search")  # which results, not what they are
+        # Which results there are and how they are read, not what they are; a record names its own tuned lines.
+        choices = ("seeds", "workers", "schedules", "methods", "search", "tuned", "reference", "margin")
         truth = {name: value for name, value in asdict(self).items() if name not in choices}
         truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
         del truth["data"]["train_images"]

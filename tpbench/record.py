@@ -17,7 +17,7 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar
 
 from annotated_types import Len, Predicate
 from typing_extensions import TypedDict
@@ -27,7 +27,8 @@ from tpbench.errors import UsageError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCHEMA = 1
+SCHEMA = 2  # 1 kept no outcomes, no seeds and no training settings; it is read with these empty
+READABLE = (1, SCHEMA)
 T = TypeVar("T")
 Digits = Predicate(str.isdecimal)
 
@@ -71,6 +72,23 @@ class TrainingRun(TypedDict, total=False):
     pace: dict[str, Number | list[Number] | None]
 
 
+class PackedOutcomes(TypedDict):
+    """Which test images were classified right, one bit an image; see tpbench.outcomes."""
+
+    images: str
+    count: int
+    right: str
+    tested: NotRequired[str]
+
+
+class Seeds(TypedDict):
+    """What each seed of a cell decides: the split into folds, the base's training, the fine-tuning."""
+
+    split: int
+    base: int
+    finetune: int
+
+
 class Code(TypedDict, total=False):
     """The commit that the code came from, and whether files were changed since."""
 
@@ -88,6 +106,10 @@ class Record:
     depends on the image "live": the mean tokens that are no padding.
     macs: {"total", "unreduced", "reducers", "closed_form", "layers": [{"name", "macs"}]}, per image; "live": what total
     would be without padding.
+    outcomes: "off_the_shelf" and "fine_tuned" -> the test images that were classified right.
+    seeds: what the cell's seed stands for; None in records of schema 1.
+    finetune: the lines of the recipe's fine-tuning that were tuned for this method, with their values.
+    new_parameters: parameters of the method's own, which start untrained; teacher: whether it learned from one.
     latency: batch size -> {"reduced": [seconds], "unreduced": [seconds]}, raw samples taken in turns.
     unreduced_mode: batch size -> the mode in which the unreduced model was fastest ("eager", "compiled", ...).
     """
@@ -106,6 +128,11 @@ class Record:
     error: str | None = None
     reachable: bool = True  # False: the method cannot meet this budget; `error` says what it could
     metrics: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, PackedOutcomes] = field(default_factory=dict)
+    seeds: Seeds | None = None
+    finetune: dict[str, Number] = field(default_factory=dict)
+    new_parameters: int = 0
+    teacher: bool = False
     tokens: dict[str, list[Number]] = field(default_factory=dict)
     macs: Macs = field(default_factory=dict)
     layers_seconds: dict[str, float] = field(default_factory=dict)
@@ -178,8 +205,8 @@ def read(path: Path) -> Record:
     try:
         text = path.read_text(encoding="utf-8")
         schema = json.loads(text)["schema"]
-        if schema != SCHEMA:
-            raise UsageError(f"record {path} has schema {schema}, this version reads {SCHEMA}")
+        if schema not in READABLE:
+            raise UsageError(f"record {path} has schema {schema}, this version reads up to {SCHEMA}")
         return checked(Record, text)
     except UsageError:
         raise
