@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import tiny_recipe
 import torch
 from PIL import Image
 
+from tpbench import registry, vit
+from tpbench.bench.models import build_base
 from tpbench.errors import DataError
 from tpbench.recipe import Data, load
 from tpbench.training import data
+from tpbench.training.data.resident import Augmentation
+from tpbench.training.train import seed_all
 
 CPU = torch.device("cpu")
 DIGITS = Data("digits", image_size=16, channels=1, shift=2)
@@ -75,14 +83,97 @@ def test_ranks_share_every_batch():
 
 
 def test_augmentation_moves_each_image_by_itself():
-    resident = data.Resident(replace(DIGITS, shift=2, flip=True), torch.zeros(1, 1, 9, 9).byte(), torch.zeros(1), CPU)
-    torch.manual_seed(0)
     dot = torch.zeros(64, 1, 9, 9).byte()
     dot[:, :, 4, 4] = 255
-    places = {tuple(image[0].nonzero()[0].tolist()) for image in resident.augment(dot)}
-    assert len(places) > 15, "a shift drawn per batch would give one place"
+    resident = data.Resident(replace(DIGITS, shift=2, flip=True), dot, torch.zeros(64), CPU)
+    moved = Augmentation(resident, (0, 0)).move(dot, torch.arange(64))
+    places = {tuple(image[0].nonzero()[0].tolist()) for image in moved}
+    assert len(places) > 10
     assert all(2 <= row <= 6 and 2 <= column <= 6 for row, column in places)
-    assert (resident.augment(dot).sum(dim=(1, 2, 3)) == 255).all()
+    assert (moved.flatten(1) > 0).sum() == 64, "no image loses its dot, none gains one"
+
+
+def test_augmentation_follows_from_seed_epoch_and_image_alone():
+    lines = replace(DIGITS, shift=2, flip=True, erase=0.5)
+    part = data.load(lines, CPU).train
+
+    def images(seed: int, epoch: int, **where) -> torch.Tensor:
+        torch.manual_seed(torch.randint(1000, ()).item())  # wherever the global generator stands
+        return torch.cat([batch.images for batch in part.batches(32, (seed, epoch), **where)])
+
+    first = images(1, 2)
+    assert torch.equal(first, images(1, 2))
+    assert torch.equal(first[5 * 32 :], images(1, 2, skip=5)), "a run that continues sees the same"
+    shares = [images(1, 2, rank=rank, ranks=2) for rank in range(2)]
+    assert torch.equal(first[0::2], shares[0]), "and two ranks see it together"
+    assert torch.equal(first[1::2], shares[1])
+    assert not torch.equal(first, images(1, 3)), "control: another epoch"
+    assert not torch.equal(first, images(2, 2)), "control: another seed"
+
+
+class DrawnGlobally(data.Resident):
+    """The defect that was: augmentation from the generator that methods draw from."""
+
+    def batches(self, size: int, shuffle: tuple[int, int] | None = None, **where):
+        for batch in super().batches(size, shuffle, **where):
+            yield data.Batch(batch.images.roll(int(torch.randint(3, ())), -1), batch.labels)
+
+
+def seen_by(method: str, part: data.Part, base: torch.nn.Module) -> str:
+    """A digest of the images of one epoch, with the method's training steps between them."""
+    model = vit.reduce(copy.deepcopy(base), method, "0.5@0,1").train()
+    seed_all(0, 1)
+    digest = hashlib.sha256()
+    for number, batch in enumerate(part.batches(16, (0, 0))):
+        digest.update(batch.images.numpy().tobytes())
+        if number < 2:
+            model(batch.images).sum().backward()
+    return digest.hexdigest()
+
+
+def test_every_method_is_trained_on_the_same_images():
+    recipe = tiny_recipe.recipe()
+    part = data.load(recipe.data, CPU).train
+    base = build_base(recipe, seed=0)
+    methods = [card.name for card in registry.select("all") if not card.unreduced]
+    assert len({seen_by(method, part, base) for method in methods}) == 1
+    spoilt = DrawnGlobally(recipe.data, part.images, part.labels, CPU)
+    drawn = {seen_by(method, spoilt, base) for method in ("topk", "random")}
+    assert len(drawn) == 2, "control: augmentation that shares the methods' generator differs"
+
+
+# ------------------------------------------------------------------------------------------ folds
+
+FOLDS = replace(DIGITS, folds=5)
+
+
+def test_five_seeds_test_every_image_once():
+    splits = [data.load(FOLDS, CPU, split) for split in range(5)]
+    positions = np.concatenate([parts.test_set.positions for parts in splits])
+    assert sorted(positions) == list(range(1797))
+    assert {parts.fingerprint for parts in splits} == {splits[0].fingerprint}, "they are the same images"
+    whole = {image.tobytes() for image in splits[0].test.images.numpy()}
+    assert not whole & {image.tobytes() for image in splits[0].train.images.numpy()}, "none is trained on"
+    for parts in splits:
+        assert torch.bincount(parts.test.labels).min() >= 34, "every class is in every fold"
+
+
+def test_folds_are_shuffled_anew_after_each_round_and_repeat():
+    first, again, later = (data.load(FOLDS, CPU, split).test_set.positions for split in (0, 0, 5))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, later)
+
+
+@pytest.mark.parametrize("folds", [1, 175, -2])
+def test_impossible_folds_are_refused(folds):
+    with pytest.raises(DataError, match=f"folds={folds} is not possible"):
+        data.load(replace(DIGITS, folds=folds), CPU)
+
+
+def test_folds_of_other_data_sets_are_refused(tmp_path):
+    lines = write_parquet(tmp_path, [encoded()] * 8, [0, 1] * 4)
+    with pytest.raises(DataError, match="folds are for digits"):
+        data.load(replace(lines, folds=5), CPU)
 
 
 def test_parquet_of_mixed_images_is_read(tmp_path):

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tpbench import tuning
 from tpbench.errors import UsageError
 from tpbench.registry import nearest
 
@@ -120,6 +121,7 @@ class Recipe:
     finetune: Optim
     schedules: tuple[str, ...]
     methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
+    controls: tuple[str, ...] = ()  # variants that run besides, where their method does; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool | str = False  # timm's weights from the hub, or those in a file; then the base needs no epochs
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
@@ -147,7 +149,7 @@ class Recipe:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
         # Which results there are and how they are read, not what they are; a record names its own tuned lines.
-        choices = ("seeds", "workers", "schedules", "methods", "search", "tuned", "reference", "margin")
+        choices = ("seeds", "workers", "schedules", "methods", "controls", "search", "tuned", "reference", "margin")
         truth = {name: value for name, value in asdict(self).items() if name not in choices}
         truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
         del truth["data"]["train_images"]
@@ -170,8 +172,25 @@ def elsewhere(recipe: Recipe, root: Path) -> Recipe:
     return replace(recipe, data=replace(recipe.data, root=str(root)))
 
 
-def load(name: str) -> Recipe:
-    """A packaged recipe by name, or the recipe in a Python file by path."""
+def tuning_path(name: str) -> Path:
+    """Where the tuned fine-tuning of a recipe is kept: beside the recipe, packaged or a file."""
+    if name.endswith(".py"):
+        return Path(name).with_suffix(".tuned.json")
+    import tpbench.recipes
+
+    return Path(tpbench.recipes.__path__[0]) / f"{name.replace('-', '_')}.tuned.json"
+
+
+def load(name: str, tuned: bool = True) -> Recipe:
+    """A packaged recipe by name, or the recipe in a Python file by path; with what was tuned for it, unless refused."""
+    recipe = _load(name)
+    path = tuning_path(name)
+    if not tuned or not path.exists():
+        return recipe
+    return replace(recipe, tuned=tuning.lines_for(recipe, path))
+
+
+def _load(name: str) -> Recipe:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():

@@ -110,7 +110,7 @@ def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tupl
     images = torch.randint(256, (batch * (WARM_UP + TIMED), channels, size, size), dtype=torch.uint8)
     part = data.Resident(recipe.data, images, torch.arange(len(images)) % recipe.data.classes, where)
     dtype = environment.dtype(recipe.dtype, where)
-    conditions = Conditions(data.Parts(part, part, part, {}), dtype)
+    conditions = Conditions(data.Parts(part, part, part), dtype)
     training = train(vit.reduce(model, "none"), conditions, optim, seed=0)
     return training.pace["images_per_second"], batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,20 +12,51 @@ from tpbench import vit
 from tpbench.bench.plan import Plan
 from tpbench.errors import Unreachable, UsageError
 from tpbench.recipe import Recipe
+from tpbench.record import Seeds
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
 
+MOST_FINETUNE_SEEDS = 1_000
+FINETUNE_SEED_STEP = 1_000_000  # larger than any cell's seed
 
-def settings(recipe: Recipe, variant: Variant) -> tuple[str, dict[str, Any]]:
-    """Where a variant reduces, and the settings of its method: its own before the recipe's."""
-    knobs = recipe.knobs.get(variant.method, {}) | dict(variant.settings)
-    return knobs.pop("site", recipe.site), knobs
+
+class Settings(NamedTuple):
+    """What a variant asks for: where it reduces, which of several fine-tuning seeds, and its method's settings."""
+
+    site: str
+    finetune_seed: int
+    method: dict[str, Any]
+
+
+def settings(recipe: Recipe, variant: Variant) -> Settings:
+    """The settings of a variant: its own before the recipe's. Raises UsageError for an impossible finetune_seed."""
+    method = recipe.knobs.get(variant.method, {}) | dict(variant.settings)
+    site = method.pop("site", recipe.site)
+    finetune_seed = method.pop("finetune_seed", 0)
+    if type(finetune_seed) is not int or not 0 <= finetune_seed < MOST_FINETUNE_SEEDS:
+        raise UsageError(f"{variant}: finetune_seed is a whole number from 0 to {MOST_FINETUNE_SEEDS - 1}")
+    return Settings(site, finetune_seed, method)
+
+
+def seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
+    """What a cell's seed stands for.
+
+    Everything follows from the one number, save that finetune_seed=1, 2, ... fine-tunes the same base once more with
+    another order and augmentation of the images: a row that shows what no difference looks like.
+    """
+    again = settings(recipe, variant).finetune_seed
+    return {"split": split(recipe, seed), "base": seed, "finetune": seed + again * FINETUNE_SEED_STEP}
+
+
+def split(recipe: Recipe, seed: int) -> int:
+    """The seed of the split into training and test images; recipes without folds have one split."""
+    return seed if recipe.data.folds else 0
 
 
 def reduced(recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedule) -> vit.TokenViT:
     """A recipe's model reduced as one row of its table says."""
-    site, knobs = settings(recipe, variant)
-    return vit.reduce(model, variant.method, schedule, site=site, **knobs)
+    own = settings(recipe, variant)
+    return vit.reduce(model, variant.method, schedule, site=own.site, **own.method)
 
 
 def build_base(recipe: Recipe, seed: int) -> nn.Module:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from tpbench import environment, registry, vit
@@ -24,11 +25,13 @@ from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import latency_budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
+from tpbench.outcomes import Outcomes, pack
 from tpbench.record import Budget, Record, read, replace_text, write
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
 from tpbench.training import ranks
-from tpbench.training.evaluate import Accuracy, assess
+from tpbench.training.data import TestSet
+from tpbench.training.evaluate import assess
 from tpbench.training.train import Update, train
 
 SPECTRUM_IMAGES = 16
@@ -108,7 +111,7 @@ def train_base(workspace: Workspace, seed: int, update: Update) -> None:
     seconds = 0.0
     folder = workspace.work / f"base_seed{seed}"
     if recipe.base.epochs:
-        training = train(model, workspace.conditions, recipe.base, seed=seed, folder=folder, update=update)
+        training = train(model, workspace.conditions(seed), recipe.base, seed=seed, folder=folder, update=update)
         seconds = training.seconds
     save_base(workspace, seed, model, seconds)
     workspace.delete(folder)
@@ -119,7 +122,7 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
     path = workspace.spectrum_path(seed)
     if workspace.writes and not path.exists():
         workspace.check_time()
-        images = next(iter(workspace.data.test.batches(SPECTRUM_IMAGES))).images
+        images = next(iter(workspace.data(seed).test.batches(SPECTRUM_IMAGES))).images
         gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
         about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
         replace_text(path, json.dumps(about | gains) + "\n")
@@ -158,23 +161,24 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     folder = workspace.checkpoint_folder(cell)
     try:
         model, teacher = build_cell(workspace, cell)
-        record = with_accuracy(record, "off_the_shelf", assess_model(workspace, cell, model))
+        record = replace(record, new_parameters=new_parameters(model), teacher=teacher is not None)
+        record = with_evaluation(record, "off_the_shelf", workspace, cell, model)
         if recipe.finetune.epochs:
             training = train(
                 model,
-                workspace.conditions,
-                recipe.finetune,
-                seed=cell.seed,
+                workspace.conditions(cell.seed),
+                recipe.finetune_of(cell.variant.method),
+                seed=record.seeds["finetune"],
                 teacher=teacher,
                 folder=folder,
                 update=update,
             )
             record = replace(record, training=asdict(training))
             workspace.check_time()  # the checkpoint stays; what follows is short and is repeated
-            record = with_accuracy(record, "fine_tuned", assess_model(workspace, cell, model))
+            record = with_evaluation(record, "fine_tuned", workspace, cell, model)
         workspace.check_time()
         if workspace.writes:
-            images = next(iter(workspace.data.test.batches(max(recipe.measure.batch_sizes)))).images
+            images = next(iter(workspace.data(cell.seed).test.batches(max(recipe.measure.batch_sizes)))).images
             cost = measure(model, load_base(workspace, cell.seed), recipe.measure, workspace.dtype, images)
             record = replace(record, **vars(cost))
     except OutOfTime:
@@ -201,22 +205,34 @@ def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.Toke
     return reduced(workspace.recipe, base, cell.variant, workspace.schedule(cell)), teacher
 
 
-def assess_model(workspace: Workspace, cell: Cell, model: vit.TokenViT) -> Accuracy:
-    """Evaluate a model of a cell on the test and the validation images."""
+def with_evaluation(record: Record, stage: str, workspace: Workspace, cell: Cell, model: vit.TokenViT) -> Record:
+    """The record with a model's evaluation under the name of its stage: off_the_shelf or fine_tuned."""
+    data = workspace.data(cell.seed)
     batch_size = workspace.recipe.finetune.batch_size
-    return assess(model, workspace.data, batch_size, dtype=workspace.dtype, seed=cell.seed)
-
-
-def with_accuracy(record: Record, stage: str, accuracy: Accuracy) -> Record:
-    """The record with an evaluation's metrics under the name of its stage: off_the_shelf or fine_tuned."""
+    accuracy = assess(model, data, batch_size, dtype=workspace.dtype, seed=cell.seed)
     metrics = {
         f"{stage}_top1": accuracy.test.top1,
         f"{stage}_loss": accuracy.test.loss,
         f"{stage}_validation_top1": accuracy.validation.top1,
         f"{stage}_validation_loss": accuracy.validation.loss,
     }
+    outcomes = {stage: pack(placed(data.test_set, accuracy.test.right))}
     images = {"test": accuracy.test.images, "validation": accuracy.validation.images}
-    return replace(record, metrics=record.metrics | metrics, evaluation=images)
+    return replace(record, metrics=record.metrics | metrics, outcomes=record.outcomes | outcomes, evaluation=images)
+
+
+def new_parameters(model: vit.TokenViT) -> int:
+    """How many parameters a model's method brings of its own; before fine-tuning they are random."""
+    return sum(parameter.numel() for reducer in model.reducers for parameter in reducer.parameters())
+
+
+def placed(test_set: TestSet, right: np.ndarray) -> Outcomes:
+    """The outcomes of a test part among all images of its data set."""
+    among = np.zeros(test_set.count, dtype=bool)
+    tested = np.zeros(test_set.count, dtype=bool)
+    among[test_set.positions] = right
+    tested[test_set.positions] = True
+    return Outcomes(test_set.images, among, tested)
 
 
 def failures(records: Sequence[Record]) -> Iterator[Record]:

@@ -66,7 +66,7 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
         block.backbone_lr_scale = how.backbone_lr_scale
     training = train(
         model,
-        replace(workspace.conditions, identity="", deadline=None),
+        replace(workspace.conditions(seed), identity="", deadline=None),
         how.optim,
         seed=seed,
         regulariser=lambda: penalty(model),
@@ -114,7 +114,6 @@ def judged(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[
     base = load_base(workspace, seed)
     model = vit.reduce(base, method, schedule, site=workspace.recipe.site)
     whole = sum(vit.reduce(base, "none").macs().values())
-    values = dict(
-        evaluate(model, workspace.data.validation, workspace.recipe.finetune.batch_size, workspace.dtype, seed)
-    )
-    return {"macs_share": sum(model.macs().values()) / whole, "validation_top1": values["top1"]}
+    batch_size = workspace.recipe.finetune.batch_size
+    score = evaluate(model, workspace.data(seed).validation, batch_size, workspace.dtype, seed)
+    return {"macs_share": sum(model.macs().values()) / whole, "validation_top1": score.top1}

@@ -16,10 +16,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tpbench import environment, registry
-from tpbench.bench.models import settings
+from tpbench.bench.models import seeds, settings, split
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.record import Record, host_id, read, read_budget, row_name
+from tpbench.record import SCHEMA, Record, host_id, read, read_budget, row_name
 from tpbench.schedule import Schedule
 from tpbench.training import data, ranks
 from tpbench.training.data import Parts
@@ -40,22 +40,24 @@ class Workspace:
         self.work = plan.out / "work"
         self.workers = plan.recipe.workers if self.device.type == "cpu" and ranks.ranks() == 1 else 1
         self.writes = ranks.rank() == 0
+        self.splits: dict[int, Parts] = {}
+
+    def data(self, seed: int) -> Parts:
+        """The recipe's images as a seed splits them, read when they are first needed."""
+        drawn = split(self.recipe, seed)
+        if drawn not in self.splits:
+            self.splits = {drawn: data.load(self.recipe.data, self.device, drawn)}  # one in memory
+        return self.splits[drawn]
 
     @cached_property
-    def data(self) -> Parts:
-        """The recipe's images, read when they are first needed."""
-        return data.load(self.recipe.data, self.device)
-
-    @property
     def fingerprint(self) -> str:
-        """Identifies the images."""
-        return self.data.description["fingerprint"]
+        """Identifies the images, however they are split."""
+        return self.data(0).fingerprint
 
-    @property
-    def conditions(self) -> Conditions:
-        """What all training runs here share."""
+    def conditions(self, seed: int) -> Conditions:
+        """What all training runs of a seed share."""
         return Conditions(
-            data=self.data,
+            data=self.data(seed),
             dtype=self.dtype,
             identity=f"{self.recipe.digest} {self.fingerprint}",
             deadline=self.plan.deadline,
@@ -148,6 +150,8 @@ class Workspace:
         asked = cell.schedule.counts
         if asked and known.tokens and known.tokens["requested"] != list(asked):  # learned again under the same name
             return False
+        if known.schema == SCHEMA and known.finetune != self.recipe.tuned.get(cell.variant.method, {}):
+            return False  # tuned again since
         return known.error is None or not known.reachable
 
     def schedule(self, cell: Cell) -> Schedule:
@@ -164,8 +168,8 @@ class Workspace:
 
     def new_record(self, cell: Cell) -> Record:
         """A cell's record before anything is measured: what runs, on what, with which code."""
-        site, knobs = settings(self.recipe, cell.variant)
-        config = registry.configure(registry.method(cell.variant.method), knobs)
+        own = settings(self.recipe, cell.variant)
+        config = registry.configure(registry.method(cell.variant.method), own.method)
         card = cell.variant.card
         return Record(
             recipe=self.recipe.name,
@@ -177,9 +181,11 @@ class Workspace:
             title=cell.variant.title,
             count=card.count,
             unreduced=card.unreduced,
-            site=str(site),
+            site=str(own.site),
             config=asdict(config),
-            data=self.data.description,
+            seeds=seeds(self.recipe, cell.variant, cell.seed),
+            finetune=self.recipe.tuned.get(cell.variant.method, {}),
+            data=self.data(cell.seed).description,
             environment=environment.describe(self.device, self.dtype),
             git=environment.git(),
         )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import claims, export, listing, profile, report, run, search
+from tpbench.cli import claims, export, listing, profile, report, run, search, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -25,6 +25,7 @@ __all__ = ["DONE", "FAILED", "WRONG", "main"]
 VERBS = {
     "run": run,
     "profile": profile,
+    "tune": tune,
     "search": search,
     "report": report,
     "export": export,

@@ -18,6 +18,7 @@ from tpbench.record import Record
 if TYPE_CHECKING:
     from tpbench.bench.plan import Plan
     from tpbench.recipe import Recipe
+    from tpbench.registry import Variant
 
 HELP = "train, evaluate and measure methods x schedules x seeds, and write the tables"
 EXAMPLE = "tpbench run --recipe smoke --methods wkmedoids,topk"
@@ -88,7 +89,7 @@ def act(arguments: argparse.Namespace) -> int:
         recipe = recipes.elsewhere(recipe, arguments.data)
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
-    variants = registry.variants(asked_methods(arguments, recipe))
+    variants = with_controls(registry.variants(asked_methods(arguments, recipe)), recipe)
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = asked_seeds(arguments, recipe)
     out = arguments.out or Path("results") / recipe.name
@@ -156,6 +157,15 @@ def asked_methods(arguments: argparse.Namespace, recipe: Recipe) -> str:
     if not arguments.methods.strip(" ,"):
         raise UsageError("--methods names no method; leave it out for the recipe's, or see `tpbench list`")
     return arguments.methods
+
+
+def with_controls(variants: Sequence[Variant], recipe: Recipe) -> list[Variant]:
+    """The methods and the recipe's controls of those methods."""
+    from tpbench import registry
+
+    named = {variant.method for variant in variants}
+    controls = [control for control in registry.variants(recipe.controls) if control.method in named]
+    return list(dict.fromkeys([*variants, *controls]))
 
 
 def asked_seeds(arguments: argparse.Namespace, recipe: Recipe) -> int:

@@ -1,10 +1,10 @@
-"""Evaluation: top-1 and loss of a model over every image of a part."""
+"""Evaluation: which images of a part a model classifies right, its top-1 and its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,15 +13,26 @@ from tpbench.errors import explain_out_of_memory
 from tpbench.training.data import Part, Parts
 
 
-class Score(NamedTuple):
-    """A model on one part of the data: top1 a share in [0, 1], loss the mean cross-entropy in nats."""
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A model on one part of the data: right [images] bool, loss the mean cross-entropy in nats."""
 
-    top1: float
+    right: np.ndarray
     loss: float
-    images: int
+
+    @property
+    def images(self) -> int:
+        """How many were evaluated."""
+        return len(self.right)
+
+    @property
+    def top1(self) -> float:
+        """The share that was classified right, in [0, 1]."""
+        return int(self.right.sum()) / self.images
 
 
-class Accuracy(NamedTuple):
+@dataclass(frozen=True)
+class Accuracy:
     """A model on the test images and on those set apart for validation."""
 
     test: Score
@@ -31,30 +42,27 @@ class Accuracy(NamedTuple):
 def assess(model: nn.Module, data: Parts, batch_size: int, *, dtype: torch.dtype, seed: int) -> Accuracy:
     """Evaluate a model on the test and the validation part. Raises CellFailed where memory runs out."""
     with explain_out_of_memory("in evaluation", batch_size, "choose a smaller batch_size of finetune in the recipe"):
-        test, validation = (
-            Score(**dict(evaluate(model, part, batch_size, dtype, seed))) for part in (data.test, data.validation)
+        return Accuracy(
+            test=evaluate(model, data.test, batch_size, dtype, seed),
+            validation=evaluate(model, data.validation, batch_size, dtype, seed),
         )
-    return Accuracy(test, validation)
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, part: Part, batch_size: int, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Iterator[tuple[str, float]]:
-    """("top1", share in [0, 1]), ("loss", mean cross-entropy in nats) and ("images", count) of a model on a part.
+def evaluate(model: nn.Module, part: Part, batch_size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Score:
+    """Evaluate a model on all images of a part, in their order.
 
     Methods that draw are seeded; a lower dtype runs under autocast.
     """
     torch.manual_seed(seed)
     model.eval()
     device = next(model.parameters()).device
-    correct, loss, images = 0.0, 0.0, 0
+    right = []
+    loss = 0.0
     for batch in part.batches(batch_size):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(batch.images).float()
-        correct += (logits.argmax(dim=1) == batch.labels).sum().item()
+        right.append(logits.argmax(dim=1) == batch.labels)
         loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-        images += len(batch.labels)
-    yield "top1", correct / images
-    yield "loss", loss / images
-    yield "images", images
+    flags = torch.cat(right).cpu().numpy()
+    return Score(flags, loss / len(flags))

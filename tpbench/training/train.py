@@ -253,11 +253,11 @@ class Run:
 
     def thaw(self, epoch: int) -> None:
         """Hold the backbone still for the first epochs of methods that ask for it: its learning rate is 0."""
-        for reducer in self.model.reducers[-1:]:
-            frozen = math.ceil(reducer.frozen_share * self.optim.epochs)
-            for group in self.scheduler.optimizer.param_groups:
-                if group.get("backbone"):
-                    group["lr_scale"] = 0.0 if epoch < frozen else reducer.backbone_lr_scale
+        frozen = math.ceil(frozen_share(self.model, self.optim) * self.optim.epochs)
+        scale = 0.0 if epoch < frozen else backbone_lr_scale(self.model, self.optim)
+        for group in self.scheduler.optimizer.param_groups:
+            if group.get("backbone"):
+                group["lr_scale"] = scale
         self.scheduler.step_update(self.engine.global_steps)
 
     def save(self, state: State, can_wait: bool) -> None:
@@ -321,16 +321,30 @@ def micro_batch(optim: Optim, ranks: int) -> int:
     return micro
 
 
+def backbone_lr_scale(model: TokenViT, optim: Optim) -> float:
+    """The learning rate of all parameters but a method's own, relative to lr: the recipe's, or else the method's."""
+    if optim.backbone_lr_scale is not None:
+        return optim.backbone_lr_scale
+    return model.reducers[-1].backbone_lr_scale if model.reducers else 1.0
+
+
+def frozen_share(model: TokenViT, optim: Optim) -> float:
+    """The share of the epochs in which these parameters stand still: the recipe's, or else the method's."""
+    if optim.frozen_share is not None:
+        return optim.frozen_share
+    return model.reducers[-1].frozen_share if model.reducers else 0.0
+
+
 def parameter_groups(model: TokenViT, optim: Optim) -> list[dict[str, Any]]:
     """timm's groups (no decay for biases, norms and tokens), split into the backbone's and the reducers' own."""
     own = {id(p) for reducer in model.reducers for p in reducer.parameters()}
-    scale = model.reducers[-1].backbone_lr_scale if model.reducers else 1.0
+    scale = backbone_lr_scale(model, optim)
     groups = []
     for group in param_groups_weight_decay(model, optim.weight_decay, model.no_weight_decay()):
         for mine in (False, True):
             members = [p for p in group["params"] if (id(p) in own) == mine]
             if members:
-                rate = {"lr_scale": 1.0} if mine else {"lr_scale": scale, "backbone": True}
+                rate = {"lr_scale": optim.new_lr_scale} if mine else {"lr_scale": scale, "backbone": True}
                 groups.append({**group, "params": members, **rate})
     return groups
 

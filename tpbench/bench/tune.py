@@ -1,0 +1,139 @@
+"""Tuning: for every method the same few trials of the recipe's fine-tuning.
+
+OUT/tuning/METHOD.json holds the trials of one method, so that an interrupted tuning continues. At the end all of them
+are put into one file beside the recipe, where `tpbench run` finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+from tpbench import environment
+from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.plan import NOTHING_REDUCED, Cell, Plan
+from tpbench.bench.progress import Progress
+from tpbench.bench.runner import base_job, build_cell
+from tpbench.bench.workspace import Workspace, locked
+from tpbench.errors import CellFailed, Unreachable, UsageError
+from tpbench.record import checked, replace_text
+from tpbench.registry import Variant
+from tpbench.schedule import Schedule
+from tpbench.training.evaluate import evaluate
+from tpbench.training.train import Update, no_update, train
+from tpbench.tuning import SEEDS, Tuned, Tuning, space
+
+
+def run(plan: Plan, progress: Progress) -> Tuning:
+    """Tune a plan's methods at its first schedule. Methods that cannot meet it keep the recipe's fine-tuning."""
+    if not plan.recipe.finetune.epochs:
+        raise UsageError(f"recipe {plan.recipe.name} has no fine-tuning to tune")
+    workspace = Workspace(plan)
+    with locked(plan.out):
+        workspace.prepare(fresh=False)
+        jobs = list(tuning_jobs(workspace))
+        progress.start(len(plan.variants), 0, jobs)
+        side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
+    found = {variant.method: read_trials(workspace, variant) for variant in plan.variants}
+    return Tuning(
+        recipe=plan.recipe.name,
+        digest=plan.recipe.digest,
+        schedule=plan.reducing_schedules[0].text,
+        seeds=list(SEEDS),
+        space=space(plan.recipe.finetune),
+        methods={method: tuned for method, tuned in found.items() if tuned is not None},
+        machine=workspace.machine,
+        git=environment.git(),
+    )
+
+
+def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
+    """The bases of the seeds that are used for tuning alone, then every method that has not been tuned."""
+    bases = [base_job(workspace, seed) for seed in SEEDS]
+    yield from bases
+    for variant in workspace.plan.variants:
+        if not trials_path(workspace, variant).exists():
+            work = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
+            names = tuple(base.name for base in bases)
+            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, work=work)
+
+
+def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
+    """Fine-tune one method with every trial and keep the validation losses."""
+    schedule = schedule_of(workspace, variant)
+    tuned = None
+    if schedule is not None:
+        losses = []
+        top1 = []
+        trials = space(workspace.recipe.finetune)
+        for number, lines in enumerate(trials):
+            workspace.check_time()
+            loss, share = try_one(workspace, variant, schedule, lines)
+            losses.append(loss)
+            top1.append(share)
+            update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
+        tuned = Tuned(best(losses), losses, top1)
+    content = {"digest": workspace.recipe.digest, "trials": None if tuned is None else asdict(tuned)}
+    replace_text(trials_path(workspace, variant), json.dumps(content) + "\n")
+
+
+def schedule_of(workspace: Workspace, variant: Variant) -> Schedule | None:
+    """Where a method is tuned: the plan's first schedule, the base at `none`. None where the method cannot meet it."""
+    if variant.card.unreduced:
+        return NOTHING_REDUCED
+    schedule = workspace.plan.reducing_schedules[0]
+    try:
+        model, _ = build_cell(workspace, Cell(variant, schedule, SEEDS[0]))
+    except Unreachable:
+        return None
+    del model
+    return schedule
+
+
+def try_one(
+    workspace: Workspace, variant: Variant, schedule: Schedule, lines: dict[str, float]
+) -> tuple[float | None, float | None]:
+    """Mean validation loss (nats) and top-1 over the seeds; None where the training loss is no longer finite."""
+    recipe = workspace.recipe
+    optim = replace(recipe.finetune, **lines)
+    losses = []
+    top1 = []
+    for seed in SEEDS:
+        model, teacher = build_cell(workspace, Cell(variant, schedule, seed))
+        try:
+            train(model, workspace.conditions(seed), optim, seed=seed, teacher=teacher, update=no_update)
+        except CellFailed:
+            return None, None
+        score = evaluate(model, workspace.data(seed).validation, recipe.finetune.batch_size, workspace.dtype, seed)
+        losses.append(score.loss)
+        top1.append(score.top1)
+    return mean(losses), mean(top1)
+
+
+def best(losses: list[float | None]) -> int:
+    """The number of the smallest loss; of the first, which changes nothing, where no trial stayed finite."""
+    return min(range(len(losses)), key=lambda number: math.inf if losses[number] is None else losses[number])
+
+
+def trials_path(workspace: Workspace, variant: Variant) -> Path:
+    return workspace.out / "tuning" / f"{variant.method}.json"
+
+
+def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
+    """The trials of a method; None where it could not meet the schedule. Those of another recipe are refused."""
+    path = trials_path(workspace, variant)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest = content["digest"]
+        trials = content["trials"]
+        tuned = None if trials is None else checked(Tuned, json.dumps(trials))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"trials {path} cannot be used ({error}); delete the file to try them again") from error
+    if digest != workspace.recipe.digest:
+        raise UsageError(f"trials {path} are of another version of the recipe; delete the folder to try them again")
+    return tuned

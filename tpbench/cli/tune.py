@@ -1,0 +1,82 @@
+"""`tpbench tune`: the same few trials of fine-tuning for every method."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpbench.cli.outcome import DONE
+from tpbench.cli.where import add_where
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tpbench.tuning import Tuned, Tuning
+
+HELP = "try the same few settings of fine-tuning with every method, and keep the best of each beside the recipe"
+EXAMPLE = "tpbench tune --recipe digits"
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
+    verb.add_argument("--methods", default="all", help="all (default), or names separated by commas")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies")
+    add_where(verb)
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from tpbench import recipe as recipes
+    from tpbench import registry, schedule
+
+    for path in arguments.plugin:
+        registry.plug(path)
+    recipe = recipes.load(arguments.recipe, tuned=False)
+    if arguments.data is not None:
+        recipe = recipes.elsewhere(recipe, arguments.data)
+    variants = registry.variants(arguments.methods)
+    out = arguments.out or Path("results") / recipe.name
+
+    from tpbench import environment
+    from tpbench.bench import tune
+    from tpbench.bench.plan import Plan
+    from tpbench.bench.progress import Progress
+    from tpbench.record import replace_text
+
+    environment.begin(recipe.workers, arguments.device)
+    plan = Plan(
+        recipe=recipe,
+        out=out,
+        device=arguments.device,
+        variants=tuple(variants),
+        reducing_schedules=tuple(schedule.parse_all(recipe.schedules[:1])),
+        plugins=tuple(arguments.plugin),
+    )
+    found = tune.run(plan, Progress())
+    path = recipes.tuning_path(arguments.recipe)
+    replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
+    for line in table(found):
+        print(line)
+    print(f"\nkept in {path}, used by `tpbench run --recipe {arguments.recipe}`")
+    return DONE
+
+
+def table(found: Tuning) -> Iterator[str]:
+    """What tuning brought each method, in lines of text."""
+    yield f"validation at {found.schedule}, means of {len(found.seeds)} seeds that are not reported"
+    yield f"{'method':<16} {'loss, default':>13} {'tuned':>7} {'top-1 %, default':>17} {'tuned':>7}  lines"
+    for method, tuned in found.methods.items():
+        lines = ", ".join(f"{name}={value:.3g}" for name, value in found.space[tuned.chosen].items()) or "default"
+        yield f"{method:<16} {_columns(tuned)}  {lines}"
+
+
+def _columns(tuned: Tuned) -> str:
+    loss, chosen_loss = (_text(tuned.losses[number], ".3f") for number in (0, tuned.chosen))
+    top1, chosen_top1 = (_text(tuned.top1[number], ".1%") for number in (0, tuned.chosen))
+    return f"{loss:>13} {chosen_loss:>7} {top1:>17} {chosen_top1:>7}"
+
+
+def _text(value: float | None, how: str) -> str:
+    return "diverged" if value is None else format(value, how)

@@ -1,0 +1,110 @@
+"""Tuned fine-tuning: what `tpbench tune` found for the methods of a recipe, kept in a file beside the recipe.
+
+The space is the same for every method and small: one trial as recipe and method say, and seven in which all five
+lines are given. The trial with the smallest mean validation loss is chosen, on seeds that no benchmark reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tpbench.errors import UsageError
+from tpbench.record import checked
+
+if TYPE_CHECKING:
+    from tpbench.recipe import Optim, Recipe
+
+SEEDS = (10_000, 10_001)  # beyond those that `tpbench run` can be asked for
+
+
+class Trial(NamedTuple):
+    """One point of the space, relative to the recipe's fine-tuning.
+
+    lr and the scales are factors; warm-up and frozen are shares of the epochs.
+    """
+
+    lr: float
+    new_lr_scale: float
+    backbone_lr_scale: float = 1.0
+    warmup: float = 0.1
+    frozen: float = 0.0
+
+    def lines(self, optim: Optim) -> dict[str, float]:
+        """The lines of a fine-tuning that this trial changes, with their values."""
+        return {
+            "lr": self.lr * optim.lr,
+            "new_lr_scale": self.new_lr_scale,
+            "backbone_lr_scale": self.backbone_lr_scale,
+            "warmup_epochs": self.warmup * optim.epochs,
+            "frozen_share": self.frozen,
+        }
+
+
+# Every learning rate differs, so that methods without new parameters have as many different trials as the others.
+TRIALS = (
+    Trial(lr=0.5, new_lr_scale=10.0),
+    Trial(lr=1.0, new_lr_scale=5.0),
+    Trial(lr=1.5, new_lr_scale=5.0, frozen=0.25),
+    Trial(lr=2.0, new_lr_scale=1.0),
+    Trial(lr=3.0, new_lr_scale=5.0, backbone_lr_scale=0.5),
+    Trial(lr=4.0, new_lr_scale=1.0),
+    Trial(lr=8.0, new_lr_scale=1.0, warmup=0.2),
+)
+
+
+def space(optim: Optim) -> list[dict[str, float]]:
+    """The lines that each trial changes; the first changes none."""
+    return [{}, *(trial.lines(optim) for trial in TRIALS)]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The trials of one method: mean validation loss (nats) and top-1 (share) of each, and the chosen one's number.
+
+    A trial whose training loss was no longer finite has the loss None.
+    """
+
+    chosen: int
+    losses: list[float | None]
+    top1: list[float | None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All tuned methods of a recipe. space: the lines that each trial changes; see `space`."""
+
+    recipe: str
+    digest: str
+    schedule: str
+    seeds: list[int]
+    space: list[dict[str, float]]
+    methods: dict[str, Tuned]
+    machine: str = ""
+    git: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> dict[str, dict[str, float]]:
+        """The lines to change for each method."""
+        return {method: self.space[tuned.chosen] for method, tuned in self.methods.items()}
+
+
+def read(path: Path) -> Tuning:
+    """A tuning from its file; one that cannot be read is refused by name."""
+    try:
+        return checked(Tuning, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"tuning file {path} cannot be used ({error}); run `tpbench tune` again") from error
+
+
+def lines_for(recipe: Recipe, path: Path) -> dict[str, dict[str, float]]:
+    """The tuned lines for a recipe from a file. Raises UsageError where it was tuned for another recipe or space."""
+    found = read(path)
+    remedy = f"run `tpbench tune --recipe {recipe.name}` again or delete the file"
+    if found.recipe != recipe.name:
+        raise UsageError(f"tuning file {path} is of recipe {found.recipe!r}, not {recipe.name!r}; {remedy}")
+    if found.digest != recipe.digest:
+        raise UsageError(f"tuning file {path} is of another version of recipe {recipe.name!r}; {remedy}")
+    if found.space != space(recipe.finetune):
+        raise UsageError(f"tuning file {path} was made with another space of trials; {remedy}")
+    return found.lines()
