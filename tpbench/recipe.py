@@ -79,7 +79,7 @@ class Measure:
     """How a model's speed is sampled. Reduced and unreduced models take turns, sample by sample."""
 
     batch_sizes: tuple[int, ...] = (1, 32)
-    repeats: int = 30
+    repeats: int = 30  # 0: nothing is timed beside the training
     warmup: int = 5
     compile: bool = False
     cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed

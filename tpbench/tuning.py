@@ -97,6 +97,15 @@ def read(path: Path) -> Tuning:
         raise UsageError(f"tuning file {path} cannot be used ({error}); run `tpbench tune` again") from error
 
 
+def known(recipe: Recipe, path: Path) -> dict[str, Tuned]:
+    """The methods that were tuned for a recipe before; none where the file is not there or of another recipe."""
+    if not path.exists():
+        return {}
+    found = read(path)
+    same = (found.recipe, found.digest, found.space) == (recipe.name, recipe.digest, space(recipe.finetune))
+    return found.methods if same else {}
+
+
 def lines_for(recipe: Recipe, path: Path) -> dict[str, dict[str, float]]:
     """The tuned lines for a recipe from a file. Raises UsageError where it was tuned for another recipe or space."""
     found = read(path)

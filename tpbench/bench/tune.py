@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,11 @@ from tpbench.training.train import Update, no_update, train
 from tpbench.tuning import SEEDS, Tuned, Tuning, space
 
 
-def run(plan: Plan, progress: Progress) -> Tuning:
-    """Tune a plan's methods at its first schedule. Methods that cannot meet it keep the recipe's fine-tuning."""
+def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
+    """Tune a plan's methods at its first schedule, beside those that are known.
+
+    Methods that cannot meet the schedule keep the recipe's fine-tuning.
+    """
     if not plan.recipe.finetune.epochs:
         raise UsageError(f"recipe {plan.recipe.name} has no fine-tuning to tune")
     workspace = Workspace(plan)
@@ -39,7 +42,7 @@ def run(plan: Plan, progress: Progress) -> Tuning:
         jobs = list(tuning_jobs(workspace))
         progress.start(len(plan.variants), 0, jobs)
         side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
-    found = {variant.method: read_trials(workspace, variant) for variant in plan.variants}
+    found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
     return Tuning(
         recipe=plan.recipe.name,
         digest=plan.recipe.digest,

@@ -39,7 +39,7 @@ def act(arguments: argparse.Namespace) -> int:
     variants = registry.variants(arguments.methods)
     out = arguments.out or Path("results") / recipe.name
 
-    from tpbench import environment
+    from tpbench import environment, tuning
     from tpbench.bench import tune
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
@@ -54,8 +54,9 @@ def act(arguments: argparse.Namespace) -> int:
         reducing_schedules=tuple(schedule.parse_all(recipe.schedules[:1])),
         plugins=tuple(arguments.plugin),
     )
-    found = tune.run(plan, Progress())
     path = recipes.tuning_path(arguments.recipe)
+    known = tuning.known(recipe, path)
+    found = tune.run(plan, known, Progress())
     replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
     for line in table(found):
         print(line)

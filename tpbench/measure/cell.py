@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ class Cost:
 
     tokens: dict[str, list]
     macs: dict[str, Any]
-    latency: Samples
-    unreduced_mode: dict[str, str]
-    layers_seconds: dict[str, float]
-    peak_memory_bytes: dict[str, int]
+    latency: Samples = field(default_factory=dict)
+    unreduced_mode: dict[str, str] = field(default_factory=dict)
+    layers_seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
 
 def measure(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype, images: Tensor) -> Cost:
@@ -36,19 +36,23 @@ def measure(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dty
     counted = macs(model, base)
     if "live" in tokens:
         counted["live"] = live_macs(model, tokens["live"])
+    cost = Cost(tokens=tokens, macs=counted)
+    return replace(cost, **timed(model, base, how, dtype)) if how.repeats else cost
+
+
+def timed(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype) -> dict[str, Any]:
+    """The fields of a Cost that are measured by running the models: seconds and bytes."""
     mode = Mode.of(how, next(model.parameters()).device)
     seconds, fastest = compare(model, base, mode, how.batch_sizes, how.repeats, how.warmup, dtype)
     noise = latency.random_images(model, max(how.batch_sizes))
     networks = {"reduced": model, "unreduced": base}
     calls = {name: latency.forward_call(network, noise, dtype) for name, network in networks.items()}
-    return Cost(
-        tokens=tokens,
-        macs=counted,
-        latency=seconds,
-        unreduced_mode=fastest,
-        layers_seconds=latency.layers(model, noise, how.repeats, how.warmup, dtype),
-        peak_memory_bytes={name: memory.peak_bytes(call, noise.device) for name, call in calls.items()},
-    )
+    return {
+        "latency": seconds,
+        "unreduced_mode": fastest,
+        "layers_seconds": latency.layers(model, noise, how.repeats, how.warmup, dtype),
+        "peak_memory_bytes": {name: memory.peak_bytes(call, noise.device) for name, call in calls.items()},
+    }
 
 
 def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:

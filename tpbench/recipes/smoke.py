@@ -17,9 +17,10 @@ def recipe() -> Recipe:
         whole,
         name="smoke",
         data=replace(whole.data, train_limit=320, test_limit=100),
-        base=Optim(epochs=2, lr=2e-3),
+        base=Optim(epochs=6, lr=4e-3),
         finetune=Optim(epochs=1, lr=5e-4),
         schedules=("0.5@0,1,2",),
+        controls=(),
         seeds=1,
         measure=Measure(batch_sizes=(1, 32), repeats=10, warmup=2),
     )
