@@ -1,0 +1,109 @@
+"""Tuning: the same trials for every method, on seeds that are not reported; the recipe uses what was found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+
+from tpbench import recipe as recipes
+from tpbench import tuning
+from tpbench.bench.tune import best
+from tpbench.cli import DONE, WRONG, main
+from tpbench.record import read_all
+from tpbench.tuning import TRIALS, Tuned, Tuning, space
+
+TINY = Path(__file__).parent / "tiny_recipe.py"
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """A recipe file beside its tuning file, of two methods."""
+    folder = tmp_path_factory.mktemp("tune")
+    path = folder / "mine.py"
+    shutil.copy(TINY, path)
+    words = ["tune", "--recipe", str(path), "--methods", "sit,random", "--out", str(folder / "results")]
+    assert main(words) == DONE
+    return path
+
+
+def test_every_trial_differs_in_its_learning_rate():
+    optim = tiny_recipe.recipe().finetune
+    rates = [lines.get("lr", optim.lr) for lines in space(optim)]
+    assert len(rates) == 1 + len(TRIALS) == 8
+    assert len({round(rate, 12) for rate in rates[1:]}) == len(TRIALS)
+
+
+def test_both_methods_had_the_same_trials_and_the_best_is_used(tuned):
+    found = tuning.read(recipes.tuning_path(str(tuned)))
+    assert set(found.methods) == {"sit", "random"}
+    assert min(found.seeds) >= 10_000, "no benchmark reports these seeds"
+    for method in found.methods.values():
+        assert len(method.losses) == len(found.space) == 8
+        assert method.losses[method.chosen] == min(method.losses)
+    used = recipes.load(str(tuned))
+    assert used.tuned == found.lines()
+    assert used.digest == tiny_recipe.recipe().digest, "the digest is of the recipe, not of its tuning"
+    assert recipes.load(str(tuned), tuned=False).tuned == {}
+
+
+def test_tuning_again_keeps_what_is_known_and_adds_a_method(tuned, capsys):
+    before = tuning.read(recipes.tuning_path(str(tuned)))
+    words = ["tune", "--recipe", str(tuned), "--methods", "avgpool", "--out", str(tuned.parent / "results")]
+    assert main(words) == DONE
+    after = tuning.read(recipes.tuning_path(str(tuned)))
+    assert after.methods["sit"] == before.methods["sit"]
+    assert set(after.methods) == {"sit", "random", "avgpool"}
+    assert "avgpool" in capsys.readouterr().out
+
+
+def test_a_record_says_what_was_tuned_and_is_made_again_after_another_tuning(tuned, tmp_path):
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    kept = recipes.tuning_path(str(path))
+    found = tuning.read(recipes.tuning_path(str(tuned)))
+    chosen = replace(found, methods={"random": Tuned(1, *found_losses(found))})
+    kept.write_text(json.dumps(asdict(chosen)))
+    words = ["run", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / "out")]
+    assert main(words) == DONE
+    first = read_all(tmp_path / "out")[0]
+    assert first.finetune == found.space[1]
+    kept.write_text(json.dumps(asdict(replace(chosen, methods={"random": Tuned(0, *found_losses(found))}))))
+    assert main(words) == DONE
+    second = read_all(tmp_path / "out")[0]
+    assert second.finetune == {}
+    assert second.metrics["fine_tuned_loss"] != first.metrics["fine_tuned_loss"], "control: the lines do something"
+
+
+def found_losses(found: Tuning) -> tuple[list, list]:
+    return found.methods["random"].losses, found.methods["random"].top1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"recipe": "other"}, "is of recipe 'other'"),
+        ({"digest": "0" * 12}, "another version of recipe"),
+        ({"space": [{}]}, "another space of trials"),
+        ({"seeds": ["x"]}, "cannot be used"),
+    ],
+)
+def test_a_tuning_of_something_else_is_refused_by_name(tuned, tmp_path, capsys, change, reason):
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    content = json.loads(recipes.tuning_path(str(tuned)).read_text())
+    recipes.tuning_path(str(path)).write_text(json.dumps(content | change))
+    assert main(["run", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / "out")]) == WRONG
+    error = capsys.readouterr().err
+    assert reason in error
+    assert "mine.tuned.json" in error
+
+
+def test_the_best_trial_is_the_one_of_smallest_finite_loss():
+    assert best([0.5, None, 0.3, 0.4]) == 2
+    assert best([None, None]) == 0
+    assert best([0.5, 0.5]) == 0, "the recipe's own lines where nothing is better"
