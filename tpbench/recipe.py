@@ -131,6 +131,7 @@ class Recipe:
     tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # by method: lines of finetune that were tuned
     reference: str = "wkmedoids"  # the method that every other is compared with
     margin: float = 1.0  # points of top-1 within which two methods count as equivalent
+    expected_base: float = 0.0  # top-1 in percent that the base should reach; 0: a smoke recipe, which proves nothing
     seeds: int = 2
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
     workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
@@ -149,7 +150,8 @@ class Recipe:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
         # Which results there are and how they are read, not what they are; a record names its own tuned lines.
-        choices = ("seeds", "workers", "schedules", "methods", "controls", "search", "tuned", "reference", "margin")
+        readings = ("reference", "margin", "expected_base")
+        choices = ("seeds", "workers", "schedules", "methods", "controls", "search", "tuned", *readings)
         truth = {name: value for name, value in asdict(self).items() if name not in choices}
         truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
         del truth["data"]["train_images"]

@@ -25,6 +25,7 @@ from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import latency_budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
+from tpbench.measure.starts import clusters_by_medoids, starts
 from tpbench.outcomes import Outcomes, pack
 from tpbench.record import Budget, Record, read, replace_text, write
 from tpbench.registry import Variant
@@ -48,6 +49,7 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
         base = base_job(workspace, seed)
         yield base
         yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), counts=False)
+        yield Job(f"starts seed {seed}", measure_starts, seed, needs=(base.name,), counts=False)
         for schedule in plan.schedules:
             for variant in plan.methods_at(schedule):
                 cell = Cell(variant, schedule, seed)
@@ -126,6 +128,26 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
         about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
         replace_text(path, json.dumps(about | gains) + "\n")
+
+
+def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
+    """Measure what start and iterations do to the clustering objective on a base: the paper's seventh claim.
+
+    On the first row of the recipe's reference method whose counts need no clock; nothing where it has no such row.
+    """
+    path = workspace.starts_path(seed)
+    own = [cell for cell in workspace.plan.cells if str(cell.variant) == workspace.recipe.reference]
+    cell = next((cell for cell in own if cell.seed == seed and not cell.needs_clock), None)
+    if cell is None or path.exists() or not workspace.writes:
+        return
+    workspace.check_time()
+    model, _ = build_cell(workspace, cell)
+    if clusters_by_medoids(model):
+        update("clustering from every start")
+        batches = workspace.data(seed).test.batches(workspace.recipe.finetune.batch_size)
+        found = starts(model, (batch.images for batch in batches), seed)
+        about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
+        replace_text(path, json.dumps(about | {"schedule": cell.schedule.text} | found) + "\n")
 
 
 def solve_budget(workspace: Workspace, cell: Cell, update: Update) -> None:

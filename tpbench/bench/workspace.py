@@ -112,7 +112,7 @@ class Workspace:
             )
 
     def _delete_everything(self) -> None:
-        for kept in ("records", "spectra", "budgets"):
+        for kept in ("records", "spectra", "starts", "budgets"):
             shutil.rmtree(self.out / kept / self.machine, ignore_errors=True)
         for path in self.work.iterdir():
             if path.is_dir():
@@ -135,6 +135,9 @@ class Workspace:
 
     def spectrum_path(self, seed: int) -> Path:
         return self.out / "spectra" / self.machine / f"seed{seed}.json"
+
+    def starts_path(self, seed: int) -> Path:
+        return self.out / "starts" / self.machine / f"seed{seed}.json"
 
     def checkpoint_folder(self, cell: Cell) -> Path:
         return self.work / "cells" / self.record_path(cell).stem

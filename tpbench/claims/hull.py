@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from tpbench.claims.claims import POOLING, Point
-from tpbench.claims.study import Study
+from tpbench.claims.closed_form import POOLING
+from tpbench.claims.study import FINE_TUNED, Study
 from tpbench.report.pareto import COLOURS, FAINT, INK, STYLE, front, save
 
 GIGA = 1e9
@@ -38,10 +38,12 @@ def draw(group: Sequence[Study], path: Path) -> Path:
     return path
 
 
-def means(study: Study, method: str) -> list[Point]:
+def means(study: Study, method: str) -> list[tuple[float, float]]:
     """(GMACs, percent) of a method at each of its schedules, means over seeds."""
     points = []
     for schedule in dict.fromkeys(record.schedule for record in study.records if record.method == method):
-        macs = study.values(method, schedule, lambda record: record.macs["total"] / GIGA)
-        points.append((fmean(macs.values()), fmean(study.top1(method, schedule).values())))
+        table = study.top1(schedule, FINE_TUNED)
+        macs = fmean(record.macs["total"] / GIGA for record in study.of(method, schedule))
+        if method in table.index:
+            points.append((macs, float(table.loc[method].mean())))
     return points

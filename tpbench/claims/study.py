@@ -1,28 +1,44 @@
-"""A study: what one results folder holds of one machine, asked for differences paired by seed."""
+"""A study: what one results folder holds of one machine, and whether it is evidence."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
+from tpbench import recipe
 from tpbench.errors import UsageError
+from tpbench.outcomes import Outcomes, unpack
 from tpbench.record import Record, read_all
 from tpbench.report.frame import by_machine
 
-Values = dict[int, float]  # by seed
+FINE_TUNED, OFF_THE_SHELF = "fine_tuned", "off_the_shelf"
+TRAINED = 0.9  # share of the expected base accuracy that a base must reach
+SAME_LOSS = 1e-4  # relative difference of the losses of one base, evaluated on two machines
 
 
 @dataclass(frozen=True)
 class Study:
-    """The records without failure of one folder and machine, and the spectra of its bases."""
+    """The records without failure of one folder and machine, and what was measured on its bases.
+
+    records: those with per-image outcomes where there are any, otherwise those without; the two are never mixed.
+    older: how many records without outcomes stand beside those with. expected: top-1 in percent that the recipe
+    expects of the base; 0 where the recipe states none, None where the recipe is not a packaged one.
+    """
 
     folder: str
     machine: str
     records: list[Record]
     spectra: list[dict[str, Any]] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    older: int = 0
+    expected: float | None = None
 
     @property
     def name(self) -> str:
@@ -33,14 +49,57 @@ class Study:
         return self.records[0].recipe
 
     @property
-    def base(self) -> str:
-        """The unreduced method's name; "" where it was not measured."""
-        return next((record.method for record in self.records if record.unreduced), "")
-
-    @property
     def images(self) -> str:
         """Which images were trained and tested on."""
         return str(self.records[0].data.get("fingerprint", self.folder))
+
+    @property
+    def has_outcomes(self) -> bool:
+        return any(record.outcomes for record in self.records)
+
+    # ------------------------------------------------------------------------------------ the base
+
+    @property
+    def bases(self) -> list[Record]:
+        """The unreduced model's records, one a seed."""
+        return [record for record in self.records if record.unreduced]
+
+    @property
+    def base(self) -> str:
+        """The unreduced method's name; "" where it was not measured."""
+        return self.bases[0].method if self.bases else ""
+
+    @property
+    def base_macs(self) -> int:
+        return max((record.macs["unreduced"] for record in self.records if record.macs), default=0)
+
+    @property
+    def base_top1(self) -> float | None:
+        """Percent, the mean over seeds of the base as it was trained; None where it was not measured."""
+        values = [100 * r.metrics[f"{OFF_THE_SHELF}_top1"] for r in self.bases if f"{OFF_THE_SHELF}_top1" in r.metrics]
+        return fmean(values) if values else None
+
+    @property
+    def no_evidence(self) -> str:
+        """Why no claim counts this study; "" where one may."""
+        if self.expected is None:
+            return ""
+        if not self.expected:
+            return f"a smoke study: recipe {self.recipe} states no expected_base"
+        if self.base_top1 is not None and self.base_top1 < TRAINED * self.expected:
+            reached = f"its base reaches {self.base_top1:.1f} %"
+            return f"{reached}, less than {TRAINED:.0%} of the {self.expected:g} % that recipe {self.recipe} expects"
+        return ""
+
+    def shares_bases(self, other: Study) -> bool:
+        """Whether the bases of common seeds are the same: then the two are no independent readings."""
+        if self.images != other.images or self.base_macs != other.base_macs:
+            return False
+        theirs = {record.seed: record for record in other.bases}
+        common = [(record, theirs[record.seed]) for record in self.bases if record.seed in theirs]
+        return bool(common) and all(_same_base(a, b) for a, b in common)
+
+    # ------------------------------------------------------------------------------------ rows
 
     def schedules(self, *prefixes: str) -> list[str]:
         """The schedules whose text begins with a prefix; without one, those that give tokens or keep rates."""
@@ -55,30 +114,31 @@ class Study:
     def methods(self) -> list[str]:
         return list(dict.fromkeys(record.method for record in self.records))
 
-    def values(self, method: str, schedule: str, value: Callable[[Record], float | None]) -> Values:
-        """A value by seed, of the records that have it."""
-        told = {record.seed: value(record) for record in self.of(method, schedule)}
-        return {seed: number for seed, number in told.items() if number is not None}
+    def top1(self, schedule: str, stage: str) -> pd.DataFrame:
+        """Percent: rows are the methods at a schedule, columns the seeds, NaN where not measured."""
+        values: dict[int, dict[str, float]] = {}
+        for record in self.records:
+            top1 = record.metrics.get(f"{stage}_top1")
+            if record.schedule == schedule and top1 is not None:
+                values.setdefault(record.seed, {})[record.method] = 100 * top1
+        return pd.DataFrame(values, dtype=float).sort_index().sort_index(axis=1)
 
-    def top1(self, method: str, schedule: str, stage: str = "fine_tuned") -> Values:
-        """Percent by seed."""
-        return self.values(method, schedule, lambda record: percent(record.metrics.get(f"{stage}_top1")))
+    def outcomes(self, method: str, schedule: str, stage: str) -> dict[int, Outcomes]:
+        """Which test images a row classified right, by seed."""
+        found = self.of(method, schedule)
+        return {record.seed: unpack(record.outcomes[stage]) for record in found if stage in record.outcomes}
+
+    def macs_share(self, method: str, schedule: str) -> float:
+        """A row's share of the base's multiply-adds, mean over seeds."""
+        return fmean(record.macs["total"] / record.macs["unreduced"] for record in self.of(method, schedule))
 
 
-def percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _same_base(a: Record, b: Record) -> bool:
+    name = f"{OFF_THE_SHELF}_loss" if f"{OFF_THE_SHELF}_loss" in a.metrics else f"{OFF_THE_SHELF}_top1"
+    return name in a.metrics and name in b.metrics and isclose(a.metrics[name], b.metrics[name], rel_tol=SAME_LOSS)
 
 
-def difference(a: Values, b: Values) -> Values:
-    """a - b for the seeds that both have."""
-    return {seed: a[seed] - b[seed] for seed in a if seed in b}
-
-
-def mean_by_seed(several: Iterable[Values]) -> Values:
-    """The mean of several values of one seed, for the seeds that all of them have."""
-    several = list(several)
-    seeds = set.intersection(*(set(values) for values in several)) if several else set()
-    return {seed: sum(values[seed] for values in several) / len(several) for seed in sorted(seeds)}
+# ------------------------------------------------------------------------------------------ from files
 
 
 def read_studies(folders: Iterable[Path]) -> list[Study]:
@@ -86,17 +146,50 @@ def read_studies(folders: Iterable[Path]) -> list[Study]:
     studies = []
     for folder in folders:
         for machine, records in by_machine(read_all(folder)).items():
-            spectra = [_spectrum(path) for path in sorted((folder / "spectra" / machine).glob("seed*.json"))]
             good = [record for record in records if record.error is None]
             if good:
-                studies.append(Study(folder.name, machine, good, spectra))
+                studies.append(_study(folder, machine, good))
     return studies
 
 
+def _study(folder: Path, machine: str, records: list[Record]) -> Study:
+    newer = [record for record in records if record.outcomes]
+    return Study(
+        folder=folder.name,
+        machine=machine,
+        records=newer or records,
+        spectra=[_spectrum(path) for path in sorted((folder / "spectra" / machine).glob("seed*.json"))],
+        starts=[_starts(path) for path in sorted((folder / "starts" / machine).glob("seed*.json"))],
+        older=len(records) - len(newer) if newer else 0,
+        expected=_expected_base(records[0].recipe),
+    )
+
+
+def _expected_base(name: str) -> float | None:
+    return recipe.load(name).expected_base if name in recipe.names() else None
+
+
 def _spectrum(path: Path) -> dict[str, Any]:
+    return _checked(path, "spectrum", lambda told: [told[n]["high_over_low"] for n in SPECTRA])
+
+
+def _starts(path: Path) -> dict[str, Any]:
+    def numbers(told: dict[str, Any]) -> list[float]:
+        parts = [part for by_iterations in told["starts"].values() for part in by_iterations.values()]
+        parts += told["unconverged"].values()
+        return [told["images"], told["default"], *(part[name] for part in parts for name in ("mean", "sd"))]
+
+    return _checked(path, "objectives", numbers)
+
+
+SPECTRA = ("as_it_is", "at_the_keys", "one_key_norm")
+
+
+def _checked(path: Path, kind: str, numbers: Any) -> dict[str, Any]:
+    """A measured file as JSON; one that lacks a number is refused by name."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        told["at_the_keys"]["high_over_low"], told["as_it_is"]["high_over_low"], told["one_key_norm"]["high_over_low"]
+        numbers(told)
         return told
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"spectrum {path} is corrupt ({type(error).__name__}: {error}); delete it") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{kind} {path} is corrupt ({type(error).__name__}: {error}); delete it") from error

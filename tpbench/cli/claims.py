@@ -19,14 +19,13 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    from tpbench.claims import claims, study
-    from tpbench.claims import page as claims_page
+    from tpbench.claims import claims, page, study, summary
 
     folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))
     studies = study.read_studies(folders)
     readings = claims.readings(studies)
-    paths = claims_page.write(arguments.out, studies, readings)
-    for claim, text, verdict in claims_page.summary(readings):
-        print(f"{claim}. {text}: {verdict}")
+    paths = page.write(arguments.out, studies, readings)
+    print("\n".join(summary.sentences(readings)))
+    print("\n" + "\n".join(page.described(own) for own in studies))
     print("\n" + "\n".join(map(str, paths)))
     return DONE

@@ -25,6 +25,7 @@ def recipe(
         base=Optim(epochs=10, lr=2e-3, batch_size=64, warmup_epochs=1),
         finetune=Optim(epochs=1, lr=3e-4, batch_size=64),
         schedules=("0.5@0,1,2", "macs=0.5@0,1,2"),
+        expected_base=0.0,
         workers=2,
         measure=Measure(batch_sizes=(1, 32), repeats=10, warmup=2),
     )

@@ -35,6 +35,7 @@ def recipe() -> Recipe:
         },
         schedules=("macs=0.5@0,1,2", "macs=0.3@0,1,2"),
         controls=("wkmedoids(finetune_seed=1)",),
+        expected_base=97.0,
         seeds=5,
         workers=2,
         measure=Measure(batch_sizes=(1, 32), repeats=0, warmup=0),

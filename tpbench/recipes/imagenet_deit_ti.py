@@ -14,7 +14,7 @@ fine-tuned as long as the others.
 from tpbench.recipe import Data, Measure, Optim, Recipe
 
 
-def recipe(name: str = "imagenet-deit-ti", model: str = "deit_tiny_patch16_224") -> Recipe:
+def recipe(name: str = "imagenet-deit-ti", model: str = "deit_tiny_patch16_224", expected_base: float = 72.2) -> Recipe:
     return Recipe(
         name=name,
         model=model,
@@ -49,6 +49,7 @@ def recipe(name: str = "imagenet-deit-ti", model: str = "deit_tiny_patch16_224")
             zero_stage=1,
         ),
         schedules=("0.7@3,6,9", "0.5@3,6,9", "0.9@3,6,9", "0.25@3,6,9"),
+        expected_base=expected_base,
         seeds=3,
         dtype="bfloat16",
         measure=Measure(batch_sizes=(1, 256)),

@@ -21,6 +21,7 @@ def recipe() -> Recipe:
         finetune=Optim(epochs=1, lr=5e-4),
         schedules=("0.5@0,1,2",),
         controls=(),
+        expected_base=0.0,
         seeds=1,
         measure=Measure(batch_sizes=(1, 32), repeats=10, warmup=2),
     )

@@ -1,0 +1,169 @@
+"""Claims 3 and 8: Token Pooling against the unreduced base, at the cost of the paper's headline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import pandas as pd
+
+from tpbench.claims.closed_form import POOLING
+from tpbench.claims.contrasts import at_share, priced, to_base
+from tpbench.claims.study import FINE_TUNED, OFF_THE_SHELF, Study
+from tpbench.claims.verdict import Reading, Rule, decide
+from tpbench.outcomes import Outcomes, paired
+from tpbench.report.families import HOLDS
+from tpbench.report.statistics import Difference
+from tpbench.report.two_way import from_outcomes
+
+SAVING = 42.0  # percent fewer computations at equal accuracy
+SHARE = 1 - SAVING / 100
+MARGIN = 0.6  # points: what the paper's own Token Pooling loses on DeiT-S alone at 43 % fewer computations
+PRESERVED = -10.0  # points: where the sources' "preserved" ends and their "10 to 40 points lost" begins
+ONE_BASE, HULL = "on one base at 42 % fewer MACs", "over bases of several widths at 42 % fewer MACs"
+EACH = "one schedule, without interpolation"
+NOT_INFERIOR = Rule(low=-MARGIN)
+
+
+# ------------------------------------------------------------------------------------------ 3
+
+
+def loss_on_one_base(study: Study) -> Iterator[Reading]:
+    """Non-inferiority by the paper's own margin; equal accuracy is the effect that may be excluded."""
+    blank = Reading(
+        claim=3,
+        topic=ONE_BASE,
+        test=f"one base: {POOLING} at 42 % fewer MACs minus the base, equally long fine-tuned",
+        study=study.name,
+        schedule="",
+        unit="points",
+        rule=NOT_INFERIOR,
+        effect=0.0,
+        paper="-0.6 at -43 % (DeiT-S); equal at -4 %",
+    )
+    steps = list(_by_schedule(study, blank, FINE_TUNED))
+    yield replace(_read_off(study, blank, FINE_TUNED), note=not_inferior_down_to(steps))
+    yield from steps
+
+
+def _read_off(study: Study, blank: Reading, stage: str) -> Reading:
+    found = at_share(study, POOLING, SHARE, stage)
+    if found is None:
+        return replace(blank, missing=f"records of the base and of {POOLING} at {SHARE:.0%} of its MACs or fewer")
+    difference, where = found
+    return decide([replace(blank, ours=difference, schedule=where)])[0]
+
+
+def _by_schedule(study: Study, blank: Reading, stage: str) -> Iterator[Reading]:
+    """Every schedule against the base, from the mildest to the harshest."""
+    shares = {schedule: study.macs_share(POOLING, schedule) for schedule in priced(study, POOLING)}
+    for schedule in sorted(shares, key=lambda text: -shares[text]):
+        difference = to_base(study, POOLING, {schedule: 1.0}, stage)
+        if difference is not None:
+            test = f"{POOLING} minus the base at {100 * (1 - shares[schedule]):.0f} % fewer MACs"
+            reading = replace(blank, test=test, schedule=schedule, ours=difference, paper="", shown_only=EACH)
+            yield decide([reading])[0]
+
+
+def not_inferior_down_to(steps: Sequence[Reading]) -> str:
+    """The harshest schedule whose loss stays within the margin, tested from the mildest on until one does not.
+
+    A fixed order needs no correction for the number of tests, and none of the schedules is chosen by its result.
+    """
+    last = None
+    for step in steps:
+        if step.verdict != HOLDS:
+            break
+        last = step
+    if not steps:
+        return ""
+    if last is None:
+        return f"within {MARGIN} points of the base at no schedule, from the mildest on"
+    return f"within {MARGIN} points of the base down to {last.schedule}, from the mildest schedule on"
+
+
+class Row(NamedTuple):
+    """A pooled model on one of several bases."""
+
+    study: Study
+    schedule: str
+
+
+def loss_on_the_hull(group: Sequence[Study]) -> Reading:
+    """The best pooled model over all bases at 42 % fewer MACs than the largest base, minus that base.
+
+    Which row is best is decided on all seeds but one and read on that one, in turns: no seed chooses its own luckiest.
+    """
+    blank = Reading(
+        claim=3,
+        topic=HULL,
+        test=f"bases of several widths: the best {POOLING} at 42 % fewer MACs minus the largest base",
+        study=", ".join(study.name for study in group),
+        schedule="",
+        unit="points",
+        rule=NOT_INFERIOR,
+        effect=0.0,
+        paper="0 at -42 % (hull over four widths)",
+    )
+    if not several_widths(group):
+        return replace(blank, missing="the same recipe on bases of other widths")
+    largest = max(group, key=lambda study: study.base_macs)
+    base = largest.top1("none", FINE_TUNED)
+    rows = affordable(group, SHARE * largest.base_macs)
+    if base.empty or not rows:
+        return replace(blank, missing=f"{POOLING} at {SHARE:.0%} of the largest base's MACs or fewer")
+    table = pd.DataFrame({row: row.study.top1(row.schedule, FINE_TUNED).loc[POOLING] for row in rows}).T
+    table = table.reindex(columns=base.columns).dropna()
+    if table.empty or len(table.columns) < 2:
+        return replace(blank, missing="two seeds that the largest base and the pooled models share")
+    chosen = chosen_by_other_seeds(table)
+    names = sorted({f"{row.schedule} of {row.study.recipe}" for row in chosen.values()})
+    difference = _of_chosen(largest, chosen)
+    return decide([replace(blank, ours=difference, schedule="; ".join(names))])[0]
+
+
+def several_widths(group: Sequence[Study]) -> bool:
+    return len({study.base_macs for study in group if study.base}) > 1
+
+
+def affordable(group: Sequence[Study], macs: float) -> list[Row]:
+    """The pooled rows that cost at most so many multiply-adds."""
+    rows = [Row(study, schedule) for study in group for schedule in priced(study, POOLING)]
+    return [row for row in rows if row.study.macs_share(POOLING, row.schedule) * row.study.base_macs <= macs]
+
+
+def chosen_by_other_seeds(table: pd.DataFrame) -> dict[int, Row]:
+    """For every seed (column) the row with the highest mean over the other seeds."""
+    return {seed: table.index[table.drop(columns=seed).mean(axis=1).to_numpy().argmax()] for seed in table.columns}
+
+
+def _of_chosen(largest: Study, chosen: dict[int, Row]) -> Difference:
+    pooled: dict[int, Outcomes] = {}
+    for seed, row in chosen.items():
+        pooled[seed] = row.study.outcomes(POOLING, row.schedule, FINE_TUNED)[seed]
+    points = paired(pooled, largest.outcomes(largest.base, "none", FINE_TUNED))
+    return from_outcomes(points, POOLING, largest.base)
+
+
+# ------------------------------------------------------------------------------------------ 8
+
+
+def off_the_shelf(study: Study) -> Iterator[Reading]:
+    """Token Pooling put into the trained base, against the base, neither fine-tuned."""
+    blank = Reading(
+        claim=8,
+        topic="off the shelf at 42 % fewer MACs",
+        test=f"off the shelf: {POOLING} at 42 % fewer MACs minus the base",
+        study=study.name,
+        schedule="",
+        unit="points",
+        rule=Rule(low=PRESERVED),
+        paper="sources conflict: preserved, or 10 to 40 points lost",
+    )
+    if study.expected is None:
+        unknown = f"the base that recipe {study.recipe} expects: only a packaged recipe states expected_base here"
+        yield replace(blank, missing=unknown)
+        return
+    yield _read_off(study, blank, OFF_THE_SHELF)
+    yield from _by_schedule(study, blank, OFF_THE_SHELF)

@@ -1,0 +1,107 @@
+"""Claim 2 and the first part of 7: what was measured on the trained bases themselves, one file a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import log
+from statistics import fmean
+from typing import Any
+
+from tpbench.claims.closed_form import ITERATIONS
+from tpbench.claims.contrasts import of_samples, of_values
+from tpbench.claims.study import Study
+from tpbench.claims.verdict import Reading, Rule, decide
+
+# The paper gives no number for "robust" and "converges"; these are ours.
+SAME_OBJECTIVE = 0.05  # share by which another start may change the clustering objective
+CONVERGED = 0.01  # share by which the objective may lie above that of the converged clustering
+STARTS, ITERATED = "objective, other starts", f"objective, {ITERATIONS} iterations"
+
+
+def low_pass(study: Study) -> Iterator[Reading]:
+    """The gain of the lowest frequencies over that of high ones, on logarithms.
+
+    The reading is the model's own attention. With the keys as queries attention is the smoothing filter itself, up to
+    the norms of the keys: there the claim is nearly a tautology.
+    """
+    tests = {
+        "as_it_is": ("the model's own attention", ""),
+        "one_key_norm": ("attention with all keys at one norm", "a second reading: not the model's attention"),
+        "at_the_keys": (
+            "attention with keys as queries",
+            "nearly a tautology: this filter defines the frequencies",
+        ),
+    }
+    for name, (topic, shown_only) in tests.items():
+        logs = {seed: -log(told[name]["high_over_low"]) for seed, told in enumerate(study.spectra)}
+        reading = Reading(
+            claim=2,
+            topic=topic,
+            test=f"{topic}: gain of low frequencies (the lowest quarter) over that of the upper half",
+            study=study.name,
+            schedule="",
+            unit="ratio",
+            rule=Rule(low=0.0),
+            ours=of_values(logs, "low", "high"),
+            logarithm=True,
+            shown_only=shown_only,
+            missing="" if logs else "spectra of the bases: run the recipe again",
+        )
+        yield from decide([reading])
+
+
+def clustering_is_robust(study: Study) -> Iterator[Reading]:
+    """The clustering objective per image, over all test images: by start, and after the default iterations."""
+    if not study.starts:
+        missing = "clustering objectives of the bases: run the recipe again"
+        for topic, rule in ((STARTS, _same()), (ITERATED, _converged())):
+            yield Reading(7, topic, topic, study.name, "", "ratio", rule, logarithm=True, missing=missing)
+        return
+    default = study.starts[0]["default"]
+    others = [start for start in study.starts[0]["starts"] if start != default["start"]]
+    yield from decide([_start(study, start, default["start"]) for start in others])
+    for start in (default["start"], *others):
+        reading = _convergence(study, start)
+        detail = "" if start == default["start"] else "another start than the default"
+        yield from decide([replace(reading, shown_only=detail)])
+
+
+def _same() -> Rule:
+    return Rule(-log(1 + SAME_OBJECTIVE), log(1 + SAME_OBJECTIVE))
+
+
+def _converged() -> Rule:
+    return Rule(high=log(1 + CONVERGED))
+
+
+def _start(study: Study, start: str, default: str) -> Reading:
+    samples = [told["starts"][start][str(ITERATIONS)] for told in study.starts]
+    test = f"objective after {ITERATIONS} iterations, start {start} over {default}"
+    return _objective(study, STARTS, test, _same(), samples)
+
+
+def _convergence(study: Study, start: str) -> Reading:
+    samples = [told["unconverged"][start] for told in study.starts]
+    test = f"objective after {ITERATIONS} iterations over the converged one, start {start}"
+    settled = 100 * fmean(sample["settled"] for sample in samples)
+    note = f"{settled:.0f} % of the clusterings change no more after {ITERATIONS} iterations"
+    return replace(_objective(study, ITERATED, test, _converged(), samples), note=note)
+
+
+def _objective(study: Study, topic: str, test: str, rule: Rule, samples: list[dict[str, Any]]) -> Reading:
+    means = [sample["mean"] for sample in samples]
+    sds = [sample["sd"] for sample in samples]
+    images = [told["images"] for told in study.starts]
+    return Reading(
+        claim=7,
+        topic=topic,
+        test=f"{test} (geometric mean over images)",
+        study=study.name,
+        schedule=study.starts[0]["schedule"],
+        unit="ratio",
+        rule=rule,
+        ours=of_samples(means, sds, images, "", ""),
+        paper="stated, no number",
+        logarithm=True,
+    )
