@@ -53,6 +53,7 @@ def test_results_and_progress_go_where_they_belong(finished):
     assert "Traceback" not in done.stderr
     assert {path.suffix for path in (out / "tables").iterdir()} == {".csv", ".md", ".tex"}
     assert list((out / "figures").glob("*.png"))
+    assert [path.name for path in (out / "starts").glob("*/*")] == ["seed0.json"]
 
 
 def test_a_record_holds_everything(finished):

@@ -69,7 +69,8 @@ def at_equal_cost(study: Study, claim: int, contrasts: Sequence[Contrast]) -> It
             test = family.heading + contrast.name
             if cost == EQUAL_MACS and test not in measured:
                 missing = f"records of {contrast.a} and {contrast.b} at a schedule {prefix}..."
-                yield Reading(claim, test, test, study.name, "", "points", family.rule, missing=missing)
+                topic = _topic(family, contrast)
+                yield Reading(claim, topic, test, study.name, "", "points", family.rule, missing=missing)
 
 
 def over_schedules(family: Family, contrasts: Sequence[Contrast], schedules: Sequence[str]) -> Iterator[Reading]:
@@ -102,7 +103,7 @@ def _reading(family: Family, contrast: Contrast, schedules: Sequence[str]) -> Re
     several = f"mean of {len(schedules)} schedules: {'; '.join(schedules)}"
     return Reading(
         claim=family.claim,
-        topic=family.topic or test,
+        topic=_topic(family, contrast),
         test=test,
         study=study.name,
         schedule=schedules[0] if len(schedules) == 1 else several,
@@ -113,6 +114,13 @@ def _reading(family: Family, contrast: Contrast, schedules: Sequence[str]) -> Re
         paper="" if effect != effect else f"{effect:+.2f} at {100 * fmean(shares):.0f} % of MACs",
         note=gram_note(study, contrast.a, schedules[0]),
     )
+
+
+def _topic(family: Family, contrast: Contrast) -> str:
+    """What the summary calls a contrast: at equal MACs, which the claims are about, by its name alone."""
+    if family.topic:
+        return family.topic
+    return contrast.name if family.heading == f"{EQUAL_MACS}: " else family.heading + contrast.name
 
 
 def paper_difference(method: str, rival: str, share: float) -> float:

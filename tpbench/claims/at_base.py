@@ -62,7 +62,9 @@ def _by_schedule(study: Study, blank: Reading, stage: str) -> Iterator[Reading]:
         difference = to_base(study, POOLING, {schedule: 1.0}, stage)
         if difference is not None:
             test = f"{POOLING} minus the base at {100 * (1 - shares[schedule]):.0f} % fewer MACs"
-            reading = replace(blank, test=test, schedule=schedule, ours=difference, paper="", shown_only=EACH)
+            reading = replace(
+                blank, topic=test, test=test, schedule=schedule, ours=difference, paper="", shown_only=EACH
+            )
             yield decide([reading])[0]
 
 
@@ -113,11 +115,13 @@ def loss_on_the_hull(group: Sequence[Study]) -> Reading:
     rows = affordable(group, SHARE * largest.base_macs)
     if base.empty or not rows:
         return replace(blank, missing=f"{POOLING} at {SHARE:.0%} of the largest base's MACs or fewer")
-    table = pd.DataFrame({row: row.study.top1(row.schedule, FINE_TUNED).loc[POOLING] for row in rows}).T
+    table = pd.DataFrame(
+        [row.study.top1(row.schedule, FINE_TUNED).loc[POOLING] for row in rows], index=range(len(rows))
+    )
     table = table.reindex(columns=base.columns).dropna()
     if table.empty or len(table.columns) < 2:
         return replace(blank, missing="two seeds that the largest base and the pooled models share")
-    chosen = chosen_by_other_seeds(table)
+    chosen = {seed: rows[place] for seed, place in chosen_by_other_seeds(table).items()}
     names = sorted({f"{row.schedule} of {row.study.recipe}" for row in chosen.values()})
     difference = _of_chosen(largest, chosen)
     return decide([replace(blank, ours=difference, schedule="; ".join(names))])[0]
@@ -133,9 +137,9 @@ def affordable(group: Sequence[Study], macs: float) -> list[Row]:
     return [row for row in rows if row.study.macs_share(POOLING, row.schedule) * row.study.base_macs <= macs]
 
 
-def chosen_by_other_seeds(table: pd.DataFrame) -> dict[int, Row]:
-    """For every seed (column) the row with the highest mean over the other seeds."""
-    return {seed: table.index[table.drop(columns=seed).mean(axis=1).to_numpy().argmax()] for seed in table.columns}
+def chosen_by_other_seeds(table: pd.DataFrame) -> dict[int, int]:
+    """For every seed (column) the label of the row with the highest mean over the other seeds."""
+    return {seed: table.drop(columns=seed).mean(axis=1).idxmax() for seed in table.columns}
 
 
 def _of_chosen(largest: Study, chosen: dict[int, Row]) -> Difference:

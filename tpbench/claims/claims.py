@@ -31,7 +31,7 @@ BY_ACCURACY = (
     accuracy.settings_do_not_matter,
     at_base.off_the_shelf,
 )
-NO_OUTCOMES = "no per-image outcomes (older records): the noise of the test images is in no interval"
+NO_OUTCOMES = "no per-image outcomes"
 
 
 def readings(studies: Sequence[Study]) -> list[Reading]:
@@ -68,14 +68,13 @@ def same_images(studies: Sequence[Study]) -> list[list[Study]]:
 
 
 def _told(readings: Sequence[Reading]) -> list[Reading]:
-    """Without the studies that say nothing on a test which another measures; where none does, the first."""
-    settled = {_test(reading) for reading in readings if not reading.missing}
+    """Without the studies that say nothing on a topic which another measures; where none does, the first."""
+    settled = {_topic(reading) for reading in readings if not reading.missing}
     kept = []
     for reading in readings:
-        if not reading.missing or _test(reading) not in settled:
+        if not reading.missing or _topic(reading) not in settled:
             kept.append(reading)
-        if reading.missing:
-            settled.add(_test(reading))
+        settled.add(_topic(reading))
     return kept
 
 
@@ -101,6 +100,10 @@ def counted_once(readings: Sequence[Reading], studies: Sequence[Study]) -> list[
 
 def _test(reading: Reading) -> tuple[int, str]:
     return reading.claim, reading.test
+
+
+def _topic(reading: Reading) -> tuple[int, str]:
+    return reading.claim, reading.topic
 
 
 def _share(study: Study | None, other: Study | None) -> bool:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from tpbench.claims.contrasts import of_values
 from tpbench.claims.study import Study
-from tpbench.claims.verdict import Reading, Rule
+from tpbench.claims.verdict import Reading, Rule, decide
 from tpbench.report.statistics import Difference
 
 POOLING = "wkmedoids"  # the paper's headline
@@ -135,10 +135,11 @@ def measured_costs(study: Study) -> Iterator[Reading]:
         about = {"rule": Rule(high=CLUSTERING), "paper": "3.4 to 3.7 % of MACs on DeiT-S"}
         if counted:
             test = "counted MACs of the reducers over the rest"
-            yield Reading(topic=test, test=test, ours=number(fmean(counted)), exact=True, **place, **about)
+            reading = Reading(topic=test, test=test, ours=number(fmean(counted)), exact=True, **place, **about)
+            yield from decide([reading])
         if seconds:
             test = "measured time of the reducers over the rest, layer by layer"
-            yield Reading(topic=test, test=test, ours=of_values(seconds, POOLING, ""), **place, **about)
+            yield from decide([Reading(topic=test, test=test, ours=of_values(seconds, POOLING, ""), **place, **about)])
 
 
 def _seconds_percent(seconds: dict[str, float]) -> float:

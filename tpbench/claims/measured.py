@@ -26,10 +26,10 @@ def low_pass(study: Study) -> Iterator[Reading]:
     the norms of the keys: there the claim is nearly a tautology.
     """
     tests = {
-        "as_it_is": ("the model's own attention", ""),
-        "one_key_norm": ("attention with all keys at one norm", "a second reading: not the model's attention"),
+        "as_it_is": ("gain of low over high frequencies in the model's own attention", ""),
+        "one_key_norm": ("the same with all keys at one norm", "a second reading: not the model's attention"),
         "at_the_keys": (
-            "attention with keys as queries",
+            "the same with keys as queries",
             "nearly a tautology: this filter defines the frequencies",
         ),
     }
@@ -38,7 +38,7 @@ def low_pass(study: Study) -> Iterator[Reading]:
         reading = Reading(
             claim=2,
             topic=topic,
-            test=f"{topic}: gain of low frequencies (the lowest quarter) over that of the upper half",
+            test=f"{topic} (lowest quarter over upper half)",
             study=study.name,
             schedule="",
             unit="ratio",

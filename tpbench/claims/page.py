@@ -92,7 +92,7 @@ def remark(reading: Reading) -> str:
 
 
 def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
-    lines = ["# The paper's claims", "", *(f"- {text}" for text in sentences(readings)), "", INTRODUCTION]
+    lines = ["# The paper's claims", "", *sentences(readings), "", INTRODUCTION]
     lines += ["", "Studies:", "", *([described(study) for study in studies] or ["- none"]), ""]
     for claim, text in CLAIMS.items():
         own = [reading for reading in readings if reading.claim == claim]
@@ -108,7 +108,10 @@ def described(study: Study) -> str:
     if study.no_evidence:
         parts.append(f"no evidence: {study.no_evidence}")
     elif not study.has_outcomes:
-        parts.append("without per-image outcomes (older records): its accuracies are shown and do not count")
+        parts.append(
+            "without per-image outcomes (older records): the noise of its test images is not known, so its"
+            " accuracies are shown and do not count"
+        )
     if study.older:
         parts.append(f"{study.older} older records without outcomes are left out")
     return ", ".join(parts)

@@ -22,7 +22,7 @@ def sentence(claim: int, readings: Sequence[Reading]) -> str:
     """The most precise study decides every topic by its least favourable reading; other studies are named."""
     chosen = deciding(readings)
     text = f"{claim}. {CLAIMS[claim]}: {overall(readings)}"
-    parts = [part(reading) for reading in chosen]
+    parts = [part(reading, alone(reading, readings)) for reading in chosen]
     parts += dict.fromkeys(f"not measured: {reading.missing}" for reading in absent(readings))
     if not chosen:
         reasons = [reading.shown_only for reading in readings if reading.shown_only and not reading.missing]
@@ -61,9 +61,16 @@ def favour(reading: Reading) -> tuple[int, float]:
     return FROM_WORST.index(reading.verdict), min(value - reading.rule.low, reading.rule.high - value)
 
 
-def part(reading: Reading) -> str:
-    """A reading in words, such as "wkmedoids minus topk +0.05 points [-0.94, 1.04] (undecided: ...)"."""
-    return f"{reading.test} {measured(reading)} {reading.unit} ({_because(reading)})"
+def alone(reading: Reading, readings: Sequence[Reading]) -> bool:
+    """Whether its study has no other reading of the same topic, so that the topic says which it is."""
+    own = [other for other in readings if other.counts and other.study == reading.study]
+    return [other.topic for other in own].count(reading.topic) == 1
+
+
+def part(reading: Reading, named_by_topic: bool) -> str:
+    """A reading in words, such as "wkmedoids minus topk +0.05 [-0.94, 1.04] points (undecided: ...)"."""
+    name = reading.topic if named_by_topic else reading.test
+    return f"{name} {measured(reading)} {reading.unit} ({_because(reading)})"
 
 
 def measured(reading: Reading) -> str:
@@ -83,16 +90,22 @@ def _because(reading: Reading) -> str:
     if reading.verdict != UNDECIDED or not reading.ours.known:
         return reading.verdict if reading.verdict != UNDECIDED else f"{UNDECIDED}: {reading.open_because}"
     low, high = (fixed(end, 2) for end in reading.bounds)
-    possible = {1: f"above {high}", -1: f"below {low}", 0: f"outside {low} to {high}"}[reading.rule.side]
-    return f"{UNDECIDED}: what is ruled out lies {possible}"
+    places = {1: f"above {high}", -1: f"below {low}", 0: f"outside {low} to {high}"}
+    return f"{UNDECIDED}: values {places[reading.rule.side]} are ruled out"
 
 
 def _studies(readings: Sequence[Reading], chosen: Sequence[Reading]) -> str:
     """Where the numbers come from, and what other studies say."""
     used = list(dict.fromkeys(reading.study for reading in chosen if reading.study))
-    seeds = {study: max(r.ours.seeds for r in chosen if r.study == study) for study in used}
-    text = f" ({', '.join(f'{study}, {seeds[study]} seeds' for study in used)})" if used else ""
+    text = f" ({', '.join(f'{study}, {_seeds(chosen, study)}' for study in used)})" if used else ""
     counted = [reading for reading in readings if reading.counts and reading.study]
     others = [study for study in dict.fromkeys(reading.study for reading in counted) if study not in used]
     told = [f"{study}: {overall([r for r in counted if r.study == study])}" for study in others]
     return text + (f"; also {', '.join(told)}" if told else "")
+
+
+def _seeds(chosen: Sequence[Reading], study: str) -> str:
+    counts = sorted({reading.ours.seeds for reading in chosen if reading.study == study})
+    if counts == [1]:
+        return "1 seed"
+    return f"{' to '.join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))} seeds"
