@@ -166,7 +166,7 @@ def _study(folder: Path, machine: str, records: list[Record]) -> Study:
 
 
 def _expected_base(name: str) -> float | None:
-    return recipe.load(name).expected_base if name in recipe.names() else None
+    return recipe.load(name, tuned=False).expected_base if name in recipe.names() else None
 
 
 def _spectrum(path: Path) -> dict[str, Any]:
