@@ -65,3 +65,22 @@ def test_a_killed_worker_ends_the_run(tmp_path, moment):
         side_by_side(jobs, 2, None, dict, Progress())
     killer.join()
     assert time.monotonic() - began < 60, "it hung"
+
+
+def noted(context: object, argument: tuple[str, str], update: Update) -> None:  # noqa: ARG001
+    file, name = argument
+    with Path(file).open("a") as notes:
+        notes.write(name + "\n")
+
+
+def test_jobs_of_the_first_seed_come_before_the_base_of_the_third(tmp_path):
+    file = tmp_path / "order"
+    jobs = []
+    for seed in range(4):
+        jobs.append(Job(f"base {seed}", noted, (str(file), f"base {seed}")))
+        cells = [f"cell {seed} {number}" for number in range(3)]
+        jobs += [Job(name, noted, (str(file), name), needs=(f"base {seed}",)) for name in cells]
+    side_by_side(jobs, 2, None, dict, Progress())
+    order = file.read_text().split("\n")
+    assert len(order) == 17
+    assert order.index("cell 0 0") < order.index("base 2"), "a partial run is a comparison"

@@ -40,7 +40,7 @@ class Job:
 
 
 def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[], Any], progress: Progress) -> None:
-    """Run jobs in their order on `workers` processes, each as soon as the jobs that it needs are done.
+    """Run jobs on `workers` processes: whichever is free takes the first job whose needs are done.
 
     Each process has its own context, make(), which must pickle; with one worker that is this process, and `here` its
     context. The first error ends everything, since jobs handle the errors that they expect. CellFailed is raised when
@@ -62,7 +62,7 @@ def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[]
         running: set[Future] = set()
         done: set[str] = set()
         while waiting or running:
-            ready = [job for job in waiting if done.issuperset(job.needs)]
+            ready = [job for job in waiting if done.issuperset(job.needs)][: workers - len(running)]
             waiting = [job for job in waiting if job not in ready]
             running |= {pool.submit(_work, job) for job in ready}
             if not listener.is_alive():
