@@ -7,6 +7,8 @@ source, run as plain Python, must be found out.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -27,7 +29,9 @@ from tpbench.kernels.device import definitions
 from tpbench.pooling import cluster
 
 numba = pytest.importorskip("numba", reason="without numba the definitions run")
-native = pytest.importorskip("tpbench.kernels.clustering_native")
+native = importlib.import_module("tpbench.kernels.native.clustering")
+distances = importlib.import_module("tpbench.kernels.native.distances")
+engine = importlib.import_module("tpbench.kernels.native.engine")
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
 ROOT = Path(__file__).parents[1]
@@ -210,7 +214,7 @@ def run(function: Callable, sets: Sets, iterations: int, init: str | Tensor, sco
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
 def test_operators_are_their_definitions(function: Callable, dtype: torch.dtype, case: str, monkeypatch):
-    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(distances, "multiplies_bfloat16", lambda: False)
     sets = given(case, dtype)
     for init in ("topk", "peaks", "farthest", "grid", firsts(sets)[1]):
         found = run(function, sets, 5, init)
@@ -331,9 +335,9 @@ def bfloat16_sets() -> Sets:
 def test_16_bit_products_reach_the_same_objective(init: str, monkeypatch: pytest.MonkeyPatch):
     """The path of machines with matrix units, run here with the same numbers: within a thousandth over all sets."""
     sets = bfloat16_sets()
-    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(distances, "multiplies_bfloat16", lambda: False)
     exact = run(cluster.kmedoids, sets, 5, init)[0]
-    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(distances, "multiplies_bfloat16", lambda: True)
     before = torch.backends.mkldnn.matmul.fp32_precision
     assert not same(native.inner_products(sets.x), clustering.inner_products(sets.x))  # control: it is another path
     rounded = run(cluster.kmedoids, sets, 5, init)[0]
@@ -354,7 +358,7 @@ def test_control_products_rounded_to_16_bits_lose_the_order():
 
 
 def test_other_dtypes_are_never_rounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(distances, "multiplies_bfloat16", lambda: True)
     for dtype in (torch.float32, torch.float16):
         x = gaussian(2, 30, 8, 4).x.to(dtype)
         assert same(native.inner_products(x), clustering.inner_products(x))
@@ -369,13 +373,13 @@ def test_sets_are_alone_whatever_shares_the_cache(function: Callable, numbers: i
     """One at a time, two (the last is alone), all at once."""
     sets = gaussian(5, 37, 19, 11)
     wanted = run(function, sets, 3, "peaks")
-    monkeypatch.setattr(native, "SET_NUMBERS", numbers)
+    monkeypatch.setattr(engine, "SET_NUMBERS", numbers)
     assert all_same(run(function, sets, 3, "peaks"), wanted)
 
 
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(native, "THREAD_PAIRS", 1)
+    monkeypatch.setattr(engine, "THREAD_PAIRS", 1)
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(1)
@@ -385,7 +389,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch):
 def test_threads_change_no_bit(function: Callable, three_threads: None):  # noqa: ARG001
     sets = gaussian(7, 37, 19, 11)
     found = run(function, sets, 3, "farthest")
-    assert native._threads.cache_info().currsize > 0
+    assert engine._threads.cache_info().currsize > 0
     torch.set_num_threads(1)
     assert all_same(found, run(function, sets, 3, "farthest"))
 
@@ -427,15 +431,15 @@ torch.set_num_threads(1)
 alone = cluster.kmedoids(x, weight, 9)[0]
 assert "numba" in sys.modules
 assert threading.active_count() == 1
-from tpbench.kernels import clustering_native as native
-native.THREAD_PAIRS = 1
+from tpbench.kernels.native import engine
+engine.THREAD_PAIRS = 1
 torch.set_num_threads(2)
 assert torch.equal(cluster.kmedoids(x, weight, 9)[0], alone)
 assert threading.active_count() == 2  # control: now there is one more
 
 def child(answers):  # one thread: PyTorch itself cannot be forked and then compute on several
     answers.put(cluster.kmedoids(x, weight, 9)[0].tolist())
-    answers.put(native._threads(os.getpid(), 1).submit(abs, -5).result(timeout=20))
+    answers.put(engine._threads(os.getpid(), 1).submit(abs, -5).result(timeout=20))
 
 context = multiprocessing.get_context("fork")
 torch.set_num_threads(1)
@@ -461,7 +465,7 @@ print(cluster.kmedoids(x, weight, 9)[0].tolist())
 def cannot_cache(tmp_path: Path) -> dict:
     """A copy of the package whose cache folders cannot be made: a file is in their place."""
     shutil.copytree(ROOT / "tpbench", tmp_path / "tpbench", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tpbench" / "kernels" / "__pycache__").write_text("")
+    (tmp_path / "tpbench" / "kernels" / "native" / "__pycache__").write_text("")
     return {"folder": tmp_path, "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "NUMBA_CACHE_DIR": ""}
 
 
@@ -494,7 +498,7 @@ FAULTS = {
     "farthest from the last alone": ("here if (here < least) | (here != here) else least", "here"),
     "farthest may come back": ("taken[chosen] = True", "taken[chosen] = False"),
     "half the distance": ("(length - row[j]) + half[j]", "(length - row[j]) + (length - row[j])"),
-    "the mean is not rounded": ("np.rint(mean[b, c] / step) * step", "mean[b, c]"),
+    "the mean is not rounded": ("np.rint(mean[b - base, c] / step) * step", "mean[b - base, c]"),
     "powers of two count double": ("power -= 1", "power -= 0"),
     "means without weights": ("weight[member] / total, products[member]", "1 / total, products[member]"),
     "centres without weight move": ("if not total > 0", "if not total >= 0"),
@@ -502,16 +506,25 @@ FAULTS = {
 }
 
 
-def interpreted(source: str) -> ModuleType:
-    """The room from a source, its loops run by Python."""
-    room = ModuleType("clustering_native_in_python")
-    room.__file__ = native.__file__
+FOLDER = Path(native.__file__).parent
+
+
+def interpreted(folder: Path, fault: str | None = None) -> ModuleType:
+    """A copy of the twins, with or without a fault in it, whose loops Python runs."""
+    name = f"native_{folder.name}".replace("-", "_")
+    (folder / name).mkdir()
+    for path in FOLDER.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if fault is not None:
+            text = text.replace(*FAULTS[fault])
+        (folder / name / path.name).write_text(text.replace("tpbench.kernels.native", name), encoding="utf-8")
     before, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 1
+    sys.path.insert(0, str(folder))
     try:
-        exec(compile(source, room.__file__, "exec"), vars(room))
+        return importlib.import_module(f"{name}.clustering")
     finally:
+        sys.path.remove(str(folder))
         numba.config.DISABLE_JIT = before
-    return room
 
 
 SMALL = [
@@ -530,14 +543,44 @@ def found_out(room: ModuleType) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_control_without_a_fault_nothing_is_found():
-    assert not found_out(interpreted(Path(native.__file__).read_text(encoding="utf-8")))
+def test_control_without_a_fault_nothing_is_found(tmp_path: Path):
+    assert not found_out(interpreted(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_control_a_fault_is_found(fault: str):
-    right, wrong = FAULTS[fault]
-    source = Path(native.__file__).read_text(encoding="utf-8")
-    assert right in source, "the control no longer fits the twin"
-    assert found_out(interpreted(source.replace(right, wrong)))
+def test_control_a_fault_is_found(fault: str, tmp_path: Path):
+    sources = [path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")]
+    assert sum(FAULTS[fault][0] in text for text in sources) == 1, "the control no longer fits the twin"
+    assert found_out(interpreted(tmp_path, fault))
+
+
+# ---------------------------------------------------------------- compiled code on disk
+
+
+def compiled_functions(text: str) -> set[str]:
+    """The compiled functions that a source defines."""
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    return {f.name for f in functions if "compiled" in {ast.unparse(mark) for mark in f.decorator_list}}
+
+
+def called_elsewhere(texts: dict[str, str]) -> list[str]:
+    """Compiled functions that call a compiled function of another file."""
+    homes = {name: home for home, text in texts.items() for name in compiled_functions(text)}
+    found = []
+    for home, text in texts.items():
+        for function in ast.parse(text).body:
+            if not isinstance(function, ast.FunctionDef) or homes.get(function.name) != home:
+                continue
+            names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+            found += [f"{home}: {function.name} calls {name}" for name in names if homes.get(name, home) != home]
+    return found
+
+
+def test_no_compiled_function_calls_one_of_another_file():
+    """numba's cache of a file does not notice changes in another file: it would go on running the old code."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")}
+    assert sum(len(compiled_functions(text)) for text in texts.values()) > 20
+    assert called_elsewhere(texts) == []
+    texts["starts.py"] = texts["starts.py"].replace("_first_of(rank, first)", "_distances(rank, first)")
+    assert len(called_elsewhere(texts)) > 0, "control"

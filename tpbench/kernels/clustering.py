@@ -1,7 +1,7 @@
 """Clusters among the tokens of each image: every step in plain PyTorch, and the operators that run all of them.
 
 Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. Two rooms have
-functions of the same names and signatures. `clustering_native` takes over on a CPU where numba is installed, with
+functions of the same names and signatures. `native.clustering` takes over on a CPU where numba is installed, with
 results equal to the last bit. `clustering_triton` takes over on CUDA devices that Triton compiles for, up to 1,024
 tokens and float32. Everything else runs the definitions. `kmedoids` and `kmeans` are operators, so that compilers and
 counters see one call: N^2 multiply-adds for each of the C channels and each of the iterations, executed or not.
@@ -12,6 +12,7 @@ distances stay in the cache.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tpbench.kernels.device import native_runs_on, triton_runs_on
+from tpbench.kernels.operators import operator
 from tpbench.tokens import rows, segment_sum, stable_topk
 
 CACHE_PAIRS = 2**18  # distances at a time on a CPU: 1 MiB of float32, and as much again for the weighted ones
@@ -28,7 +30,7 @@ FUSED_TOKENS = 1024  # the longest sets that the fused twins take
 # ---------------------------------------------------------------- the operators
 
 
-@torch.library.custom_op("tpbench::kmedoids", mutates_args=())
+@operator("kmedoids")
 def kmedoids(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -49,7 +51,7 @@ def kmedoids(
     return _in_chunks(one, x, weight, score, first)
 
 
-@torch.library.custom_op("tpbench::kmeans", mutates_args=())
+@operator("kmeans")
 def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -69,12 +71,12 @@ def kmeans(
     return _in_chunks(one, x, weight, score, first)
 
 
-@kmedoids.register_fake
+@torch.library.register_fake("tpbench::kmedoids")
 def _(x, weight, score, first, start, k, iterations):  # noqa: ARG001
     return x.new_empty(x.shape[0], k, dtype=torch.int64), x.new_empty(weight.shape, dtype=torch.int64)
 
 
-@kmeans.register_fake
+@torch.library.register_fake("tpbench::kmeans")
 def _(x, weight, score, first, start, k, iterations):  # noqa: ARG001
     exact = torch.promote_types(x.dtype, torch.float32)
     batch, n, _ = x.shape
@@ -98,12 +100,16 @@ def steps_for(x: Tensor) -> ModuleType:
 
 def native_room(x: Tensor) -> ModuleType | None:
     """The room that runs whole operators in compiled loops, where it runs."""
-    exact = torch.promote_types(x.dtype, torch.float32)
-    if triton_runs_on(x.device) or not native_runs_on(x.device, exact):
+    if not native_runs_on(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32):
         return None
-    from tpbench.kernels import clustering_native
+    return _native()
 
-    return clustering_native
+
+@cache  # an import statement takes as long as an operator, each time
+def _native() -> ModuleType:
+    from tpbench.kernels.native import clustering as native
+
+    return native
 
 
 def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tensor, k: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Where native and fused kernels run.
 
-numba and Triton are imported only in the *_native and *_triton rooms, and only once one of them is to run.
+numba and Triton are imported only in `kernels.native` and the *_triton rooms, and only once one of them is to run.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _ampere(index: int) -> bool:
 @cache
 def _prepared(exact: torch.dtype) -> bool:
     try:
-        from tpbench.kernels import clustering_native
+        from tpbench.kernels.native import twins
 
-        clustering_native.prepare(exact)
+        twins.prepare(exact)
     except (ImportError, OSError, RuntimeError) as error:
         _say_why_not(str(error).partition("\n")[0])
         return False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tpbench.kernels import clustering
 from tpbench.kernels.clustering import squared_distances
+from tpbench.kernels.operators import without_autocast, without_gradient
 from tpbench.tokens import rows
 
 __all__ = ["INITIALISATIONS", "Initialisation", "initial", "kmeans", "kmedoids", "objective", "squared_distances"]
@@ -44,7 +45,7 @@ def kmedoids(
     nothing else.
     """
     _check(x, weight, k, init, score)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with without_gradient(), without_autocast(x.device):
         return torch.ops.tpbench.kmedoids(x, weight, *_start(init, weight, k, score), k, iterations)
 
 
@@ -67,8 +68,8 @@ def kmeans(
     iteration costs N^2 instead of N K C: the same iterates, from fewer operations.
     """
     _check(x, weight, k, init, score)
-    with torch.autocast(x.device.type, enabled=False):
-        with torch.no_grad():
+    with without_autocast(x.device):
+        with without_gradient():
             share, assignment = torch.ops.tpbench.kmeans(x, weight, *_start(init, weight, k, score), k, iterations)
         return torch.bmm(share, x.to(share.dtype)).to(x.dtype), assignment
 
@@ -117,8 +118,9 @@ def _start(
 
 
 def _check(x: Tensor, weight: Tensor, k: int, init: str | Tensor, score: Tensor | None) -> None:
-    shapes = [list(x.shape), list(weight.shape), list(weight.shape if score is None else score.shape)]
-    if x.dim() != 3 or any(shape != shapes[0][:2] for shape in shapes[1:]):
+    score = weight if score is None else score
+    if x.dim() != 3 or not x.shape[:2] == weight.shape == score.shape:
+        shapes = [list(tensor.shape) for tensor in (x, weight, score)]
         raise ValueError(f"x must be [B, N, C], weight and score [B, N]; got {', '.join(map(str, shapes))}")
     if not 1 <= k <= x.shape[1]:
         raise ValueError(f"k must be between 1 and the {x.shape[1]} tokens; got {k}")

@@ -1,0 +1,95 @@
+"""The operators `clustering.kmedoids` and `clustering.kmeans` in compiled loops, and the steps they are made of.
+
+A few sets at a time go through all steps, in memory that is used again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tpbench.kernels import clustering
+from tpbench.kernels.native.distances import (
+    distance_sets,
+    distances_from,
+    inner_products,
+    products_in_parts,
+    squared_distances,
+)
+from tpbench.kernels.native.engine import array, over_sets, room
+from tpbench.kernels.native.iterations import iterate_means, iterate_medoids, means_sets, medoids_sets, run
+from tpbench.kernels.native.starts import STARTS, farthest, heaviest, peaks, start_sets
+
+__all__ = [
+    "distances_from",
+    "farthest",
+    "heaviest",
+    "inner_products",
+    "iterate_means",
+    "iterate_medoids",
+    "kmeans",
+    "kmedoids",
+    "peaks",
+    "squared_distances",
+]
+
+
+def kmedoids(
+    x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """All steps of the operator `clustering.kmedoids`."""
+    batch, n, _ = x.shape
+    exact = _exact(x)
+    first = _given(score, first, start, k, exact)
+    weights = array(weight, exact)
+    scores = weights if score is weight else array(score, exact)
+    medoids = _firsts(first, batch, k)
+    assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
+    found, own = medoids.numpy(), assignment.numpy()
+    for begin, end, pairs in products_in_parts(x):
+        over_sets(distance_sets, begin, end, n, pairs, pairs)
+        if first is None:
+            over_sets(start_sets, begin, end, n, STARTS[start], pairs, scores, found)
+        run(medoids_sets, begin, end, n, pairs, weights, iterations, found, own)
+    return medoids, assignment
+
+
+def kmeans(
+    x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """All steps of the operator `clustering.kmeans`."""
+    batch, n, _ = x.shape
+    exact = _exact(x)
+    first = _given(score, first, start, k, exact)
+    weights = array(weight, exact)
+    scores = weights if score is weight else array(score, exact)
+    chosen = _firsts(first, batch, k).numpy()
+    share = torch.empty(batch, k, n, dtype=exact, device="cpu")
+    assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
+    shares, own = share.numpy(), assignment.numpy()
+    for begin, end, pairs in products_in_parts(x):
+        if first is None:
+            distance = pairs
+            if start != "topk":
+                distance = room("distances", pairs.shape, exact).array
+                over_sets(distance_sets, begin, end, n, pairs, distance)
+            over_sets(start_sets, begin, end, n, STARTS[start], distance, scores, chosen)
+        run(means_sets, begin, end, n, pairs, weights, iterations, chosen, shares, own)
+    return share, assignment
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _given(score: Tensor, first: Tensor | None, start: str, k: int, exact: torch.dtype) -> Tensor | None:
+    """The tokens to start from where they are given, or go by scores whose order the exact dtype would lose."""
+    if first is None and start == "topk" and torch.promote_types(score.dtype, exact) != exact:
+        return clustering.heaviest(score, k)
+    return first
+
+
+def _firsts(first: Tensor | None, batch: int, k: int) -> Tensor:
+    """Room [B, K] for the tokens to start from, or a copy of those given."""
+    chosen = torch.empty(batch, k, dtype=torch.int64, device="cpu")
+    return chosen if first is None else chosen.copy_(first)
