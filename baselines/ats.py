@@ -8,22 +8,11 @@ samples.
 """
 
 import torch
-from torch import Tensor
 
 from tpbench.downsampler import Downsampler, Needs, Probe
+from tpbench.kernels.sampling import nearest_samples
 from tpbench.registry import register
 from tpbench.tokens import Tokens
-
-
-def nearest_samples(rising: Tensor, k: int) -> Tensor:
-    """Places [B, K], in rising order, that k samples take in the sorted scores rising [B, N]."""
-    total = rising.cumsum(dim=1)
-    lowest, highest = total[:, :1], total[:, -1:]
-    share = (total - lowest) / (highest - lowest)
-    start = share.masked_fill(share == 0, float("inf")).amin(dim=1, keepdim=True)
-    spacing = torch.linspace(1, 0, k, device=rising.device).flip(0)  # of one sample, it is 1
-    sample = start + (1 - start) * spacing
-    return (sample[:, :, None] - share[:, None, :]).abs().argmin(dim=2)
 
 
 @register(

@@ -8,11 +8,11 @@ block before has no effect. Written from the paper's description.
 
 from dataclasses import dataclass
 
-import torch
 from torch.nn import functional as F
 
-from baselines.tome import ToMe, head_mean, merged
+from baselines.tome import ToMe, head_mean
 from tpbench.downsampler import Probe, Setup
+from tpbench.kernels.matching import match_by_energy
 from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine
 
@@ -46,14 +46,8 @@ class PiToMe(ToMe):
         similarity = cosine(metric, metric)
         energy = F.elu(similarity - self.config.margin * (1 - depth)).mean(dim=2)
         among = tokens.count if depth < 0.5 else 2 * r
-        order = torch.argsort(energy, dim=1, descending=True, stable=True)[:, :among]
-        first, second = order[:, ::2], order[:, 1::2]
-        block = similarity.gather(1, first[:, :, None].expand(-1, -1, tokens.count))
-        score, best = block.gather(2, second[:, None, :].expand(-1, first.shape[1], -1)).max(dim=2)
-        chosen = torch.argsort(score, dim=1, descending=True, stable=True)[:, :r]
-        source = first.gather(1, chosen)
-        target = second.gather(1, best.gather(1, chosen))
-        return merged(tokens, source, target, self.setup.k)
+        assignment = match_by_energy(similarity, energy, among, self.setup.k)
+        return tokens.merge(assignment, self.setup.k)
 
     def macs(self) -> int:
         return self.setup.tokens**2 * self.setup.width // self.setup.heads

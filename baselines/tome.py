@@ -11,43 +11,9 @@ from torch import Tensor
 
 from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.errors import Unreachable
+from tpbench.kernels.matching import match_halves
 from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine
-
-
-def pairs(similarity: Tensor, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best partner of every token of A: token [A], partner [B, A] (both counted over all tokens), score [B, A].
-
-    similarity [B, A, B'] between even and odd tokens. Prefix tokens take part in the split and never merge.
-    """
-    n = similarity.shape[1] + similarity.shape[2]
-    even = torch.arange(0, n, 2, device=similarity.device)
-    odd = torch.arange(1, n, 2, device=similarity.device)
-    barred = (even < prefix)[:, None] | (odd < prefix)[None, :]
-    score, best = similarity.masked_fill(barred, float("-inf")).max(dim=2)
-    return even, odd[best], score
-
-
-def set_order(prefix: int, n: int, device: torch.device) -> Tensor:
-    """The n body tokens in the order of set A, then set B: indices [N]."""
-    position = torch.arange(n, device=device)
-    in_b = (position + prefix) % 2
-    return torch.argsort(in_b, stable=True)
-
-
-def merged(tokens: Tokens, token: Tensor, partner: Tensor, k: int, order: Tensor | None = None) -> Tokens:
-    """Merge each of token [B, R] into its partner [B, R] (body indices), so that k clusters are left.
-
-    The clusters come out in the order [N] of their targets, by default that of their positions.
-    """
-    batch, n = tokens.size.shape
-    stays = torch.ones(batch, n, dtype=torch.bool, device=token.device).scatter_(1, token, False)
-    if order is None:
-        order = torch.arange(n, device=token.device)
-    place = stays[:, order].cumsum(dim=1) - 1
-    number = place[:, torch.argsort(order)]
-    assignment = number.scatter(1, token, number.gather(1, partner))
-    return tokens.merge(assignment, k)
 
 
 @register(
@@ -75,13 +41,8 @@ class ToMe(Downsampler):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         metric = head_mean(probe.keys)
-        token, partner, score = pairs(cosine(metric[:, ::2], metric[:, 1::2]), tokens.prefix)
-        r = tokens.count - self.setup.k
-        chosen = torch.argsort(score, dim=1, descending=True, stable=True)[:, :r]
-        source = token[chosen] - tokens.prefix
-        target = partner.gather(1, chosen) - tokens.prefix
-        order = set_order(tokens.prefix, tokens.count, tokens.x.device)
-        return merged(tokens, source, target, self.setup.k, order)
+        similarity = cosine(metric[:, ::2], metric[:, 1::2])
+        return tokens.merge(match_halves(similarity, tokens.prefix, self.setup.k), self.setup.k)
 
     def macs(self) -> int:
         n = self.setup.prefix + self.setup.tokens

@@ -229,15 +229,15 @@ def test_soft_assignments_are_means_of_the_tokens(name):
 
 def test_tome_leaves_set_a_before_set_b():
     """Five body tokens behind a class token: positions 0 to 5, so that body 1 and 3 are in A, and 0, 2 and 4 in B."""
-    from baselines.tome import merged, set_order
+    from tpbench.kernels.matching import numbered, set_order
 
     tokens = Tokens(torch.arange(6.0).reshape(1, 6, 1), 1, torch.ones(1, 5))
     order = set_order(1, 5, torch.device("cpu"))
     assert order.tolist() == [1, 3, 0, 2, 4]
-    out = merged(tokens, torch.tensor([[1]]), torch.tensor([[2]]), 4, order)
+    out = tokens.merge(numbered(torch.tensor([[1]]), torch.tensor([[2]]), 5, order), 4)
     assert out.body.flatten().tolist() == [4.0, 1.0, 2.5, 5.0], "token 3 of A, then 0, 2 with 1, and 4"
     assert out.size.tolist() == [[1, 1, 2, 1]]
-    by_position = merged(tokens, torch.tensor([[1]]), torch.tensor([[2]]), 4)
+    by_position = tokens.merge(numbered(torch.tensor([[1]]), torch.tensor([[2]]), 5), 4)
     assert by_position.body.flatten().tolist() == [1.0, 2.5, 4.0, 5.0], "control: the order shows"
 
 

@@ -509,18 +509,19 @@ FAULTS = {
 FOLDER = Path(native.__file__).parent
 
 
-def interpreted(folder: Path, fault: str | None = None) -> ModuleType:
-    """A copy of the twins, with or without a fault in it, whose loops Python runs."""
+def interpreted(folder: Path, fault: tuple[str, str] | None = None) -> ModuleType:
+    """A copy of the twins, with or without a fault in it (what to put in place of what), whose loops Python runs."""
     name = f"native_{folder.name}".replace("-", "_")
     (folder / name).mkdir()
     for path in FOLDER.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         if fault is not None:
-            text = text.replace(*FAULTS[fault])
+            text = text.replace(*fault)
         (folder / name / path.name).write_text(text.replace("tpbench.kernels.native", name), encoding="utf-8")
     before, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 1
     sys.path.insert(0, str(folder))
     try:
+        importlib.import_module(f"{name}.twins")
         return importlib.import_module(f"{name}.clustering")
     finally:
         sys.path.remove(str(folder))
@@ -552,7 +553,7 @@ def test_control_without_a_fault_nothing_is_found(tmp_path: Path):
 def test_control_a_fault_is_found(fault: str, tmp_path: Path):
     sources = [path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")]
     assert sum(FAULTS[fault][0] in text for text in sources) == 1, "the control no longer fits the twin"
-    assert found_out(interpreted(tmp_path, fault))
+    assert found_out(interpreted(tmp_path, FAULTS[fault]))
 
 
 # ---------------------------------------------------------------- compiled code on disk

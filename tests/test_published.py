@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import tpbench
 from baselines.diffrate import RateSearch
-from baselines.tome import head_mean, pairs
+from baselines.tome import head_mean
 from tpbench import registry
 from tpbench.downsampler import Probe, Setup
+from tpbench.kernels.matching import pairs
 from tpbench.tokens import Tokens, cosine
 
 MODEL = {"depth": 6, "num_heads": 2}

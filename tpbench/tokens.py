@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tpbench.kernels.segments import segment_mean, segment_sum
+
+__all__ = ["Tokens", "cosine", "rows", "segment_mean", "segment_sum", "spread", "stable_topk"]
+
 
 @dataclass
 class Tokens:
@@ -112,26 +116,3 @@ def spread(size: Tensor, share: Tensor) -> Tensor:
     """
     part = share.detach().float()
     return (part / part.sum(dim=1, keepdim=True).clamp(min=1e-20) * size[:, None, :]).sum(dim=2)
-
-
-def segment_sum(value: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """value [B, N] summed per cluster: [B, k], in the order of the tokens."""
-    return value.new_zeros(value.shape[0], k).scatter_add_(1, assignment, value)
-
-
-def segment_mean(x: Tensor, weight: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Weighted mean of x [B, N, C] per cluster, in float32 or better: [B, k, C] in x's dtype.
-
-    Clusters whose members all weigh 0 take their plain mean; clusters without members are 0.
-    """
-    batch, _, width = x.shape
-    exact = torch.promote_types(x.dtype, torch.float32)
-    weight = weight.to(exact)
-    total = segment_sum(weight, assignment, k)
-    weight = torch.where(total.gather(1, assignment) > 0, weight, torch.ones_like(weight))
-    total = segment_sum(weight, assignment, k)
-    share = weight / total.gather(1, assignment)
-    flat = (assignment + torch.arange(batch, device=x.device)[:, None] * k).reshape(-1)
-    weighted = (x.to(exact) * share[:, :, None]).reshape(-1, width)
-    mean = weighted.new_zeros(batch * k, width).index_add_(0, flat, weighted)
-    return mean.view(batch, k, width).to(x.dtype)

@@ -21,13 +21,13 @@ def triton_runs_on(device: torch.device) -> bool:
     return device.type == "cuda" and not _definitions and _ampere(device.index or 0)
 
 
-def native_runs_on(device: torch.device, exact: torch.dtype) -> bool:
+def native_runs_on(device: torch.device, exact: torch.dtype, topic: str) -> bool:
     """Whether compiled loops run on a device in float32 or float64: on a CPU, with numba and a cache it can write.
 
-    The first call in a process compiles them, or loads them from the cache. Where that fails, the process says so
-    once, on standard error, and runs the definitions.
+    topic is a key of `native.twins.TOPICS`. The first call in a process compiles its loops, or loads them from the
+    cache. Where that fails, the process says so once, on standard error, and runs the definitions.
     """
-    return device.type == "cpu" and not _definitions and _prepared(exact)
+    return device.type == "cpu" and not _definitions and _prepared(exact, topic)
 
 
 @contextmanager
@@ -48,11 +48,11 @@ def _ampere(index: int) -> bool:
 
 
 @cache
-def _prepared(exact: torch.dtype) -> bool:
+def _prepared(exact: torch.dtype, topic: str) -> bool:
     try:
         from tpbench.kernels.native import twins
 
-        twins.prepare(exact)
+        twins.prepare(exact, topic)
     except (ImportError, OSError, RuntimeError) as error:
         _say_why_not(str(error).partition("\n")[0])
         return False
@@ -62,6 +62,6 @@ def _prepared(exact: torch.dtype) -> bool:
 @cache  # once in a process
 def _say_why_not(reason: str) -> None:
     print(
-        f"tpbench: clustering on the CPU runs in plain PyTorch, with the same results but slower: {reason}",
+        f"tpbench: reducing on the CPU runs in plain PyTorch, with the same results but slower: {reason}",
         file=sys.stderr,
     )

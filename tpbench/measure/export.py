@@ -23,6 +23,10 @@ from torch.export import Dim, ExportedProgram
 from tpbench import environment, vit
 from tpbench.errors import UsageError
 from tpbench.kernels import clustering
+from tpbench.kernels.density import peaks_of_density
+from tpbench.kernels.matching import halves_matched, matched_by_energy
+from tpbench.kernels.sampling import nearest_sums
+from tpbench.kernels.segments import mean_by_cluster
 from tpbench.measure.latency import random_images
 from tpbench.measure.modes import Mode
 from tpbench.registry import Card
@@ -222,6 +226,11 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "tpbench::attend_and_receive": attend_and_receive,
     "tpbench::kmedoids": kmedoids,
     "tpbench::kmeans": kmeans,
+    "tpbench::density_peaks": peaks_of_density,
+    "tpbench::match_by_energy": matched_by_energy,
+    "tpbench::match_halves": halves_matched,
+    "tpbench::nearest_samples": nearest_sums,
+    "tpbench::segment_mean": mean_by_cluster,
     "aten::searchsorted": searchsorted,
 }
 

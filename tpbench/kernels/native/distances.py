@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 
 from tpbench.kernels import clustering
-from tpbench.kernels.native.engine import Room, Types, array, compiled, exactly, over_sets, room, sets_at_a_time
+from tpbench.kernels.native.engine import (
+    Room,
+    Types,
+    array,
+    compiled,
+    exactly,
+    flat_array,
+    over_sets,
+    room,
+    sets_at_a_time,
+)
 
 TILE = 16  # rows and columns of distances that are mirrored at a time
 NEAR_POWER = 0.500005  # a mantissa this close above 0.5 may round to it in a logarithm
@@ -69,12 +79,10 @@ def distances_from(products: Tensor) -> Tensor:
 
 def _centre(x: Tensor, room: Room) -> Tensor:
     """x [B, N, C] less the rounded mean of each set: in the room, or as the definition has it."""
-    batch, n, width = x.shape
-    set_stride, row_stride, channel_stride = x.stride()
-    if batch == 0 or channel_stride != 1:
+    batch, n, _ = x.shape
+    if batch == 0 or x.stride(2) != 1:
         return x - clustering.offset(x)  # PyTorch adds and multiplies in another order where channels lie apart
-    span = (batch - 1) * set_stride + (n - 1) * row_stride + width
-    numbers = x.as_strided((span,), (1,)).numpy()
+    numbers, set_stride, row_stride = flat_array(x)
     bits = numbers.view(np.int64 if x.dtype == torch.float64 else np.int32)
     mean = x.mean(1).numpy()  # PyTorch's own: nobody else adds in its order
     if over_sets(centre_sets, 0, batch, n, numbers, bits, set_stride, row_stride, mean, room.array):

@@ -166,3 +166,18 @@ def array(x: Tensor, dtype: torch.dtype) -> np.ndarray:
     if x.requires_grad:
         x = x.detach()
     return x.to(dtype).contiguous().numpy()
+
+
+def flat_array(x: Tensor) -> tuple[np.ndarray, int, int]:
+    """The numbers of x [B, N, C] as they lie in memory, and the steps from set to set and from token to token.
+
+    Where channels lie apart, or nothing lies anywhere, the numbers are those of a copy.
+    """
+    if x.requires_grad:
+        x = x.detach()
+    if x.stride(2) != 1 or x.numel() == 0:
+        x = x.contiguous()
+    batch, n, width = x.shape
+    set_stride, row_stride, _ = x.stride()
+    span = (batch - 1) * set_stride + (n - 1) * row_stride + width
+    return x.as_strided((max(0, span),), (1,)).numpy(), set_stride, row_stride

@@ -1,19 +1,25 @@
-"""Every native twin: what is compiled before the first of them runs."""
+"""Every native twin: what is compiled before the first of a topic runs."""
 
 from __future__ import annotations
 
 import torch
 
-from tpbench.kernels.native import distances, iterations, starts
+from tpbench.kernels.native import density, distances, iterations, matching, sampling, segments, starts
 from tpbench.kernels.native.engine import compile_kernels
 
-ROOMS = (distances, starts, iterations)
+TOPICS = {
+    "clustering": (distances, starts, iterations),
+    "density": (distances, density, iterations),
+    "matching": (matching,),
+    "sampling": (sampling,),
+    "segments": (segments,),
+}
 
 
-def prepare(exact: torch.dtype) -> None:
-    """Compile every kernel for float32 or float64, or load it from numba's cache.
+def prepare(exact: torch.dtype, topic: str) -> None:
+    """Compile the kernels of a topic for float32 or float64, or load them from numba's cache.
 
     Raises RuntimeError or OSError where the cache cannot be written, and RuntimeError where numba is switched off.
     """
-    for room in ROOMS:
+    for room in TOPICS[topic]:
         compile_kernels(exact, room.kernels)
