@@ -14,6 +14,7 @@ import pytest
 import torch
 from opbench import report as opbench
 from opbench import targets
+from opbench.__main__ import main as opbench_main
 from opbench.plain import looped_kmedoids, textbook_kmeans
 
 from tpbench.pooling import cluster
@@ -104,8 +105,12 @@ Some CPU, 2026-01-02, commit 0123456789; torch 2.15.0, timm 1.0.31. One thread o
 | DeiT-Ti, batch 8 | wkmedoids / topk: throughput | >= 0.94 | not measured |  |  |
 | DeiT-S, batch 8, bfloat16 | wkmedoids / topk: throughput | >= 0.92 | not measured |  |  |
 | DeiT-S, batch 8 | block that returns the attention received / SDPA block: time | <= 1.1 | not measured |  |  |
-| one layer, N=196, C=384, batch 32, K=138 | plainly looped K-Medoids / batched: time | >= 30 | not measured |  |  |
-| one layer, N=196, C=384, batch 32, K=69 | plainly looped K-Medoids / batched: time | >= 20 | not measured |  |  |
+| one layer, N=196, C=384, batch 32, K=138 | plainly looped K-Medoids / batched: time | >= 40 | not measured |  |  |
+| one layer, N=196, C=384, batch 32, K=69 | plainly looped K-Medoids / batched: time | >= 22 | not measured |  |  |
+| one layer, N=196, C=384, batch 8, K=138 | K-Medoids, native / definition: time | <= 0.7 | not measured |  |  |
+| one layer, N=196, C=384, batch 1, K=138 | K-Medoids, native / definition: time | <= 0.55 | not measured |  |  |
+| one layer, N=64, C=64, batch 32, K=32 | K-Medoids, native / definition: time | <= 0.5 | not measured |  |  |
+| one layer, N=64, C=64, batch 1, K=32 | K-Medoids, native / definition: time | <= 0.35 | not measured |  |  |
 | one layer, N=196, C=384, batch 32, K=138 | DPC-KNN / wkmedoids: time | >= 1.6 | not measured |  |  |
 | one layer, N=196, C=384, batch 32, K=138 | textbook K-Means / from the Gram matrix: time | >= 1.5 | not measured |  |  |
 | tokens of a trained model | best start that is no slower (2 iterations) / top-K start (5): loss | <= 0.65 | 0.500 | yes | grid, 0.75 of the time |
@@ -215,6 +220,66 @@ def test_the_committed_tables_are_those_of_their_json(tmp_path: Path):
     for source in runs:
         for path in opbench.write(source, tmp_path):
             assert path.read_text() == source.with_suffix(path.suffix).read_text(), path.name
+
+
+# ---------------------------------------------------------------- two records
+
+
+def slowed(by: float, machine: float = 1.0) -> dict[str, Any]:
+    """The run with wkmedoids `by` times as slow in the whole model, on a machine `machine` times as slow."""
+    entries = json.loads(json.dumps(RUN["benchmarks"]))
+    for case in (entry["extra_info"] for entry in entries):
+        hit = case["kind"] == "model" and case["operation"] == "wkmedoids"
+        case["seconds"] = [machine * (by if hit else 1) * seconds for seconds in case["seconds"]]
+    return run(*entries)
+
+
+def compared(tmp_path: Path, before: dict[str, Any], after: dict[str, Any], *words: str) -> int:
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    (tmp_path / "after.json").write_text(json.dumps(after))
+    return opbench_main(["compare", str(tmp_path / "before.json"), str(tmp_path / "after.json"), *words])
+
+
+def test_a_slower_machine_is_no_slower_operation(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert compared(tmp_path, RUN, slowed(1, machine=3)) == 0
+    assert capsys.readouterr().out.startswith("0 slower, 0 faster")
+
+
+def test_a_slower_operation_fails_beyond_the_threshold(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert compared(tmp_path, RUN, slowed(1.5, machine=0.5)) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("slower +50 %: wkmedoids / none")
+    assert compared(tmp_path, RUN, slowed(1.5), "--threshold", "0.6") == 0
+    assert compared(tmp_path, slowed(1.5), RUN) == 0, "faster"
+
+
+def test_samples_that_overlap_are_no_change(tmp_path: Path):
+    place = {"kind": "native", "tokens": 64}
+    product = {"seconds": [1.0] * 5}
+    wide = run(*cases(place, product=product, kmedoids={"seconds": [1.0, 2.0, 3.0, 4.0, 5.0]}))
+    more = run(*cases(place, product=product, kmedoids={"seconds": [2.0, 3.0, 3.5, 4.0, 5.0]}))
+    most = run(*cases(place, product=product, kmedoids={"seconds": [4.5, 4.6, 4.7, 4.8, 4.9]}))
+    assert compared(tmp_path, wide, more) == 0
+    assert compared(tmp_path, wide, most) == 1, "control"
+
+
+def test_an_operation_of_one_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert compared(tmp_path, RUN, run(*RUN["benchmarks"][:2])) == 0
+    assert "in one record alone: batch 8, dtype float32, kind model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--threshold", "-1"], ["--threshold", "nan"]])
+def test_a_threshold_that_is_none_is_refused(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture):
+    assert compared(tmp_path, RUN, RUN, *words) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_records_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    other = run(*cases({"kind": "native", "tokens": 1}, product={"seconds": [1.0]}))
+    assert compared(tmp_path, RUN, other) == 2
+    assert "no operation in common" in capsys.readouterr().err
+    assert compared(tmp_path, RUN, {}) == 2
+    assert "no run of" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- what is compared with

@@ -51,6 +51,10 @@ class Tokens:
         """N: body tokens per image."""
         return self.x.shape[1] - self.prefix
 
+    def with_x(self, x: Tensor) -> Tokens:
+        """The same tokens with other values x [B, P + N, C]; several times faster than `replace`, at every block."""
+        return Tokens(x, self.prefix, self.size, self.grid, self.alive, self.aux, self.carry, self.key_weight)
+
     def with_body(self, body: Tensor, size: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches."""
         x = torch.cat([self.x[:, : self.prefix], body], dim=1)

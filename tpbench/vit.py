@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +28,7 @@ from tpbench.schedule import Schedule, parse
 from tpbench.tokens import Tokens
 
 M = TypeVar("M", bound=nn.Module)
+NOTHING = Probe()
 
 
 def reduce(
@@ -187,7 +187,7 @@ class ProbedAttention(Attention):
     def forward(self, x: Tensor, bias: Tensor | None = None, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
         """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape and a Probe of all tokens."""
         if not needs:
-            return (super().forward(x) if bias is None else super().forward(x, attn_mask=bias)), Probe()
+            return (super().forward(x) if bias is None else super().forward(x, attn_mask=bias)), NOTHING
         q, k, v = self.project(x)
         drop = self.attn_drop.p if self.training else 0.0
         cls = kernels.class_attention(q, k, bias, self.scale) if needs & Needs.CLS else None
@@ -250,14 +250,22 @@ class TokenBlock(Block):
         return adopted
 
     def forward(self, tokens: Tokens) -> Tokens:
+        if self.reducer is None and not self.counts_keys(tokens):
+            return self.unreduced(tokens)
         attended, probe = self.attend(tokens)
-        tokens = replace(tokens, x=tokens.x + self.drop_path1(self.ls1(attended)))
+        tokens = tokens.with_x(tokens.x + self.drop_path1(self.ls1(attended)))
         if self.reducer is not None and self.site is Site.MID:
             tokens = self.reducer(tokens, probe)
-        tokens = replace(tokens, x=tokens.x + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens.x)))))
+        tokens = tokens.with_x(tokens.x + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens.x)))))
         if self.reducer is not None and self.site is Site.END:
             tokens = self.reducer(tokens, probe)
         return tokens
+
+    def unreduced(self, tokens: Tokens) -> Tokens:
+        """The same where nothing is reduced and every key counts once: timm's steps, and little around them."""
+        attended, _ = self.attn(self.norm1(tokens.x))
+        x = tokens.x + self.drop_path1(self.ls1(attended))
+        return tokens.with_x(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
 
     def attend(self, tokens: Tokens) -> tuple[Tensor, Probe]:
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
@@ -383,7 +391,7 @@ class TokenViT(VisionTransformer):
             again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
             tokens = checkpoint(block, tokens) if again else block(tokens)
             counts.append(tokens.count)
-        tokens = replace(tokens, x=self.norm(tokens.x))
+        tokens = tokens.with_x(self.norm(tokens.x))
         return Output(self.classify(tokens), tokens, tuple(counts))
 
     def classify(self, tokens: Tokens) -> Tensor:

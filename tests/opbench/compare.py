@@ -1,0 +1,129 @@
+"""Two records of `tox -e opbench` held against each other: python -m opbench.compare BEFORE AFTER [--threshold 0.1]
+
+Milliseconds of different moments do not compare, so each operation is compared by its ratio to another one of the same
+turns: the first of `REFERENCES` that was timed there. An operation is slower when that ratio grew by more than the
+threshold and by more than its samples explain: the quartiles of its ratios before and after do not overlap. Operations
+that only one of the records has are named and change nothing. Exit code 1: something became slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+from opbench.report import groups, lean
+from opbench.targets import Group, Groups
+from tpbench.errors import UsageError
+
+THRESHOLD = 0.1
+# What nobody here can make slower: timm's model, a matrix product, plain definitions.
+REFERENCES = ("none", "matmul", "product", "looped kmedoids", "SDPA block", "topk, 5 iterations")
+
+
+class Change(NamedTuple):
+    """How an operation's ratio to its reference changed: 1.2 is 20 % slower."""
+
+    place: str
+    operation: str
+    reference: str
+    factor: float
+    apart: bool  # whether the quartiles before and after do not overlap
+
+    def slower(self, threshold: float) -> bool:
+        return self.apart and self.factor > 1 + threshold
+
+
+class Comparison(NamedTuple):
+    changes: list[Change]
+    missing: list[str]  # operations of only one record
+
+
+def read(path: Path) -> Groups:
+    """The operations of a record by place. Raises UsageError where the file is none."""
+    try:
+        return groups(lean(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no run of `tox -e opbench` ({type(error).__name__}: {error})") from error
+
+
+def compare(before: Groups, after: Groups) -> Comparison:
+    """Every operation that both records timed beside the same reference."""
+    changes, missing = [], []
+    for place in dict.fromkeys([*before, *after]):
+        name = ", ".join(f"{key} {value}" for key, value in place)
+        old, new = before.get(place, {}), after.get(place, {})
+        missing += [f"{name}: {operation}" for operation in sorted(old.keys() ^ new.keys())]
+        changes += changed(name, old, new)
+    return Comparison(changes, missing)
+
+
+def changed(place: str, old: Group, new: Group) -> Iterator[Change]:
+    """The operations of one place, beside the first reference that both records have there."""
+    reference = next((name for name in REFERENCES if name in old and name in new), None)
+    if reference is None:
+        return
+    for operation in old:
+        if operation in new and operation not in (reference, "copy"):
+            was = ratios(old, operation, reference)
+            now = ratios(new, operation, reference)
+            apart = quartiles(was)[1] < quartiles(now)[0] or quartiles(now)[1] < quartiles(was)[0]
+            yield Change(place, operation, reference, factor=median(now) / median(was), apart=apart)
+
+
+def ratios(group: Group, operation: str, reference: str) -> list[float]:
+    """Turn by turn."""
+    return [a / b for a, b in zip(group[operation]["seconds"], group[reference]["seconds"], strict=True)]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third; of a single value, that value."""
+    if len(values) < 2:
+        return values[0], values[0]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def told(comparison: Comparison, threshold: float) -> list[str]:
+    """The lines to print: what became slower, what became faster, and how many did neither."""
+    slower = [change for change in comparison.changes if change.slower(threshold)]
+    faster = [change for change in comparison.changes if change.apart and change.factor < 1 / (1 + threshold)]
+    lines = []
+    for word, found in (("slower", slower), ("faster", faster)):
+        for change in sorted(found, key=lambda change: change.factor, reverse=word == "slower"):
+            percent = f"{100 * (change.factor - 1):+.0f} %"
+            lines.append(f"{word} {percent}: {change.operation} / {change.reference} ({change.place})")
+    lines += [f"in one record alone: {name}" for name in comparison.missing]
+    same = len(comparison.changes) - len(slower) - len(faster)
+    return [*lines, f"{len(slower)} slower, {len(faster)} faster, {same} within {100 * threshold:g} %"]
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="opbench compare", description="Hold two records of `tox -e opbench` together."
+    )
+    parser.add_argument("before", type=Path, help="the JSON of the earlier run, such as one of results/opbench")
+    parser.add_argument("after", type=Path, help="the JSON of the later run")
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, help="the growth that fails (default: %(default)s)"
+    )
+    given = parser.parse_args(words)
+    try:
+        if not 0 <= given.threshold < float("inf"):
+            raise UsageError(f"--threshold {given.threshold}: a share of at least 0 is needed, such as 0.1")
+        comparison = compare(read(given.before), read(given.after))
+        if not comparison.changes:
+            raise UsageError(f"{given.before} and {given.after} have no operation in common")
+    except UsageError as error:
+        print(f"tpbench: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(told(comparison, given.threshold)))
+    return int(any(change.slower(given.threshold) for change in comparison.changes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
