@@ -50,7 +50,10 @@ def _scaled(total, share):
 
 @compiled
 def sample_sets(begin, end, base, totals, spacing, place):  # noqa: ARG001
-    """The first nearest sum of every sample, NaN before all numbers; all samples at once for every token."""
+    """The first nearest sum of every sample, all samples at once for every token.
+
+    Where one sum is NaN, so is the start and every sample: the first token is taken, as the definition has it.
+    """
     n, k, one = totals.shape[1], place.shape[1], totals.dtype.type(1)
     share = np.empty(n, totals.dtype)
     sample = np.empty(k, totals.dtype)
@@ -66,7 +69,7 @@ def sample_sets(begin, end, base, totals, spacing, place):  # noqa: ARG001
             value, number = share[i], np.int32(i)
             for s in range(k):
                 apart, least = abs(sample[s] - value), best[s]
-                nearer = (apart < least) | ((apart != apart) & (least == least))
+                nearer = apart < least
                 best[s] = apart if nearer else least
                 label[s] = number if nearer else label[s]
         place[b] = label
