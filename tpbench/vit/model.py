@@ -1,184 +1,23 @@
-"""All that is known of timm: how a vision transformer is adopted, block by block, so that its tokens can be reduced.
-
-timm's own modules stay what they are and keep their names, so state dicts fit and a model with nothing reduced is
-bit-identical to timm's. Only two kinds are put around them: TokenBlock, which passes Tokens instead of a tensor and
-holds the reducer, and ProbedAttention in the blocks whose reducer must see the attention.
-"""
+"""The three modules put around timm's: attention that can be looked at, the block over Tokens, and the whole model."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import timm
 import torch
-from timm.layers import Attention, build_sincos2d_pos_embed
-from timm.models import checkpoint, load_checkpoint
+from timm.layers import Attention
+from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from tpbench import budget, registry
-from tpbench.downsampler import Downsampler, Needs, Output, Probe, Setup, Site
-from tpbench.errors import ScheduleError, UnsupportedModel, UsageError
+from tpbench.downsampler import Downsampler, Needs, Output, Probe, Site
+from tpbench.errors import UsageError
 from tpbench.kernels import attention as kernels
-from tpbench.schedule import Schedule, parse
 from tpbench.tokens import Tokens
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def reduce(
-    model: nn.Module,
-    method: str | type[Downsampler],
-    schedule: str | Schedule = "none",
-    *,
-    site: str | Site = Site.MID,
-    **knobs: Any,
-) -> TokenViT:
-    """A timm vision transformer with its tokens reduced by a method.
-
-    method is a registered name (`tpbench list`) or a Downsampler class, schedule as in `tpbench.schedule`, site where
-    in the named blocks ("mid" or "end"), knobs fields of the method's Config. The result is called like the model it
-    came from and returns the same logits type; it shares that model's parameters (deepcopy the model first to train
-    the two apart), which itself stays as it was. Raises UnsupportedModel, ScheduleError or UsageError.
-    """
-    cls = registry.method(method) if isinstance(method, str) else method
-    schedule = parse(schedule) if isinstance(schedule, str) else schedule
-    site = _site(site)
-    config = registry.configure(cls, knobs)
-    check_supported(model)
-    if not cls.reduces:
-        return TokenViT.around(model, [], (), site)
-    if not schedule.blocks:
-        raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
-    if schedule.macs_share is not None:
-        schedule.check(len(model.blocks))
-        schedule = budget.solve(schedule, macs_share(model, cls, config, site), model.patch_embed.num_patches)
-    setups, requested = plan(model, cls, schedule, config)
-    where = next(model.parameters())
-    reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
-    return TokenViT.around(model, reducers, requested, site)
-
-
-def create(
-    name: str, args: dict[str, Any], pretrained: bool | str = False, sincos: float | None = None
-) -> VisionTransformer:
-    """A timm model by name; an unknown one is refused with the nearest names.
-
-    pretrained: timm's weights from the hub (True), or those of a file by its path, which must hold every weight of the
-    model; timm fits the position embedding to another patch grid. sincos is the temperature of a 2-D sine-cosine start
-    of the learned position embedding. Raises UsageError where weights cannot be had or do not fit.
-    """
-    if not timm.is_model(name):
-        raise UsageError(
-            f"unknown model {name!r}; {registry.nearest(name, timm.list_models(module='vision_transformer'))}"
-        )
-    if isinstance(pretrained, str) and not Path(pretrained).is_file():
-        raise UsageError(f"the file of pretrained weights {pretrained} does not exist")
-    try:
-        model = timm.create_model(name, pretrained=pretrained is True, **args)
-        if isinstance(pretrained, str):
-            load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn)
-    except Exception as error:
-        if not pretrained:
-            raise UsageError(f"model {name!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
-        where = "from the hub" if pretrained is True else f"in {pretrained}"
-        why = " ".join(str(error).split())[:200]
-        raise UsageError(f"the pretrained weights of {name} {where} cannot be loaded: {why}") from error
-    if sincos is not None:
-        table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)
-        with torch.no_grad():
-            model.pos_embed.zero_()
-            model.pos_embed[0, -len(table) :] = table.to(model.pos_embed)
-    return model
-
-
-def hub_classes(name: str) -> int:
-    """For how many classes the hub's weights of a timm model are; for another number timm makes a new head."""
-    return timm.get_pretrained_cfg(name).num_classes
-
-
-def macs_share(
-    model: nn.Module, cls: type[Downsampler], config: Downsampler.Config, site: Site
-) -> Callable[[Schedule], float]:
-    """A function that gives the MACs of the model under a schedule, as a share of the unreduced model's."""
-    plain = TokenViT.around(model, [], (), site)
-    whole = sum(plain.macs().values())
-
-    def share(schedule: Schedule) -> float:
-        setups, _ = plan(model, cls, schedule, config)
-        with torch.device("meta"):  # shapes decide; no weight is made
-            reducers = [cls(setup, config) for setup in setups]
-        return sum(plain.macs_under(reducers).values()) / whole
-
-    return share
-
-
-def plan(
-    model: nn.Module, cls: type[Downsampler], schedule: Schedule, config: Downsampler.Config | None = None
-) -> tuple[list[Setup], tuple[tuple[int, int], ...]]:
-    """What each reducing block meets and must reach, and the (block, K) pairs that were asked for."""
-    patches, grid = model.patch_embed.num_patches, tuple(model.patch_embed.grid_size)
-    requested = tuple(zip(schedule.blocks, schedule.requested(patches, len(model.blocks))))
-    if cls.asks(config or cls.Config()) & Needs.CLS and not model.has_class_token:
-        raise UnsupportedModel(f"{cls.__name__} reads the class token's attention, and this model has no class token")
-    setups, n = [], patches
-    for stage, (block, k) in enumerate(requested):
-        reached, next_grid = cls.reachable(n, min(k, n), grid)
-        if reached < n or cls.masks:  # where as many leave as arrive there is nothing to do
-            heads, prefix = model.blocks[block].attn.num_heads, model.num_prefix_tokens
-            here = (block, stage, len(requested), n, reached, patches)
-            setups.append(Setup(*here, model.embed_dim, heads, grid, prefix))
-            n, grid = (n, grid) if cls.masks else (reached, next_grid)
-    return setups, requested
-
-
-def check_supported(model: nn.Module) -> None:
-    """Refuse, in words, every model whose tokens cannot be reduced without changing what it computes."""
-    if isinstance(model, TokenViT):
-        raise UnsupportedModel("the model is reduced already; reduce the timm model it came from")
-    name = type(model).__name__
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        raise UnsupportedModel(f"{name} is not supported: only timm's VisionTransformer and its distilled form are")
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
-        pool = "attention pooling" if model.attn_pool is not None else f"global pool {model.global_pool!r}"
-        raise UnsupportedModel(
-            f"{pool} is not supported: the head reads all tokens and would ignore what each stands for"
-        )
-    if not isinstance(model.patch_drop, nn.Identity):
-        raise UnsupportedModel(
-            "patch dropout is not supported: it changes the number of tokens before the schedule starts"
-        )
-    for index, block in enumerate(model.blocks):
-        if type(block) is not Block:
-            raise UnsupportedModel(f"block {index} is a {type(block).__name__}; only timm's plain Block is supported")
-        if type(block.attn) is not Attention:
-            raise UnsupportedModel(
-                f"block {index} attends with {type(block.attn).__name__}; only timm's Attention is supported"
-            )
-
-
-def _site(site: str | Site) -> Site:
-    try:
-        return Site(site)
-    except ValueError:
-        raise UsageError(f"unknown site {site!r}; known: {', '.join(Site)}") from None
-
-
-def adopt(cls: type[M], module: nn.Module) -> M:
-    """A `cls` with modules of its own, all the way down, around module's own parameters and buffers.
-
-    Names stay, and so does `module`: training mode, hooks or replaced layers of the one do not reach the other.
-    """
-    adopted = cls.__new__(cls)
-    adopted.__dict__ = {n: copy.copy(v) if isinstance(v, dict | set) else v for n, v in vars(module).items()}
-    for name, child in module.named_children():
-        adopted._modules[name] = adopt(type(child), child)
-    return adopted
+from tpbench.vit.adoption import adopt
 
 
 class ProbedAttention(Attention):
