@@ -7,13 +7,14 @@ them), K body tokens after a step, C width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpbench.errors import UnsupportedModel
-from tpbench.provenance import Provenance
+from tpbench.errors import UnsupportedModel, UsageError
+from tpbench.provenance import DROPPED, Provenance
 
 
 @dataclass
@@ -142,6 +143,24 @@ class Tokens:
         weight = self.size if weight is None else weight
         body = segment_mean(self.body, weight, assignment, k)
         return self.with_body(body, segment_sum(self.size, assignment, k), assignment=assignment)
+
+    def unmerge(self, dropped: Literal["nearest", "zero"] = "nearest") -> Tensor:
+        """A vector for every input patch, in row order: [B, M, C].
+
+        A patch that was kept or merged has the vector of the token that stands for it. One that was dropped has that
+        of the nearest patch left on the grid, or 0. Soft methods give each patch the token that has most of it.
+        Raises UsageError for tokens without provenance.
+        """
+        if self.provenance is None:
+            raise UsageError(
+                "the tokens do not say which patches they stand for: call forward_tokens(images, provenance=True), "
+                "with a method that says where its tokens go"
+            )
+        known = self.provenance.living(self.alive)
+        if dropped == "nearest":
+            return rows(self.body, known.nearest_owner())
+        dense = rows(self.body, known.owner.clamp(min=0))
+        return dense * (known.owner != DROPPED)[:, :, None]
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:

@@ -8,8 +8,11 @@ holds the reducer, and ProbedAttention in the blocks whose reducer must see the 
 from timm.models.vision_transformer import VisionTransformer
 
 from tpbench.vit.adoption import adopt
+from tpbench.vit.attention import ProbedAttention
+from tpbench.vit.blocks import TokenBlock
+from tpbench.vit.eva import TokenEva
 from tpbench.vit.making import create, hub_classes
-from tpbench.vit.model import ProbedAttention, TokenBlock, TokenViT
+from tpbench.vit.model import TokenModel, TokenViT
 from tpbench.vit.planning import plan
 from tpbench.vit.reducing import macs_share, reduce
 from tpbench.vit.support import check_supported
@@ -17,6 +20,8 @@ from tpbench.vit.support import check_supported
 __all__ = [
     "ProbedAttention",
     "TokenBlock",
+    "TokenEva",
+    "TokenModel",
     "TokenViT",
     "VisionTransformer",
     "adopt",

@@ -1,162 +1,62 @@
-"""The three modules put around timm's: attention that can be looked at, the block over Tokens, and the whole model."""
+"""timm's vision transformers over Tokens: what enters, what leaves a block, the head, and what each layer costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from timm.layers import Attention
 from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tpbench.downsampler import Downsampler, Needs, Output, Probe, Site
-from tpbench.errors import UsageError
-from tpbench.kernels import attention as kernels
+from tpbench.downsampler import Downsampler, Output, Site
+from tpbench.provenance import Provenance, on_grid
+from tpbench.schedule import Schedule
 from tpbench.tokens import Tokens
 from tpbench.vit.adoption import adopt
+from tpbench.vit.blocks import Reducing, TokenBlock
+from tpbench.vit.dense import intermediates, refuse_masks
+from tpbench.vit.pooling import WeightedPool, linear_macs, pad_prefix, weighted_mean
+from tpbench.vit.rotary import Rotations
+from tpbench.vit.sizing import sized
 
 
-class ProbedAttention(Attention):
-    """timm's Attention, which can also return what a reducer asked to see. Asked nothing, it is timm's own code."""
+class TokenModel:
+    """Over a kind of timm's vision transformer (`of`): it passes Tokens from block to block.
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, needs: Needs = Needs.NONE) -> tuple[Tensor, Probe]:
-        """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape and a Probe of all tokens."""
-        if not needs:
-            return (super().forward(x) if bias is None else super().forward(x, attn_mask=bias)), Probe()
-        q, k, v = self.project(x)
-        drop = self.attn_drop.p if self.training else 0.0
-        cls = kernels.class_attention(q, k, bias, self.scale) if needs & Needs.CLS else None
-        received = own = None
-        if needs & Needs.RECEIVED:
-            out, received, own = kernels.attention_with_received(q, k, v, bias, self.scale, drop)
-        else:
-            out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
-        probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
-        return self.finish(x, out), probe
-
-    def masked(self, x: Tensor, alive: Tensor, count: Tensor | None, needs: Needs) -> tuple[Tensor, Probe]:
-        """Attention in which key j counts alive x count [B, P + N] times, with a gradient to alive; and its Probe."""
-        q, k, v = self.project(x)
-        out, attention = kernels.masked_attention(q, k, v, alive, self.scale, count)
-        cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
-        received = own = None
-        if needs & Needs.RECEIVED:
-            received = attention.sum(dim=2).mean(dim=1)
-            own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
-        probe = Probe(k if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
-        return self.finish(x, out), probe
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, N, C] -> q, k, v [B, H, N, D]."""
-        batch, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(batch, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
-
-    def macs(self, n: int) -> int:
-        """Projections of n tokens, and query-key and attention-value products of all pairs."""
-        return n * linear_macs(self) + 2 * n * n * self.width
-
-    @property
-    def width(self) -> int:
-        """Of all heads together."""
-        return self.qkv.out_features // 3
-
-    def finish(self, x: Tensor, out: Tensor) -> Tensor:
-        """Heads joined, normalised, gated and projected: [B, H, N, D] -> [B, N, C]."""
-        out = self.norm(out.transpose(1, 2).flatten(2))
-        gate = getattr(self, "gate", None)  # timm >= 1.0.26
-        out = out if gate is None else out * gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
-
-
-class TokenBlock(Block):
-    """timm's Block over Tokens, with at most one reducer."""
-
-    reducer: Downsampler | None
-    site: Site
-    prefix: int
-    weighted: bool  # whether keys count as often as the patches they stand for, or as the method says
-
-    @classmethod
-    def around(cls, block: Block, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool) -> TokenBlock:
-        adopted = adopt(cls, block)
-        adopted.attn = adopt(ProbedAttention, block.attn)
-        adopted.site, adopted.prefix, adopted.weighted, adopted.reducer = site, prefix, weighted, reducer
-        return adopted
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        attended, probe = self.attend(tokens)
-        tokens = replace(tokens, x=tokens.x + self.drop_path1(self.ls1(attended)))
-        if self.reducer is not None and self.site is Site.MID:
-            tokens = self.reducer(tokens, probe)
-        tokens = replace(tokens, x=tokens.x + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens.x)))))
-        if self.reducer is not None and self.site is Site.END:
-            tokens = self.reducer(tokens, probe)
-        return tokens
-
-    def attend(self, tokens: Tokens) -> tuple[Tensor, Probe]:
-        """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
-        x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
-        if tokens.alive is not None and tokens.alive.requires_grad:
-            count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
-            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, needs)
-        else:
-            bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
-            attended, probe = self.attn(x, bias, needs)
-        body = (None if row is None else row[:, tokens.prefix :] for row in probe[2:])
-        return attended, Probe(probe.keys, probe.values, *body)
-
-    def macs(self, n: int, after: int) -> tuple[int, int]:
-        """MACs of attention and MLP when n body tokens arrive and `after` leave; without the reducer's own."""
-        processed = after if self.site is Site.MID else n
-        return self.attn.macs(self.prefix + n), (self.prefix + processed) * linear_macs(self.mlp)
-
-    def probe_macs(self, reducer: Downsampler) -> int:
-        """What attention spends only because a reducer looks: a class-token row, or a second pass over the scores."""
-        needs, n, width = reducer.needs, reducer.setup.tokens + self.prefix, self.attn.width
-        row = n * width if needs & Needs.CLS else 0
-        twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.qkv.weight.device, n)
-        return row + (n * n * width if twice else 0)
-
-    def counts_keys(self, tokens: Tokens) -> bool:
-        return self.weighted or tokens.alive is not None
-
-    def key_weight(self, tokens: Tokens) -> Tensor:
-        """How often each key counts: [B, P + N] float32, 1 for the prefix."""
-        weight = self.key_count(tokens)
-        weight = weight if tokens.alive is None else weight * tokens.alive
-        return pad_prefix(weight, tokens.prefix)
-
-    def key_count(self, tokens: Tokens) -> Tensor:
-        """How often each body token counts as a key while it is alive: [B, N] float32."""
-        if not self.weighted:
-            return torch.ones_like(tokens.size)
-        return tokens.size if tokens.key_weight is None else tokens.key_weight
-
-
-class TokenViT(VisionTransformer):
-    """A vision transformer over Tokens. Made by `reduce`; called, saved and loaded like the model it came from.
-
+    Made by `reduce`; called, saved and loaded like the model it came from.
     requested and achieved: (block, K) of every block the schedule names, as asked for and as planned.
     """
 
+    kinds: ClassVar[dict[type[nn.Module], type[TokenModel]]] = {}
+    block: ClassVar[type[Reducing]]
     requested: tuple[tuple[int, int], ...]
+    schedule: Schedule | None  # None: it is not known, and images of another size cannot be planned for
+
+    def __init_subclass__(cls, *, of: type[nn.Module]):
+        TokenModel.kinds[of] = cls
 
     @staticmethod
     def around(
-        model: VisionTransformer, reducers: Sequence[Downsampler], requested: tuple[tuple[int, int], ...], site: Site
-    ) -> TokenViT:
-        adopted = adopt(TokenViTDistilled if isinstance(model, VisionTransformerDistilled) else TokenViT, model)
+        model: nn.Module,
+        reducers: Sequence[Downsampler],
+        requested: tuple[tuple[int, int], ...],
+        site: Site,
+        schedule: Schedule | None = None,
+    ) -> TokenModel:
+        kind = TokenModel.kinds[type(model)]
+        adopted = adopt(kind, model)
         by_block = {reducer.setup.block: reducer for reducer in reducers}
         weighted = any(reducer.weighted_attention for reducer in reducers)
         prefix = model.num_prefix_tokens
-        blocks = [TokenBlock.around(b, by_block.get(i), site, prefix, weighted) for i, b in enumerate(model.blocks)]
-        adopted.blocks = nn.Sequential(*blocks)
-        adopted.requested, adopted.site = requested, site
+        blocks = [kind.block.around(b, by_block.get(i), site, prefix, weighted) for i, b in enumerate(model.blocks)]
+        adopted.blocks = nn.ModuleList(blocks) if isinstance(model.blocks, nn.ModuleList) else nn.Sequential(*blocks)
+        if adopted.attn_pool is not None:
+            adopted.attn_pool = adopt(WeightedPool, model.attn_pool)
+        adopted.requested, adopted.site, adopted.schedule = requested, site, schedule
         return adopted
 
     @property
@@ -191,6 +91,8 @@ class TokenViT(VisionTransformer):
             attention, mlp = block.macs(n, after)
             macs |= {f"blocks.{index}.attn": attention} | own | {f"blocks.{index}.mlp": mlp}
             n = after
+        if self.attn_pool is not None:
+            macs["attn_pool"] = self.attn_pool.macs(n + self.num_prefix_tokens * self.pools_prefix)
         return macs | {"head": self.head_macs()}
 
     def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
@@ -200,74 +102,105 @@ class TokenViT(VisionTransformer):
         """
         arriving = (torch.full_like(counts[0], self.patch_embed.num_patches), *counts)
         macs = (sum(block.macs(n, after)) for block, n, after in zip(self.blocks, arriving, counts))
-        return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + self.head_macs()
+        pooling = 0
+        if self.attn_pool is not None:
+            pooling = self.attn_pool.macs(counts[-1] + self.num_prefix_tokens * self.pools_prefix)
+        return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + pooling + self.head_macs()
 
     def head_macs(self) -> int:
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
         return sum(linear_macs(head) for head in heads)
 
-    def embed(self, images: Tensor) -> Tokens:
+    def embed(self, images: Tensor, provenance: bool = False) -> Tokens:
         """Images [B, channels, height, width] -> the tokens that enter the first block."""
-        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        n, patches = x.shape[1] - self.num_prefix_tokens, self.patch_embed.num_patches
-        if n != patches and self.reducers:
-            raise UsageError(f"the schedule was made for {patches} patch tokens, these images give {n}")
-        grid = tuple(self.patch_embed.grid_size) if n == patches else None
-        return Tokens(x, self.num_prefix_tokens, x.new_ones(x.shape[0], n, dtype=torch.float32), grid)
+        return self.enter(images, provenance)[0]
 
-    def forward_tokens(self, images: Tensor) -> Output:
-        """Images -> logits, final tokens and the body tokens that left each block, in every mode."""
-        tokens, counts = self.embed(images), []
-        for block in self.blocks:
-            again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
-            tokens = checkpoint(block, tokens) if again else block(tokens)
+    def enter(self, images: Tensor, provenance: bool) -> tuple[Tokens, Rotations | None]:
+        """The tokens that enter the first block, and how the blocks turn queries and keys, if they do."""
+        patches = self.patch_embed(images)
+        grid = tuple(patches.shape[1:3]) if patches.dim() == 4 else tuple(self.patch_embed.grid_size)
+        x, table = self.positioned(patches)
+        x = self.norm_pre(x)
+        batch, n = len(x), x.shape[1] - self.num_prefix_tokens
+        tokens = Tokens(x, self.num_prefix_tokens, x.new_ones(batch, n, dtype=torch.float32), grid)
+        if provenance:
+            tokens.provenance = Provenance.of_patches(batch, grid, x.device)
+        if table is None:
+            return tokens, None
+        tokens.position = on_grid(grid, x.device).expand(batch, -1, -1)
+        return tokens, Rotations(self.rope, table, grid, tokens.position)
+
+    def positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All tokens with their position embedding, and timm's own table of rotations, if it has one."""
+        return self._pos_embed(patches), None
+
+    def leaving(self, images: Tensor, provenance: bool = False) -> Iterator[Tokens]:
+        """The tokens that leave each block."""
+        tokens, rotations = self.enter(images, provenance)
+        again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
+        with sized(self, tokens.grid):
+            for index, block in enumerate(self.blocks):
+                rotation = None if rotations is None else rotations.of(tokens.position, index)
+                tokens = checkpoint(block, tokens, rotation) if again else block(tokens, rotation)
+                yield tokens
+
+    def forward_tokens(self, images: Tensor, provenance: bool = False) -> Output:
+        """Images -> logits, final tokens and the body tokens that left each block, in every mode.
+
+        provenance: the tokens say which input patches each stands for, as `unmerge` needs it.
+        """
+        counts = []
+        for tokens in self.leaving(images, provenance):
             counts.append(tokens.count)
         tokens = replace(tokens, x=self.norm(tokens.x))
         return Output(self.classify(tokens), tokens, tuple(counts))
 
+    def unmerge(self, tokens: Tokens, dropped: Literal["nearest", "zero"] = "nearest") -> Tensor:
+        """A vector for every input patch, in row order: [B, patches, C]. See `Tokens.unmerge`."""
+        return tokens.unmerge(dropped)
+
+    @property
+    def pools_prefix(self) -> bool:
+        """Whether pooling reads the prefix tokens too."""
+        return self.pool_include_prefix
+
     def classify(self, tokens: Tokens) -> Tensor:
-        """timm's head; an average over tokens counts each as often as the patches it stands for."""
-        if self.global_pool != "avg" or not self.reducers:
+        """timm's head; pooling counts each token as often as the patches it stands for."""
+        if self.global_pool == "token" or not self.reducers:
             return self.forward_head(tokens.x)
         weight = tokens.size if tokens.alive is None else tokens.size * tokens.alive
-        if self.pool_include_prefix:
+        if self.pools_prefix:
             weight = pad_prefix(weight, tokens.prefix)
-        x = tokens.x if self.pool_include_prefix else tokens.body
-        share = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
-        return self.head(self.head_drop(self.fc_norm((share[:, :, None] * x).sum(dim=1))))
+        x = tokens.x if self.pools_prefix else tokens.body
+        pooled = weighted_mean(x, weight) if self.attn_pool is None else self.attn_pool(x, weight)
+        return self.head(self.head_drop(self.fc_norm(pooled)))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images [B, channels, height, width] -> logits, as timm's."""
-        _refuse_masks(attn_mask, is_causal)
+        refuse_masks(attn_mask, is_causal)
         return self.forward_tokens(x).logits
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images -> the tokens behind the final norm [B, P + K, C]."""
-        _refuse_masks(attn_mask, is_causal)
+        refuse_masks(attn_mask, is_causal)
         return self.forward_tokens(x).tokens.x
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
-        raise UsageError("a reduced model has no intermediate feature maps: its tokens lie on no grid")
+    def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """Dense features behind the blocks, as timm's: see `dense.intermediates`."""
+        return intermediates(self, x, *args, **options)
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
         """The method's own loss terms."""
         return self.reducers[-1].objective(out, teacher) if self.reducers else {}
 
 
-class TokenViTDistilled(TokenViT, VisionTransformerDistilled):
+class TokenViT(TokenModel, VisionTransformer, of=VisionTransformer):
+    """timm's VisionTransformer over Tokens."""
+
+    block = TokenBlock
+
+
+class TokenViTDistilled(TokenModel, VisionTransformerDistilled, of=VisionTransformerDistilled):
     """The same with timm's distillation token and its two heads."""
 
-
-def pad_prefix(weight: Tensor, prefix: int) -> Tensor:
-    """Weights [B, N] of the body tokens -> [B, P + N] with 1 for each prefix token."""
-    return nn.functional.pad(weight, (prefix, 0), value=1.0)
-
-
-def linear_macs(module: nn.Module) -> int:
-    """MACs per token of all linear layers in a module."""
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
-
-
-def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
-    if attn_mask is not None or is_causal:
-        raise UsageError("attention masks are not supported: they would have to be reduced with the tokens")
+    block = TokenBlock

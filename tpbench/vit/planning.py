@@ -10,12 +10,20 @@ from tpbench.schedule import Schedule
 
 
 def plan(
-    model: nn.Module, cls: type[Downsampler], schedule: Schedule, config: Downsampler.Config | None = None
+    model: nn.Module,
+    cls: type[Downsampler],
+    schedule: Schedule,
+    config: Downsampler.Config | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[list[Setup], tuple[tuple[int, int], ...]]:
-    """What each reducing block meets and must reach, and the (block, K) pairs that were asked for."""
-    patches, grid = model.patch_embed.num_patches, tuple(model.patch_embed.grid_size)
+    """What each reducing block meets and must reach, and the (block, K) pairs that were asked for.
+
+    grid: rows and columns of the patches; by default those of the model's own image size.
+    """
+    grid = tuple(model.patch_embed.grid_size) if grid is None else grid
+    patches = grid[0] * grid[1]
     requested = tuple(zip(schedule.blocks, schedule.requested(patches, len(model.blocks))))
-    if cls.asks(config or cls.Config()) & Needs.CLS and not model.has_class_token:
+    if cls.asks(config or cls.Config()) & Needs.CLS and model.cls_token is None:
         raise UnsupportedModel(f"{cls.__name__} reads the class token's attention, and this model has no class token")
     setups, n = [], patches
     for stage, (block, k) in enumerate(requested):

@@ -12,7 +12,7 @@ from tpbench import budget, registry
 from tpbench.downsampler import Downsampler, Site
 from tpbench.errors import ScheduleError, UsageError
 from tpbench.schedule import Schedule, parse
-from tpbench.vit.model import TokenViT
+from tpbench.vit.model import TokenModel
 from tpbench.vit.planning import plan
 from tpbench.vit.support import check_supported
 
@@ -24,7 +24,7 @@ def reduce(
     *,
     site: str | Site = Site.MID,
     **knobs: Any,
-) -> TokenViT:
+) -> TokenModel:
     """A timm vision transformer with its tokens reduced by a method.
 
     method is a registered name (`tpbench list`) or a Downsampler class, schedule as in `tpbench.schedule`, site where
@@ -38,23 +38,24 @@ def reduce(
     config = registry.configure(cls, knobs)
     check_supported(model)
     if not cls.reduces:
-        return TokenViT.around(model, [], (), site)
+        return TokenModel.around(model, [], (), site)
     if not schedule.blocks:
         raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
+    solved = schedule
     if schedule.macs_share is not None:
         schedule.check(len(model.blocks))
-        schedule = budget.solve(schedule, macs_share(model, cls, config, site), model.patch_embed.num_patches)
-    setups, requested = plan(model, cls, schedule, config)
+        solved = budget.solve(schedule, macs_share(model, cls, config, site), model.patch_embed.num_patches)
+    setups, requested = plan(model, cls, solved, config)
     where = next(model.parameters())
     reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
-    return TokenViT.around(model, reducers, requested, site)
+    return TokenModel.around(model, reducers, requested, site, schedule)
 
 
 def macs_share(
     model: nn.Module, cls: type[Downsampler], config: Downsampler.Config, site: Site
 ) -> Callable[[Schedule], float]:
     """A function that gives the MACs of the model under a schedule, as a share of the unreduced model's."""
-    plain = TokenViT.around(model, [], (), site)
+    plain = TokenModel.around(model, [], (), site)
     whole = sum(plain.macs().values())
 
     def share(schedule: Schedule) -> float:
