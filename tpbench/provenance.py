@@ -46,8 +46,8 @@ class Provenance:
 
     def merge(self, assignment: Tensor, k: int) -> Provenance:
         """After tokens with the same assignment [B, N] int64 in [0, k) became one; a token alone stays what it is."""
-        members = assignment.new_zeros(len(assignment), k).scatter_add_(1, assignment, torch.ones_like(assignment))
-        patch = assignment.new_zeros(len(assignment), k).scatter_add_(1, assignment, self.patch)
+        members = assignment.new_zeros(assignment.shape[0], k).scatter_add_(1, assignment, torch.ones_like(assignment))
+        patch = assignment.new_zeros(assignment.shape[0], k).scatter_add_(1, assignment, self.patch)
         return replace(self, owner=self._moved(assignment), patch=torch.where(members == 1, patch, MERGED))
 
     def mix(self, share: Tensor) -> Provenance:
@@ -68,7 +68,7 @@ class Provenance:
         Distances are between the centres of patches; of equally near ones the first in row order counts.
         """
         place = on_grid(self.grid, self.owner.device)
-        apart = torch.cdist(place, place).expand(len(self.owner), -1, -1)
+        apart = torch.cdist(place, place).expand(self.owner.shape[0], -1, -1)
         apart = apart.masked_fill((self.owner == DROPPED)[:, None, :], float("inf"))
         return self.owner.gather(1, apart.argmin(dim=2))
 

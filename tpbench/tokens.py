@@ -102,8 +102,8 @@ class Tokens:
                 "embedding must know where they lie"
             )
         part = parts(self.size, share).clamp(min=1e-20)
-        with torch.autocast(part.device.type, enabled=False):
-            return (part / part.sum(dim=2, keepdim=True)) @ self.position
+        part = part / part.sum(dim=2, keepdim=True)
+        return torch.stack([(part * along[:, None]).sum(dim=2) for along in self.position.unbind(2)], dim=2)
 
     def _regrouped(self, assignment: Tensor | None, share: Tensor | None, k: int) -> Provenance | None:
         if self.provenance is None:

@@ -121,13 +121,13 @@ class TokenModel:
         grid = tuple(patches.shape[1:3]) if patches.dim() == 4 else tuple(self.patch_embed.grid_size)
         x, table = self.positioned(patches)
         x = self.norm_pre(x)
-        batch, n = len(x), x.shape[1] - self.num_prefix_tokens
-        tokens = Tokens(x, self.num_prefix_tokens, x.new_ones(batch, n, dtype=torch.float32), grid)
+        n = x.shape[1] - self.num_prefix_tokens
+        tokens = Tokens(x, self.num_prefix_tokens, x.new_ones(x.shape[0], n, dtype=torch.float32), grid)
         if provenance:
-            tokens.provenance = Provenance.of_patches(batch, grid, x.device)
+            tokens.provenance = Provenance.of_patches(x.shape[0], grid, x.device)
         if table is None:
             return tokens, None
-        tokens.position = on_grid(grid, x.device).expand(batch, -1, -1)
+        tokens.position = on_grid(grid, x.device).expand(x.shape[0], -1, -1)
         return tokens, Rotations(self.rope, table, grid, tokens.position)
 
     def positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
