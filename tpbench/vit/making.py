@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from timm.data import create_transform, resolve_model_data_config
 from timm.layers import build_sincos2d_pos_embed
 from timm.models import load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
 
 from tpbench import registry
 from tpbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def create(
@@ -46,6 +52,14 @@ def create(
             model.pos_embed.zero_()
             model.pos_embed[0, -len(table) :] = table.to(model.pos_embed)
     return model
+
+
+def preparation(model: nn.Module) -> tuple[Callable[[Image], Tensor], Sequence[float], Sequence[float]]:
+    """How timm prepares an RGB image for a model that it made, and the mean and standard deviation it divides by."""
+    config = resolve_model_data_config(model)
+    size = (model.in_chans, *model.patch_embed.img_size)
+    prepare = create_transform(**{**config, "input_size": size}, is_training=False)
+    return prepare, config["mean"], config["std"]
 
 
 def hub_classes(name: str) -> int:
