@@ -48,7 +48,7 @@ class GridPooling(Downsampler):
             off_grid(image),
             size.expand(-1, self.setup.k),
             self.target,
-            assignment=None if tokens.provenance is None else self.windows(tokens),
+            share=None if tokens.provenance is None else self.windows(tokens),
             position=position,
         )
 
@@ -57,13 +57,9 @@ class GridPooling(Downsampler):
         return F.adaptive_avg_pool2d(image, self.target)
 
     def windows(self, tokens: Tokens) -> Tensor:
-        """[B, N] the window of each token; where windows overlap, one that holds it."""
-        sides = [
-            torch.arange(before, device=tokens.x.device) * after // before
-            for before, after in zip(self.setup.grid, self.target)
-        ]
-        window = sides[0][:, None] * self.target[1] + sides[1]
-        return window.reshape(1, -1).expand(tokens.x.shape[0], -1)
+        """The share of each token in each window: [B, K, N]. A token in several windows has a part in each."""
+        each = torch.eye(tokens.count, device=tokens.x.device)[None]
+        return off_grid(self.average(self.on_grid(each))).expand(tokens.x.shape[0], -1, -1)
 
 
 def off_grid(image: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tpbench import environment, vit
+from tpbench.bench import models
 from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.jobs import side_by_side
-from tpbench.bench.models import settings
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
@@ -103,16 +103,19 @@ def visible(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.n
     return pixels.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
+def reduced(subject: Subject, variant: Variant, schedule: Schedule) -> vit.TokenModel:
+    """The subject's model under a method, with the recipe's settings of it where there is a recipe."""
+    if subject.recipe is None:
+        return vit.reduce(subject.model, variant.method, schedule, **dict(variant.settings))
+    return models.reduced(subject.recipe, subject.model, variant, schedule)
+
+
 def rows(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:
     """The stages of every method by name; of one that cannot run on this model or at this budget, the reason."""
     found: dict[str, Row] = {}
     for variant in variants:
-        site, knobs = "mid", dict(variant.settings)
-        if subject.recipe is not None:
-            site, knobs = settings(subject.recipe, variant)
         try:
-            model = vit.reduce(subject.model, variant.method, schedule, site=knobs.pop("site", site), **knobs)
-            found[str(variant)] = follow(model, subject.images, seed)
+            found[str(variant)] = follow(reduced(subject, variant, schedule), subject.images, seed)
         except (UnsupportedModel, Unreachable) as error:
             found[str(variant)] = str(error)
     return found

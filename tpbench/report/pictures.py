@@ -62,8 +62,8 @@ def draw(pixels: np.ndarray, rows: Mapping[str, Row], image: int, about: str, pa
             panel.set_axis_off()
         for line, (name, row) in zip(panels, rows.items()):
             _label(line[0], name, row)
+            _photograph(line[0], pixels)
             _fill(line[1:], pixels, row, image)
-        _photograph(panels[0, 0], pixels)
         figure.suptitle(about, fontsize=9)
         figure.supxlabel(fill(NOTE, 40 * columns), fontsize=7)
         _save(figure, path)
