@@ -1,5 +1,6 @@
 """Average pooling on the token grid: fixed windows, nothing learned, blind to the image."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,17 +34,40 @@ class GridPooling(Downsampler):
     def target(self) -> tuple[int, int]:
         return self.reachable(self.setup.tokens, self.setup.k, self.setup.grid)[1]
 
-    def on_grid(self, tokens: Tokens) -> Tensor:
-        """The body tokens as an image: [B, C, rows, columns]."""
-        return tokens.body.transpose(1, 2).unflatten(2, self.setup.grid)
+    def on_grid(self, body: Tensor) -> Tensor:
+        """body [B, N, C] as an image: [B, C, rows, columns]."""
+        return body.transpose(1, 2).unflatten(2, self.setup.grid)
 
     def from_grid(self, tokens: Tokens, image: Tensor) -> Tokens:
         """The image [B, C, rows, columns] as body tokens; each stands for an equal share of the patches."""
         size = tokens.size.sum(dim=1, keepdim=True) / self.setup.k
-        return tokens.with_body(image.flatten(2).transpose(1, 2), size.expand(-1, self.setup.k), self.target)
+        position = tokens.position
+        if position is not None:
+            position = off_grid(self.average(self.on_grid(position)))
+        return tokens.with_body(
+            off_grid(image),
+            size.expand(-1, self.setup.k),
+            self.target,
+            share=None if tokens.provenance is None else self.windows(tokens),
+            position=position,
+        )
+
+    def average(self, image: Tensor) -> Tensor:
+        """The mean of every window of an image [B, C, rows, columns]."""
+        return F.adaptive_avg_pool2d(image, self.target)
+
+    def windows(self, tokens: Tokens) -> Tensor:
+        """The share of each token in each window: [B, K, N]. A token in several windows has a part in each."""
+        each = torch.eye(tokens.count, device=tokens.x.device)[None]
+        return off_grid(self.average(self.on_grid(each))).expand(tokens.x.shape[0], -1, -1)
+
+
+def off_grid(image: Tensor) -> Tensor:
+    """An image [B, C, rows, columns] as body tokens [B, N, C]."""
+    return image.flatten(2).transpose(1, 2)
 
 
 @register("avgpool", title="Average pooling on the grid", count="at_most")
 class AveragePooling(GridPooling):
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
-        return self.from_grid(tokens, F.adaptive_avg_pool2d(self.on_grid(tokens), self.target))
+        return self.from_grid(tokens, self.average(self.on_grid(tokens.body)))

@@ -5,6 +5,7 @@ class attention.
 """
 
 import torch
+from torch import Tensor
 
 from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.registry import register
@@ -29,7 +30,15 @@ class EViT(Downsampler):
         weight = (probe.cls * dropped).to(tokens.x.dtype)
         fused = torch.einsum("bn,bnc->bc", weight, tokens.body)[:, None]
         size = torch.cat([tokens.size.gather(1, kept), (tokens.size * dropped).sum(dim=1, keepdim=True)], dim=1)
-        return tokens.with_body(torch.cat([rows(tokens.body, kept), fused], dim=1), size)
+        body = torch.cat([rows(tokens.body, kept), fused], dim=1)
+        return tokens.with_body(body, size, assignment=self.assignment(kept, tokens) if tokens.followed else None)
+
+    @staticmethod
+    def assignment(kept: Tensor, tokens: Tokens) -> Tensor:
+        """[B, N] the place of each kept token [B, K - 1]; the fused token's for all others."""
+        fused = kept.shape[1]
+        place = torch.arange(fused, device=kept.device).expand_as(kept)
+        return torch.full_like(tokens.size, fused, dtype=torch.int64).scatter(1, kept, place)
 
     def macs(self) -> int:
         return self.setup.tokens * self.setup.width

@@ -11,4 +11,4 @@ from tpbench.tokens import Tokens
 @register("maxpool", title="Max pooling on the grid", count="at_most")
 class MaxPooling(GridPooling):
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
-        return self.from_grid(tokens, F.adaptive_max_pool2d(self.on_grid(tokens), self.target))
+        return self.from_grid(tokens, F.adaptive_max_pool2d(self.on_grid(tokens.body), self.target))

@@ -26,7 +26,7 @@ class PatchMerger(Downsampler):
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         x = self.norm(tokens.body)
         share = (self.queries @ x.transpose(1, 2)).softmax(dim=-1)  # no 1/sqrt(C), as published
-        return tokens.with_body(share @ x, spread(tokens.size, share))
+        return tokens.with_body(share @ x, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
         return 2 * self.setup.k * self.setup.tokens * self.setup.width

@@ -39,7 +39,7 @@ class Sinkhorn(Downsampler):
             plan = plan.log_softmax(dim=2)  # every centre receives the same
             plan = plan.log_softmax(dim=1)  # every token gives the same: 1
         share = plan.exp().to(tokens.x.dtype)
-        return tokens.with_body(share @ units, spread(tokens.size, share))
+        return tokens.with_body(share @ units, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
         return 2 * self.setup.k * self.setup.tokens * self.setup.width

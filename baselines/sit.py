@@ -26,7 +26,7 @@ class SiT(Downsampler):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         share = (self.score(tokens.body) * self.scale).transpose(1, 2).softmax(dim=-1)
-        return tokens.with_body(share @ tokens.body, spread(tokens.size, share))
+        return tokens.with_body(share @ tokens.body, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
         n, c, k = self.setup.tokens, self.setup.width, self.setup.k

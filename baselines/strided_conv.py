@@ -6,7 +6,8 @@ follow from the two grids; the kernel starts as an average, so that an untrained
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from baselines.avgpool import GridPooling
 from tpbench.downsampler import Probe, Setup
@@ -40,7 +41,10 @@ class StridedConv(GridPooling):
             nn.init.constant_(self.conv.weight, 1 / (kernel[0] * kernel[1]))
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
-        return self.from_grid(tokens, self.conv(self.on_grid(tokens)))
+        return self.from_grid(tokens, self.conv(self.on_grid(tokens.body)))
+
+    def average(self, image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, self.conv.kernel_size, self.conv.stride)
 
     def macs(self) -> int:
         return self.setup.k * self.conv.weight.numel()

@@ -27,7 +27,14 @@ BACKBONES = {
     "clip": ("vit_base_patch16_clip_224", {}),
     "qk_norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "oblong": ("vit_tiny_patch16_224", {"img_size": (32, 48)}),
+    "siglip": ("vit_base_patch16_siglip_224", {}),
+    "eva02": ("eva02_tiny_patch14_224", {}),
+    "dinov3": ("vit_small_patch16_dinov3", {}),
+    "perception_encoder": ("vit_pe_core_tiny_patch16_384", {"img_size": (32, 48)}),
+    "rope_mixed": ("vit_small_patch16_rope_mixed_224", {}),
+    "shared_keys": ("vit_base_patch16_sapiens2", {"num_kv_heads": 1, "num_classes": 7}),
 }
+WITHOUT_CLASS_TOKEN = {"no_class_token", "siglip"}
 
 
 @cache
@@ -38,7 +45,7 @@ def backbone(kind: str) -> nn.Module:
 
 def refuses(method: str, kind: str) -> bool:
     """Whoever reads the class token's attention needs one."""
-    return bool(registry.method(method).needs & Needs.CLS) and kind == "no_class_token"
+    return bool(registry.method(method).needs & Needs.CLS) and kind in WITHOUT_CLASS_TOKEN
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -71,7 +78,7 @@ def test_every_method_runs_on_every_backbone_or_is_refused_in_words(method, kind
 
 def test_control_who_is_refused_is_not_everybody():
     refused = [(method, kind) for method in REDUCING for kind in BACKBONES if refuses(method, kind)]
-    assert {kind for _, kind in refused} == {"no_class_token"}
+    assert {kind for _, kind in refused} == WITHOUT_CLASS_TOKEN
     assert 0 < len(refused) < len(REDUCING)
 
 

@@ -36,7 +36,7 @@ class Needs(Flag):
 class Probe(NamedTuple):
     """The attention of the block that reduces (H heads, D head width); what was not asked for is None.
 
-    keys, values [B, H, P + N, D]  after any query/key normalisation
+    keys, values [B, H, P + N, D]  after any query/key normalisation, before any rotation
     cls      [B, N]  attention that the class token pays to each body token, mean over heads
     received [B, N]  attention that each body token gets: summed over all queries, mean over heads
     own      [B, N]  the part of `received` that the token pays to itself (the diagonal)

@@ -7,14 +7,17 @@ them), K body tokens after a step, C width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tpbench.errors import UnsupportedModel, UsageError
 from tpbench.kernels.segments import segment_mean, segment_sum
+from tpbench.provenance import DROPPED, Provenance
 
-__all__ = ["Tokens", "cosine", "rows", "segment_mean", "segment_sum", "spread", "stable_topk"]
+__all__ = ["Tokens", "cosine", "parts", "rows", "segment_mean", "segment_sum", "spread", "stable_topk"]
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Tokens:
     aux    loss terms met on the way, by name: scalars
     carry  [B, N] values of a method's own that stay with their tokens, by name, until tokens merge
     key_weight  [B, N] how often proportional attention counts each body token as a key; None: as often as its size
+    position    [B, N, 2] float32, row and column of each body token on the patch grid, where the model needs them
+    provenance  which input patches each body token stands for, where it was asked for
     """
 
     x: Tensor
@@ -40,6 +45,8 @@ class Tokens:
     aux: dict[str, Tensor] = field(default_factory=dict)
     carry: dict[str, Tensor] = field(default_factory=dict)
     key_weight: Tensor | None = None
+    position: Tensor | None = None
+    provenance: Provenance | None = None
 
     @property
     def body(self) -> Tensor:
@@ -53,25 +60,97 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same tokens with other values x [B, P + N, C]; several times faster than `replace`, at every block."""
-        return Tokens(x, self.prefix, self.size, self.grid, self.alive, self.aux, self.carry, self.key_weight)
+        return Tokens(
+            x,
+            self.prefix,
+            self.size,
+            self.grid,
+            self.alive,
+            self.aux,
+            self.carry,
+            self.key_weight,
+            self.position,
+            self.provenance,
+        )
 
-    def with_body(self, body: Tensor, size: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
-        """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches."""
+    @property
+    def followed(self) -> bool:
+        """Whether it matters where every token goes: a method must then tell `with_body`."""
+        return self.position is not None or self.provenance is not None
+
+    def with_body(
+        self,
+        body: Tensor,
+        size: Tensor,
+        grid: tuple[int, int] | None = None,
+        *,
+        assignment: Tensor | None = None,
+        share: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Tokens:
+        """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches.
+
+        assignment [B, N] int64 in [0, K) says which new token each old one went into, or share [B, K, N] >= 0 how much
+        of each old token is in each new one. New tokens lie where the patches they stand for lie on average, unless
+        position [B, K, 2] says otherwise. Without any of the three the new tokens have no provenance, and a model
+        that needs positions raises UnsupportedModel.
+        """
+        if self.position is not None and position is None:
+            position = self._mean_position(assignment, share, size.shape[1])
         x = torch.cat([self.x[:, : self.prefix], body], dim=1)
-        return replace(self, x=x, size=size, grid=grid, alive=None, carry={}, key_weight=None)
+        return replace(
+            self,
+            x=x,
+            size=size,
+            grid=grid,
+            alive=None,
+            carry={},
+            key_weight=None,
+            position=position,
+            provenance=self._regrouped(assignment, share, size.shape[1]),
+        )
 
-    def keep(self, index: Tensor, size: Tensor | None = None) -> Tokens:
+    def _mean_position(self, assignment: Tensor | None, share: Tensor | None, k: int) -> Tensor:
+        """Where k new tokens lie: [B, k, 2], the mean position of the patches that each stands for."""
+        if assignment is not None:
+            return segment_mean(self.position, self.size, assignment, k)
+        if share is None:
+            raise UnsupportedModel(
+                "the method does not say which tokens its new ones are made of, and a model with rotary position "
+                "embedding must know where they lie"
+            )
+        part = parts(self.size, share).clamp(min=1e-20)
+        part = part / part.sum(dim=2, keepdim=True)
+        return torch.stack([(part * along[:, None]).sum(dim=2) for along in self.position.unbind(2)], dim=2)
+
+    def _regrouped(self, assignment: Tensor | None, share: Tensor | None, k: int) -> Provenance | None:
+        if self.provenance is None:
+            return None
+        if assignment is not None:
+            return self.provenance.merge(assignment, k)
+        return None if share is None else self.provenance.mix(share)
+
+    def keep(self, index: Tensor, size: Tensor | None = None, assignment: Tensor | None = None) -> Tokens:
         """Prune: keep the body tokens index [B, K] int64, in that order.
 
-        size [B, K] says what the kept tokens stand for when the others were absorbed; by default each keeps its own.
+        assignment [B, N] int64 in [0, K) says which kept token absorbs each token; by default the others are dropped.
+        size [B, K] says what the kept tokens stand for; by default what they have absorbed, or each its own.
         """
         prefix = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
-        x = rows(self.x, torch.cat([prefix, index + self.prefix], dim=1))
-        alive = None if self.alive is None else self.alive.gather(1, index)
-        key_weight = None if self.key_weight is None else self.key_weight.gather(1, index)
-        size = self.size.gather(1, index) if size is None else size
-        carry = {name: value.gather(1, index) for name, value in self.carry.items()}
-        return replace(self, x=x, size=size, grid=None, alive=alive, carry=carry, key_weight=key_weight)
+        if size is None:
+            absorbs = assignment is not None
+            size = segment_sum(self.size, assignment, index.shape[1]) if absorbs else self.size.gather(1, index)
+        return replace(
+            self,
+            x=rows(self.x, torch.cat([prefix, index + self.prefix], dim=1)),
+            size=size,
+            grid=None,
+            alive=None if self.alive is None else self.alive.gather(1, index),
+            carry={name: value.gather(1, index) for name, value in self.carry.items()},
+            key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
+            position=None if self.position is None else rows(self.position, index),
+            provenance=None if self.provenance is None else self.provenance.keep(index, assignment),
+        )
 
     def merge(self, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tokens:
         """Pool: body tokens with the same assignment [B, N] int64 in [0, k) become their weighted mean, sizes added.
@@ -81,7 +160,25 @@ class Tokens:
         """
         weight = self.size if weight is None else weight
         body = segment_mean(self.body, weight, assignment, k)
-        return self.with_body(body, segment_sum(self.size, assignment, k))
+        return self.with_body(body, segment_sum(self.size, assignment, k), assignment=assignment)
+
+    def unmerge(self, dropped: Literal["nearest", "zero"] = "nearest") -> Tensor:
+        """A vector for every input patch, in row order: [B, M, C].
+
+        A patch that was kept or merged has the vector of the token that stands for it. One that was dropped has that
+        of the nearest patch left on the grid, or 0. Soft methods give each patch the token that has most of it.
+        Raises UsageError for tokens without provenance.
+        """
+        if self.provenance is None:
+            raise UsageError(
+                "the tokens do not say which patches they stand for: call forward_tokens(images, provenance=True), "
+                "with a method that says where its tokens go"
+            )
+        known = self.provenance.living(self.alive)
+        if dropped == "nearest":
+            return rows(self.body, known.nearest_owner())
+        dense = rows(self.body, known.owner.clamp(min=0))
+        return dense * (known.owner != DROPPED)[:, :, None]
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
@@ -118,5 +215,10 @@ def spread(size: Tensor, share: Tensor) -> Tensor:
 
     Every token's patches go to the new tokens in proportion to its part in them, so that none is lost.
     """
+    return parts(size, share).sum(dim=2)
+
+
+def parts(size: Tensor, share: Tensor) -> Tensor:
+    """The patches that each new token takes from each old one: size [B, N], share [B, K, N] -> [B, K, N]."""
     part = share.detach().float()
-    return (part / part.sum(dim=1, keepdim=True).clamp(min=1e-20) * size[:, None, :]).sum(dim=2)
+    return part / part.sum(dim=1, keepdim=True).clamp(min=1e-20) * size[:, None, :]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import claims, export, listing, profile, report, run, search, tune
+from tpbench.cli import claims, export, listing, profile, report, run, search, show, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -28,6 +28,7 @@ VERBS = {
     "tune": tune,
     "search": search,
     "report": report,
+    "show": show,
     "export": export,
     "claims": claims,
     "list": listing,

@@ -8,6 +8,8 @@ convention. (Most papers call this number "FLOPs"; two FLOPs are one MAC.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +57,7 @@ def counted(model: TokenViT) -> Macs:
     training = model.training
     model.eval()
     # The plain kernel: the counter of some versions does not see the fused one on a CPU.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), frozen(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     model.train(training)
     flops = counter.get_flop_counts()
@@ -72,6 +74,19 @@ def counted(model: TokenViT) -> Macs:
     if whole != sum(macs.values()):
         raise MacsDisagree(f"the counter finds {whole} MACs in the model but {sum(macs.values())} in its layers")
     return Macs(macs)
+
+
+@contextmanager
+def frozen(model: TokenViT) -> Iterator[None]:
+    """No parameter needs a gradient: the counter cannot follow modules that are given a view of one that does."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def closed_form(model: TokenViT) -> Macs:

@@ -85,6 +85,8 @@ def named_layers(model: TokenViT) -> dict[str, nn.Module]:
         if block.reducer is not None:
             found[f"blocks.{index}.reducer"] = block.reducer
         found[f"blocks.{index}.mlp"] = block.mlp
+    if model.attn_pool is not None:
+        found["attn_pool"] = model.attn_pool
     return found | {"head": model.head}
 
 

@@ -87,7 +87,7 @@ class WeightedKMedoids(TokenPooling):
         how = (self.setup.k, self.config.iterations, self.config.init)
         medoids, assignment = cluster.kmedoids(points, weight, *how, score)
         if self.config.output == "medoid":
-            return tokens.keep(medoids, segment_sum(tokens.size, assignment, self.setup.k))
+            return tokens.keep(medoids, assignment=assignment)
         return tokens.merge(assignment, self.setup.k, weight if self.config.output == "weighted_mean" else None)
 
     def macs(self) -> int:
@@ -139,7 +139,8 @@ class WeightedKMeans(TokenPooling):
         centres, assignment = cluster.kmeans(points, weight, *how, score)
         if self.config.normalise:  # centres of directions are no tokens: average the tokens themselves
             return tokens.merge(assignment, self.setup.k, weight)
-        return tokens.with_body(centres, segment_sum(tokens.size, assignment, self.setup.k))
+        size = segment_sum(tokens.size, assignment, self.setup.k)
+        return tokens.with_body(centres, size, assignment=assignment)
 
     def macs(self) -> int:
         return self.pair_macs() + self.setup.k * self.setup.tokens * self.setup.width

@@ -1,0 +1,29 @@
+"""What became of the patches of some images behind every block that reduces, for pictures and tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tpbench.errors import UnsupportedModel
+from tpbench.report.pictures import Stage
+from tpbench.vit import TokenModel
+
+
+@torch.no_grad()
+def follow(model: TokenModel, images: Tensor, seed: int) -> list[Stage]:
+    """One Stage for every block of the schedule. Methods that draw do so from the seed.
+
+    Raises UnsupportedModel where the method does not say where its tokens go.
+    """
+    torch.manual_seed(seed)
+    blocks = {block for block, _ in model.requested}
+    stages = []
+    for block, tokens in enumerate(model.leaving(images, provenance=True)):
+        if block not in blocks:
+            continue
+        if tokens.provenance is None:
+            raise UnsupportedModel("it does not say which patches its tokens are made of")
+        known = tokens.provenance.living(tokens.alive)
+        stages.append(Stage(block, known.grid, known.owner.cpu().numpy(), known.patch.cpu().numpy(), known.exact))
+    return stages

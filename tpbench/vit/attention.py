@@ -1,0 +1,84 @@
+"""timm's attention, which can also return what a reducer asked to see of it."""
+
+from __future__ import annotations
+
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from tpbench.downsampler import Needs, Probe
+from tpbench.kernels import attention as kernels
+from tpbench.vit.pooling import linear_macs
+
+
+class Probed:
+    """Over a kind of timm's attention: it can also return what a reducer asked to see. Asked nothing, it is timm's own.
+
+    A subclass has `plain`, timm's forward, and `project`. A rotation, where the model has one, turns the queries and
+    keys of the body tokens: [N, 2 D], [B, 1, N, 2 D] or [B, H, N, 2 D], sine beside cosine.
+    """
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, needs: Needs = Needs.NONE, rotation: Tensor | None = None
+    ) -> tuple[Tensor, Probe]:
+        """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape and a Probe of all tokens."""
+        if not needs:
+            return self.plain(x, bias, rotation), Probe()
+        q, keys, v = self.project(x)
+        q, k = self.turned(q, keys, v, rotation)
+        drop = self.attn_drop.p if self.training else 0.0
+        cls = kernels.class_attention(q, k, bias, self.scale) if needs & Needs.CLS else None
+        received = own = None
+        if needs & Needs.RECEIVED:
+            out, received, own = kernels.attention_with_received(q, k, v, bias, self.scale, drop)
+        else:
+            out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
+        probe = Probe(keys if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
+        return self.finish(x, out), probe
+
+    def masked(
+        self, x: Tensor, alive: Tensor, count: Tensor | None, needs: Needs, rotation: Tensor | None = None
+    ) -> tuple[Tensor, Probe]:
+        """Attention in which key j counts alive x count [B, P + N] times, with a gradient to alive; and its Probe."""
+        q, keys, v = self.project(x)
+        q, k = self.turned(q, keys, v, rotation)
+        out, attention = kernels.masked_attention(q, k, v, alive, self.scale, count)
+        cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
+        received = own = None
+        if needs & Needs.RECEIVED:
+            received = attention.sum(dim=2).mean(dim=1)
+            own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
+        probe = Probe(keys if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
+        return self.finish(x, out), probe
+
+    def turned(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """q and k by their rotation, in v's dtype."""
+        return q, k
+
+    def macs(self, n: int) -> int:
+        """Projections of n tokens, and query-key and attention-value products of all pairs."""
+        return n * linear_macs(self) + 2 * n * n * self.width
+
+    @property
+    def width(self) -> int:
+        """Of all heads together."""
+        return self.num_heads * self.head_dim
+
+    def finish(self, x: Tensor, out: Tensor) -> Tensor:
+        """Heads joined, normalised, gated and projected: [B, H, N, D] -> [B, N, C]."""
+        out = self.norm(out.transpose(1, 2).flatten(2))
+        gate = getattr(self, "gate", None)  # timm >= 1.0.26
+        out = out if gate is None else out * gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+
+class ProbedAttention(Probed, Attention):
+    """timm's Attention, which can be looked at."""
+
+    def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:  # noqa: ARG002
+        return Attention.forward(self, x) if bias is None else Attention.forward(self, x, attn_mask=bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet turned."""
+        batch, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q), self.k_norm(k), v

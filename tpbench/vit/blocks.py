@@ -1,0 +1,98 @@
+"""timm's blocks over Tokens, each with at most one reducer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from tpbench.downsampler import Downsampler, Needs, Probe, Site
+from tpbench.kernels import attention as kernels
+from tpbench.tokens import Tokens
+from tpbench.vit.adoption import adopt
+from tpbench.vit.attention import ProbedAttention
+from tpbench.vit.pooling import linear_macs, pad_prefix
+
+
+class Reducing:
+    """Over a kind of timm's block: it passes Tokens, with at most one reducer.
+
+    A subclass has `probed`, which adopts its attention, and its two branches of the residual stream.
+    """
+
+    reducer: Downsampler | None
+    site: Site
+    prefix: int
+    weighted: bool  # whether keys count as often as the patches they stand for, or as the method says
+
+    @classmethod
+    def around(cls, block: nn.Module, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool) -> Reducing:
+        adopted = adopt(cls, block)
+        adopted.attn = cls.probed(block.attn)
+        adopted.site, adopted.prefix, adopted.weighted, adopted.reducer = site, prefix, weighted, reducer
+        return adopted
+
+    def forward(self, tokens: Tokens, rotation: Tensor | None = None) -> Tokens:
+        attended, probe = self.attend(tokens, rotation)
+        tokens = replace(tokens, x=tokens.x + self.attention_branch(attended))
+        if self.reducer is not None and self.site is Site.MID:
+            tokens = self.reducer(tokens, probe)
+        tokens = replace(tokens, x=tokens.x + self.mlp_branch(tokens.x))
+        if self.reducer is not None and self.site is Site.END:
+            tokens = self.reducer(tokens, probe)
+        return tokens
+
+    def attend(self, tokens: Tokens, rotation: Tensor | None = None) -> tuple[Tensor, Probe]:
+        """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
+        x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
+        if tokens.alive is not None and tokens.alive.requires_grad:
+            count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
+            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, needs, rotation)
+        else:
+            bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
+            attended, probe = self.attn(x, bias, needs, rotation)
+        body = (None if row is None else row[:, tokens.prefix :] for row in probe[2:])
+        return attended, Probe(probe.keys, probe.values, *body)
+
+    def macs(self, n: int, after: int) -> tuple[int, int]:
+        """MACs of attention and MLP when n body tokens arrive and `after` leave; without the reducer's own."""
+        processed = after if self.site is Site.MID else n
+        return self.attn.macs(self.prefix + n), (self.prefix + processed) * linear_macs(self.mlp)
+
+    def probe_macs(self, reducer: Downsampler) -> int:
+        """What attention spends only because a reducer looks: a class-token row, or a second pass over the scores."""
+        needs, n, width = reducer.needs, reducer.setup.tokens + self.prefix, self.attn.width
+        row = n * width if needs & Needs.CLS else 0
+        twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.proj.weight.device, n)
+        return row + (n * n * width if twice else 0)
+
+    def counts_keys(self, tokens: Tokens) -> bool:
+        return self.weighted or tokens.alive is not None
+
+    def key_weight(self, tokens: Tokens) -> Tensor:
+        """How often each key counts: [B, P + N] float32, 1 for the prefix."""
+        weight = self.key_count(tokens)
+        weight = weight if tokens.alive is None else weight * tokens.alive
+        return pad_prefix(weight, tokens.prefix)
+
+    def key_count(self, tokens: Tokens) -> Tensor:
+        """How often each body token counts as a key while it is alive: [B, N] float32."""
+        if not self.weighted:
+            return torch.ones_like(tokens.size)
+        return tokens.size if tokens.key_weight is None else tokens.key_weight
+
+
+class TokenBlock(Reducing, Block):
+    """timm's Block over Tokens."""
+
+    @staticmethod
+    def probed(attention: nn.Module) -> ProbedAttention:
+        return adopt(ProbedAttention, attention)
+
+    def attention_branch(self, attended: Tensor) -> Tensor:
+        return self.drop_path1(self.ls1(attended))
+
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        return self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -1,0 +1,67 @@
+"""Making timm's models, with weights or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from tpbench import registry
+from tpbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def create(
+    name: str, args: dict[str, Any], pretrained: bool | str = False, sincos: float | None = None
+) -> VisionTransformer:
+    """A timm model by name; an unknown one is refused with the nearest names.
+
+    pretrained: timm's weights from the hub (True), or those of a file by its path, which must hold every weight of the
+    model; timm fits the position embedding to another patch grid. sincos is the temperature of a 2-D sine-cosine start
+    of the learned position embedding. Raises UsageError where weights cannot be had or do not fit.
+    """
+    if not timm.is_model(name):
+        raise UsageError(
+            f"unknown model {name!r}; {registry.nearest(name, timm.list_models(module='vision_transformer'))}"
+        )
+    if isinstance(pretrained, str) and not Path(pretrained).is_file():
+        raise UsageError(f"the file of pretrained weights {pretrained} does not exist")
+    try:
+        model = timm.create_model(name, pretrained=pretrained is True, **args)
+        if isinstance(pretrained, str):
+            load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn)
+    except Exception as error:
+        if not pretrained:
+            raise UsageError(f"model {name!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
+        where = "from the hub" if pretrained is True else f"in {pretrained}"
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"the pretrained weights of {name} {where} cannot be loaded: {why}") from error
+    if sincos is not None:
+        table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)
+        with torch.no_grad():
+            model.pos_embed.zero_()
+            model.pos_embed[0, -len(table) :] = table.to(model.pos_embed)
+    return model
+
+
+def preparation(model: nn.Module) -> tuple[Callable[[Image], Tensor], Sequence[float], Sequence[float]]:
+    """How timm prepares an RGB image for a model that it made, and the mean and standard deviation it divides by."""
+    config = resolve_model_data_config(model)
+    size = (model.in_chans, *model.patch_embed.img_size)
+    prepare = create_transform(**{**config, "input_size": size}, is_training=False)
+    return prepare, config["mean"], config["std"]
+
+
+def hub_classes(name: str) -> int:
+    """For how many classes the hub's weights of a timm model are; for another number timm makes a new head."""
+    return timm.get_pretrained_cfg(name).num_classes

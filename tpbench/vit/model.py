@@ -1,0 +1,206 @@
+"""timm's vision transformers over Tokens: what enters, what leaves a block, the head, and what each layer costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from timm.models import checkpoint
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from tpbench.downsampler import Downsampler, Output, Site
+from tpbench.provenance import Provenance, on_grid
+from tpbench.schedule import Schedule
+from tpbench.tokens import Tokens
+from tpbench.vit.adoption import adopt
+from tpbench.vit.blocks import Reducing, TokenBlock
+from tpbench.vit.dense import intermediates, refuse_masks
+from tpbench.vit.pooling import WeightedPool, linear_macs, pad_prefix, weighted_mean
+from tpbench.vit.rotary import Rotations
+from tpbench.vit.sizing import sized
+
+
+class TokenModel:
+    """Over a kind of timm's vision transformer (`of`): it passes Tokens from block to block.
+
+    Made by `reduce`; called, saved and loaded like the model it came from.
+    requested and achieved: (block, K) of every block the schedule names, as asked for and as planned.
+    """
+
+    kinds: ClassVar[dict[type[nn.Module], type[TokenModel]]] = {}
+    block: ClassVar[type[Reducing]]
+    requested: tuple[tuple[int, int], ...]
+    schedule: Schedule | None  # None: it is not known, and images of another size cannot be planned for
+
+    def __init_subclass__(cls, *, of: type[nn.Module]):
+        TokenModel.kinds[of] = cls
+
+    @staticmethod
+    def around(
+        model: nn.Module,
+        reducers: Sequence[Downsampler],
+        requested: tuple[tuple[int, int], ...],
+        site: Site,
+        schedule: Schedule | None = None,
+    ) -> TokenModel:
+        kind = TokenModel.kinds[type(model)]
+        adopted = adopt(kind, model)
+        by_block = {reducer.setup.block: reducer for reducer in reducers}
+        weighted = any(reducer.weighted_attention for reducer in reducers)
+        prefix = model.num_prefix_tokens
+        blocks = [kind.block.around(b, by_block.get(i), site, prefix, weighted) for i, b in enumerate(model.blocks)]
+        adopted.blocks = nn.ModuleList(blocks) if isinstance(model.blocks, nn.ModuleList) else nn.Sequential(*blocks)
+        if adopted.attn_pool is not None:
+            adopted.attn_pool = adopt(WeightedPool, model.attn_pool)
+        adopted.requested, adopted.site, adopted.schedule = requested, site, schedule
+        return adopted
+
+    @property
+    def reducers(self) -> list[Downsampler]:
+        return [block.reducer for block in self.blocks if block.reducer is not None]
+
+    @property
+    def achieved(self) -> tuple[tuple[int, int], ...]:
+        """(block, K) as planned: equal to `requested` for methods that count exactly, at most that for the others."""
+        k_after, result = {r.setup.block: r.leaves for r in self.reducers}, []
+        n = self.patch_embed.num_patches
+        for block, _ in self.requested:
+            n = k_after.get(block, n)
+            result.append((block, n))
+        return tuple(result)
+
+    def macs(self) -> dict[str, int]:
+        """Multiply-adds per image in closed form, by layer, from the shapes of the layers and the planned tokens.
+
+        A reducer's row holds what reducing costs: the method's own operations and what only its probe needs.
+        """
+        return self.macs_under(self.reducers)
+
+    def macs_under(self, reducers: Sequence[Downsampler]) -> dict[str, int]:
+        """The same with other reducers in the place of the model's own."""
+        n, by_block = self.patch_embed.num_patches, {reducer.setup.block: reducer for reducer in reducers}
+        macs = {"patch_embed": n * self.patch_embed.proj.weight.numel()}
+        for index, block in enumerate(self.blocks):
+            reducer = by_block.get(index)
+            after = n if reducer is None else reducer.leaves
+            own = {} if reducer is None else {f"blocks.{index}.reducer": reducer.macs() + block.probe_macs(reducer)}
+            attention, mlp = block.macs(n, after)
+            macs |= {f"blocks.{index}.attn": attention} | own | {f"blocks.{index}.mlp": mlp}
+            n = after
+        if self.attn_pool is not None:
+            macs["attn_pool"] = self.attn_pool.macs(n + self.num_prefix_tokens * self.pools_prefix)
+        return macs | {"head": self.head_macs()}
+
+    def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
+        """Multiply-adds per image when counts[i] body tokens, any real number, leave block i; differentiable.
+
+        What reducing itself costs is left out.
+        """
+        arriving = (torch.full_like(counts[0], self.patch_embed.num_patches), *counts)
+        macs = (sum(block.macs(n, after)) for block, n, after in zip(self.blocks, arriving, counts))
+        pooling = 0
+        if self.attn_pool is not None:
+            pooling = self.attn_pool.macs(counts[-1] + self.num_prefix_tokens * self.pools_prefix)
+        return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + pooling + self.head_macs()
+
+    def head_macs(self) -> int:
+        heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
+        return sum(linear_macs(head) for head in heads)
+
+    def embed(self, images: Tensor, provenance: bool = False) -> Tokens:
+        """Images [B, channels, height, width] -> the tokens that enter the first block."""
+        return self.enter(images, provenance)[0]
+
+    def enter(self, images: Tensor, provenance: bool) -> tuple[Tokens, Rotations | None]:
+        """The tokens that enter the first block, and how the blocks turn queries and keys, if they do."""
+        patches = self.patch_embed(images)
+        grid = tuple(patches.shape[1:3]) if patches.dim() == 4 else tuple(self.patch_embed.grid_size)
+        x, table = self.positioned(patches)
+        x = self.norm_pre(x)
+        n = x.shape[1] - self.num_prefix_tokens
+        tokens = Tokens(x, self.num_prefix_tokens, x.new_ones(x.shape[0], n, dtype=torch.float32), grid)
+        if provenance:
+            tokens.provenance = Provenance.of_patches(x.shape[0], grid, x.device)
+        if table is None:
+            return tokens, None
+        tokens.position = on_grid(grid, x.device).expand(x.shape[0], -1, -1)
+        return tokens, Rotations(self.rope, table, grid, tokens.position)
+
+    def positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All tokens with their position embedding, and timm's own table of rotations, if it has one."""
+        return self._pos_embed(patches), None
+
+    def leaving(self, images: Tensor, provenance: bool = False) -> Iterator[Tokens]:
+        """The tokens that leave each block."""
+        tokens, rotations = self.enter(images, provenance)
+        again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
+        with sized(self, tokens.grid):
+            for index, block in enumerate(self.blocks):
+                rotation = None if rotations is None else rotations.of(tokens.position, index)
+                tokens = checkpoint(block, tokens, rotation) if again else block(tokens, rotation)
+                yield tokens
+
+    def forward_tokens(self, images: Tensor, provenance: bool = False) -> Output:
+        """Images -> logits, final tokens and the body tokens that left each block, in every mode.
+
+        provenance: the tokens say which input patches each stands for, as `unmerge` needs it.
+        """
+        counts = []
+        for tokens in self.leaving(images, provenance):
+            counts.append(tokens.count)
+        tokens = replace(tokens, x=self.norm(tokens.x))
+        return Output(self.classify(tokens), tokens, tuple(counts))
+
+    def unmerge(self, tokens: Tokens, dropped: Literal["nearest", "zero"] = "nearest") -> Tensor:
+        """A vector for every input patch, in row order: [B, patches, C]. See `Tokens.unmerge`."""
+        return tokens.unmerge(dropped)
+
+    @property
+    def pools_prefix(self) -> bool:
+        """Whether pooling reads the prefix tokens too."""
+        return self.pool_include_prefix
+
+    def classify(self, tokens: Tokens) -> Tensor:
+        """timm's head; pooling counts each token as often as the patches it stands for."""
+        if self.global_pool == "token" or not self.reducers:
+            return self.forward_head(tokens.x)
+        weight = tokens.size if tokens.alive is None else tokens.size * tokens.alive
+        if self.pools_prefix:
+            weight = pad_prefix(weight, tokens.prefix)
+        x = tokens.x if self.pools_prefix else tokens.body
+        pooled = weighted_mean(x, weight) if self.attn_pool is None else self.attn_pool(x, weight)
+        return self.head(self.head_drop(self.fc_norm(pooled)))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Images [B, channels, height, width] -> logits, as timm's."""
+        refuse_masks(attn_mask, is_causal)
+        return self.forward_tokens(x).logits
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Images -> the tokens behind the final norm [B, P + K, C]."""
+        refuse_masks(attn_mask, is_causal)
+        return self.forward_tokens(x).tokens.x
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """Dense features behind the blocks, as timm's: see `dense.intermediates`."""
+        return intermediates(self, x, *args, **options)
+
+    def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
+        """The method's own loss terms."""
+        return self.reducers[-1].objective(out, teacher) if self.reducers else {}
+
+
+class TokenViT(TokenModel, VisionTransformer, of=VisionTransformer):
+    """timm's VisionTransformer over Tokens."""
+
+    block = TokenBlock
+
+
+class TokenViTDistilled(TokenModel, VisionTransformerDistilled, of=VisionTransformerDistilled):
+    """The same with timm's distillation token and its two heads."""
+
+    block = TokenBlock
