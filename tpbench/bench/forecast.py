@@ -81,8 +81,8 @@ def forecast(plan: Plan) -> Forecast:
 
 def _macs(recipe: Recipe, model: torch.nn.Module, cell: Cell, whole: int) -> float | None:
     """A cell's multiply-adds; where the clock is to solve its schedule, that share of the base's."""
-    if cell.needs_clock:
-        return float(cell.schedule.budget) * whole
+    if cell.schedule.latency_share is not None and not cell.variant.card.unreduced:
+        return float(cell.schedule.latency_share) * whole
     try:
         return sum(reduced(recipe, model, cell.variant, cell.schedule).macs().values())
     except ScheduleError:

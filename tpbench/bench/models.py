@@ -14,7 +14,7 @@ from tpbench.errors import Unreachable, UsageError
 from tpbench.recipe import Recipe
 from tpbench.record import Seeds
 from tpbench.registry import Variant
-from tpbench.schedule import Kind, Schedule
+from tpbench.schedule import Schedule
 
 MOST_FINETUNE_SEEDS = 1_000
 FINETUNE_SEED_STEP = 1_000_000  # larger than any cell's seed
@@ -87,6 +87,6 @@ def check_rows(plan: Plan, rows: Iterable[tuple[Variant, Schedule]]) -> None:
 
 def trial(schedule: Schedule, model: nn.Module) -> Schedule:
     """A schedule with which to build a method before anything runs; for a share of latency, nothing is reduced."""
-    if schedule.kind is Kind.LATENCY:
-        return schedule.counting([model.patch_embed.num_patches] * len(schedule.blocks))
-    return schedule
+    if schedule.latency_share is None:
+        return schedule
+    return schedule.counting([model.patch_embed.num_patches] * len(schedule.blocks))

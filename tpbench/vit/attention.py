@@ -9,6 +9,8 @@ from tpbench.downsampler import Needs, Probe
 from tpbench.kernels import attention as kernels
 from tpbench.vit.pooling import linear_macs
 
+NOTHING = Probe()
+
 
 class Probed:
     """Over a kind of timm's attention: it can also return what a reducer asked to see. Asked nothing, it is timm's own.
@@ -22,7 +24,7 @@ class Probed:
     ) -> tuple[Tensor, Probe]:
         """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape and a Probe of all tokens."""
         if not needs:
-            return self.plain(x, bias, rotation), Probe()
+            return self.plain(x, bias, rotation), NOTHING
         q, keys, v = self.project(x)
         q, k = self.turned(q, keys, v, rotation)
         drop = self.attn_drop.p if self.training else 0.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -35,14 +33,22 @@ class Reducing:
         return adopted
 
     def forward(self, tokens: Tokens, rotation: Tensor | None = None) -> Tokens:
+        if self.reducer is None and not self.counts_keys(tokens):
+            return self.unreduced(tokens, rotation)
         attended, probe = self.attend(tokens, rotation)
-        tokens = replace(tokens, x=tokens.x + self.attention_branch(attended))
+        tokens = tokens.with_x(tokens.x + self.attention_branch(attended))
         if self.reducer is not None and self.site is Site.MID:
             tokens = self.reducer(tokens, probe)
-        tokens = replace(tokens, x=tokens.x + self.mlp_branch(tokens.x))
+        tokens = tokens.with_x(tokens.x + self.mlp_branch(tokens.x))
         if self.reducer is not None and self.site is Site.END:
             tokens = self.reducer(tokens, probe)
         return tokens
+
+    def unreduced(self, tokens: Tokens, rotation: Tensor | None) -> Tokens:
+        """The same where nothing is reduced and every key counts once: timm's steps, and little around them."""
+        attended, _ = self.attn(self.norm1(tokens.x), rotation=rotation)
+        x = tokens.x + self.attention_branch(attended)
+        return tokens.with_x(x + self.mlp_branch(x))
 
     def attend(self, tokens: Tokens, rotation: Tensor | None = None) -> tuple[Tensor, Probe]:
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""

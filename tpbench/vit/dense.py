@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from timm.models._features import feature_take_indices
@@ -49,7 +48,7 @@ def intermediates(
 
 def feature(tokens: Tokens, x: Tensor, output_fmt: str, prefix: bool) -> Tensor | tuple[Tensor, Tensor]:
     """The features x of tokens on the patch grid, and the prefix tokens if asked for."""
-    dense = replace(tokens, x=x).unmerge()
+    dense = tokens.with_x(x).unmerge()
     if output_fmt == "NCHW":
         dense = dense.transpose(1, 2).unflatten(2, tokens.provenance.grid)
     return (dense, x[:, : tokens.prefix]) if prefix else dense

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -152,7 +151,7 @@ class TokenModel:
         counts = []
         for tokens in self.leaving(images, provenance):
             counts.append(tokens.count)
-        tokens = replace(tokens, x=self.norm(tokens.x))
+        tokens = tokens.with_x(self.norm(tokens.x))
         return Output(self.classify(tokens), tokens, tuple(counts))
 
     def unmerge(self, tokens: Tokens, dropped: Literal["nearest", "zero"] = "nearest") -> Tensor:
