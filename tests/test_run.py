@@ -424,7 +424,7 @@ def test_fresh_measures_again(tmp_path, capsys):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
-    from tpbench.bench.workspace import locked
+    from tpbench.bench.look import locked
 
     out = tmp_path / "results"
     (out / "work").mkdir(parents=True)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import claims, export, listing, profile, report, run, search, tune
+from tpbench.cli import claims, export, listing, pack, profile, report, run, search, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -30,6 +30,7 @@ VERBS = {
     "report": report,
     "export": export,
     "claims": claims,
+    "pack": pack,
     "list": listing,
 }
 # The user can mend these: a path that does not exist or cannot be written, or a full disk.

@@ -1,29 +1,14 @@
-"""Records: one small JSON file for every cell (method, schedule, seed) on one machine. No torch, no pandas.
-
-OUT/records/MACHINE/METHOD_SCHEDULE_seedS.json   what was measured; committed
-OUT/spectra/MACHINE/seedS.json                   what attention does to frequencies on a seed's base; committed
-OUT/starts/MACHINE/seedS.json                    what starts and iterations do to its clustering objective; committed
-OUT/budgets/MACHINE/METHOD_SCHEDULE.json         counts found by the clock, with every sample; committed
-OUT/learned/SEARCH.json                          counts that a search has learned; committed
-OUT/tables, OUT/figures                          made from records alone, one set per machine
-OUT/work/                                        base weights, checkpoints, this checkout's host id; never committed
-"""
+"""What a record and a budget hold, checked by type when they are read."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar
 
 from annotated_types import Len, Predicate
 from typing_extensions import TypedDict
-
-from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -97,7 +82,7 @@ class Code(TypedDict, total=False):
     changed: bool
 
 
-@dataclass
+@dataclass(slots=True)  # twenty thousand of them fit into memory
 class Record:
     """One cell. Seconds, bytes, multiply-adds and shares in [0, 1]; nothing is rounded here.
 
@@ -171,7 +156,7 @@ class Budget:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def checked(kind: type[T], text: str) -> T:
+def checked(kind: type[T], text: str | bytes) -> T:
     """A dataclass from its JSON text, with the types of all its fields checked, nested ones too.
 
     Raises ValueError that names the first field that does not fit, or is unknown or missing.
@@ -191,6 +176,7 @@ def _adapter(kind: type) -> TypeAdapter:
     return TypeAdapter(kind)
 
 
+@cache
 def row_name(method: str, schedule: str) -> str:
     """What a row of a table is called in file names."""
     return f"{re.sub(r'[^A-Za-z0-9._]+', '-', method).strip('-')}_{slug(schedule)}"
@@ -199,68 +185,3 @@ def row_name(method: str, schedule: str) -> str:
 def slug(text: str) -> str:
     """Letters, digits, dots and dashes only: "0.7@3,6,9" becomes "0.7-at-3-6-9"."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("@", " at ")).strip("-").lower()
-
-
-def read(path: Path) -> Record:
-    """A record from its file. Corrupt files and other schema versions are refused by name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        schema = json.loads(text)["schema"]
-        if schema not in READABLE:
-            raise UsageError(f"record {path} has schema {schema}, this version reads up to {SCHEMA}")
-        return checked(Record, text)
-    except UsageError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(
-            f"record {path} is corrupt ({type(error).__name__}: {error}); delete it to measure its cell again"
-        ) from error
-
-
-def read_budget(path: Path) -> Budget:
-    """A budget from its file; one that cannot be read is refused by name."""
-    try:
-        return checked(Budget, path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"budget {path} is corrupt ({type(error).__name__}: {error}); delete it to solve it again"
-        ) from error
-
-
-def write(path: Path, record: Record | Budget) -> None:
-    """Write a record whole or not at all."""
-    replace_text(path, json.dumps(asdict(record), indent=1) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step, so that a reader sees the old one or the new one."""
-    replace_bytes(path, text.encode("utf-8"))
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """The same for any content. What a killed writer leaves behind is named .NAME.PROCESS.part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_all(folder: Path) -> list[Record]:
-    """Every record under a results folder, in the order of their paths."""
-    if not (folder / "records").is_dir():
-        raise UsageError(f"{folder} holds no records")
-    return [read(path) for path in sorted((folder / "records").glob("*/*.json"))]
-
-
-def host_id(work: Path) -> str:
-    """Four hexadecimal digits kept in the work folder: two checkouts on equal machines never mix their records."""
-    path = work / "host-id"
-    if not path.exists():
-        replace_text(path, secrets.token_hex(2) + "\n")
-    return path.read_text(encoding="utf-8").strip()
