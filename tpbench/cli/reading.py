@@ -10,11 +10,13 @@ from tpbench.cli.outcome import DONE, FAILED, say
 def say_what_was_read(folder: Path) -> int:
     """Name every record of a results folder that cannot be read; the exit code: FAILED if there is one.
 
-    The others are reported. One more line says how many records carry no checksum.
+    The others are reported; where there are none, UsageError is raised. One more line says how many carry no checksum.
     """
     from tpbench.record import Store
 
     store = Store.of(folder)
+    if not len(store):
+        store.refuse_bad()
     for bad in store.bad:
         say(bad.reason, FAILED)
     if store.unsealed:

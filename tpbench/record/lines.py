@@ -70,5 +70,8 @@ def read_budget(path: Path) -> Budget:
 
 
 def write(path: Path, content: Record | Budget) -> None:
-    """Write a record or a budget, with a checksum, whole or not at all."""
-    replace_bytes(path, seal(json.dumps(asdict(content))) + b"\n")
+    """Write a record or a budget, with a checksum, whole or not at all.
+
+    Half characters, as file names in an error message may hold, become question marks: no reader takes them.
+    """
+    replace_bytes(path, seal(json.dumps(asdict(content), ensure_ascii=False)) + b"\n")

@@ -24,7 +24,7 @@ CHANGED = "it was changed since it was written"
 
 def seal(text: str) -> bytes:
     """The JSON text of an object, not an empty one, with its checksum as the last member."""
-    content = text.encode("utf-8").rstrip().removesuffix(b"}").rstrip()
+    content = text.encode("utf-8", errors="replace").rstrip().removesuffix(b"}").rstrip()
     return content + b', "checksum": "' + _digest(content) + b'"}'
 
 
