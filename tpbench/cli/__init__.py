@@ -1,7 +1,8 @@
 """The command line. Each verb is a file: its flags, its action, its help. Few flags; the rest is a recipe's line.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed, 2 wrong
-usage, 130 interrupted, 143 terminated. Nothing heavy is imported before a verb needs it.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or some
+record could not be read (the report is made of the others), 2 wrong usage, 130 interrupted, 143 terminated. Nothing
+heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations

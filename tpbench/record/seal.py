@@ -23,9 +23,10 @@ CHANGED = "it was changed since it was written"
 
 
 def seal(text: str) -> bytes:
-    """The JSON text of an object, not an empty one, with its checksum as the last member."""
+    """The JSON text of an object with its checksum as the last member."""
     content = text.encode("utf-8", errors="replace").rstrip().removesuffix(b"}").rstrip()
-    return content + b', "checksum": "' + _digest(content) + b'"}'
+    comma = b"" if content == b"{" else b", "
+    return content + comma + b'"checksum": "' + _digest(content) + b'"}'
 
 
 def unseal(text: bytes) -> tuple[bytes, bool]:
@@ -77,11 +78,11 @@ def seal_file(path: Path) -> bool:
     Raises UsageError for a file that is no JSON object or was changed since it was written.
     """
     try:
-        found = read_json(path)
-        text = path.read_bytes()
-        if unseal(_one_newline(text))[1]:
+        read_json(path)
+        text = _one_newline(path.read_bytes())
+        if unseal(text)[1]:
             return False
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is corrupt ({error}); delete it") from error
     replace_bytes(path, seal(text.decode("utf-8")) + b"\n")
-    return bool(found)
+    return True
