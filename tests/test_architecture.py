@@ -280,7 +280,7 @@ def test_the_page_names_functions_that_exist():
     page = PAGE.read_text(encoding="utf-8")
     assert len(walked(page)) > 30
     assert unknown(page) == []
-    renamed = page.replace("`record.write`", "`record.scribble`")
+    renamed = page.replace("`record.lines.write`", "`record.scribble`")
     assert unknown(renamed) == ["record.scribble"], "control: a name that is gone shows"
 
 

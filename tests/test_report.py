@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -483,10 +483,10 @@ WRONG_VALUES = [
 def test_a_record_of_wrong_types_is_named_in_one_line(tmp_path, capsys, field, value):
     from tpbench.cli import WRONG, main
 
-    records = sorted((Path(__file__).parents[1] / "results" / "digits" / "records").glob("*/topk_*"))
-    path = tmp_path / "records" / "machine" / records[0].name
+    record = measured("topk", 0, 96.0)
+    path = tmp_path / "records" / MACHINE / record.file_name
     path.parent.mkdir(parents=True)
-    good = json.loads(records[0].read_text())
+    good = asdict(record)
     path.write_text(json.dumps(good))
     assert read(path).method == "topk"  # control
     path.write_text(json.dumps(good | {field: value}))

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from tpbench.cli import DONE, FAILED, WRONG, main
-from tpbench.record import read_all
+from tpbench.record import Store, read_all
 
 TESTS = Path(__file__).parent
 TINY = str(TESTS / "tiny_recipe.py")
@@ -25,7 +26,14 @@ def run(out: Path, *words: str, methods: str = METHODS) -> int:
 
 
 def records(out: Path) -> dict[str, dict]:
-    return {path.name: json.loads(path.read_text()) for path in sorted((out / "records").glob("*/*.json"))}
+    return {record.file_name: asdict(record) for record in Store.of(out)}
+
+
+def without(out: Path, method: str) -> None:
+    """Take a method's records out of the packed file of a finished run."""
+    for path in (out / "records").glob("*.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["method"] != method))
 
 
 def spawn(out: Path) -> subprocess.Popen:
@@ -243,8 +251,7 @@ def test_images_of_another_folder_are_refused(tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--data", str(tmp_path / "b")]) == WRONG
     assert "other images" in capsys.readouterr().err
-    for path in (tmp_path / "out" / "records").glob("*/*.json"):
-        path.unlink()
+    without(tmp_path / "out", "none")
     assert main([*words, "--data", str(tmp_path / "b")]) == WRONG
     assert "base_seed0.safetensors was trained on other images" in capsys.readouterr().err
 
@@ -323,21 +330,32 @@ def test_another_recipe_in_the_folder_is_refused(finished, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(lambda text: text[:200], "is corrupt"), (lambda text: text.replace('"schema": 2', '"schema": 99'), "schema 99")],
+    [
+        (lambda text: text[:200], "is corrupt"),
+        (lambda text: text.replace('"schema": 2', '"schema": 99'), "schema 99"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1', 1), "it was changed since it was written"),
+    ],
 )
 def test_a_record_that_cannot_be_read_is_named(finished, tmp_path, capsys, spoil, reason):
+    """A run refuses it, since measuring again would hide it; a report goes on without it."""
     import shutil
 
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
-    path = next((out / "records").glob("*/random_*.json"))
-    path.write_text(spoil(path.read_text()))
-    for words in (["report", str(out)], ["run", "--recipe", TINY, "--methods", METHODS, "--out", str(out)]):
-        assert main(words) == WRONG
+    path = next((out / "records").glob("*.jsonl"))
+    lines = path.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if '"method": "random"' in line)
+    lines[at] = spoil(lines[at])
+    path.write_text("\n".join(lines) + "\n")
+    for words, code in ((["report", str(out)], FAILED), (["run", "--recipe", TINY, "--out", str(out)], WRONG)):
+        assert main(words) == code
         error = capsys.readouterr().err
         assert reason in error
-        assert path.name in error
+        assert f"{path.name} line {at + 1}" in error
         assert len(error.strip().splitlines()) == 1
+    table = next(path for path in (out / "tables").glob("*-cells.csv")).read_text()
+    assert "wkmedoids" in table
+    assert "random" not in table
 
 
 def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_path, capsys):
@@ -345,8 +363,7 @@ def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_p
 
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
-    for path in (out / "records").glob("*/random_*.json"):
-        path.unlink()
+    without(out, "random")
     base = out / "work" / "base_seed0.safetensors"
     base.write_bytes(base.read_bytes()[:500])
     assert run(out) == WRONG
@@ -367,7 +384,8 @@ def test_a_flipped_bit_in_a_base_is_found(tmp_path, capsys):
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):
     assert run(tmp_path, methods="none") == DONE
-    left = next(tmp_path.glob("records/*")) / ".none_none_seed0.json.123.part"
+    left = tmp_path / "records" / "some-machine" / ".none_none_seed0.json.123.part"
+    left.parent.mkdir()
     left.write_text("{")
     assert run(tmp_path, methods="none") == DONE
     assert not left.exists()
@@ -424,7 +442,7 @@ def test_fresh_measures_again(tmp_path, capsys):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
-    from tpbench.bench.workspace import locked
+    from tpbench.bench.look import locked
 
     out = tmp_path / "results"
     (out / "work").mkdir(parents=True)

@@ -170,6 +170,11 @@ def test_what_is_learned_any_method_can_use(tmp_path, capsys, recipe, method):
         assert records[name].tokens["achieved"] == fewer
     found["counts"][-1] = 1
     path.write_text(json.dumps(found))
+    assert main([*words, "--schedules", f"learned:{path}"]) == WRONG
+    assert "topk_seed0.json" in (said := capsys.readouterr().err) or "diffrate_seed0.json" in said
+    assert "changed since it was written" in said
+    del found["checksum"]
+    path.write_text(json.dumps(found))
     assert main([*words, "--schedules", f"learned:{path}"]) == DONE
     again = {record.method: record for record in read_all(out)}["random"]
     assert again.tokens["achieved"][-1] == 1, "learned anew under the same name, it is measured anew"

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tpbench.errors import UsageError
 from tpbench.record import slug
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGES = ("tpbench", "torch", "torchvision", "timm", "deepspeed", "numpy", "triton", "numba")
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of the drivers that torch computes on
 
 
 def device(name: str) -> torch.device:
     """ "auto" is the GPU where there is one; "cuda" without one is refused."""
+    import torch  # here and below, because a run that finds nothing to do loads none
+
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -30,12 +35,16 @@ def device(name: str) -> torch.device:
 
 def begin(workers: int, name: str) -> None:
     """Refuse a device that is not there; beside one-thread workers this process keeps to one thread too."""
+    import torch
+
     if device(name).type == "cpu" and workers > 1:
         torch.set_num_threads(1)
 
 
 def dtype(name: str, where: torch.device) -> torch.dtype:
     """The recipe's dtype; "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    import torch
+
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
         return torch.bfloat16 if where.type == "cuda" else torch.float32
@@ -47,8 +56,21 @@ def dtype(name: str, where: torch.device) -> torch.dtype:
 def machine(where: torch.device, host: str) -> str:
     """A name for file names: the GPU or the CPU and its cores, and this checkout's host id."""
     if where.type == "cuda":
+        import torch
+
         return f"{slug(torch.cuda.get_device_name(where))}-{host}"
     return f"{slug(cpu_name())}-{cores()}c-{host}"
+
+
+def machine_of(name: str, host: str) -> str:
+    """The same by the name of a device: "auto", "cpu" or "cuda". Loads torch only where there may be a GPU to ask for.
+
+    There is plainly none where Linux has no driver's device file.
+    """
+    plain = sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
+    if name == "cpu" or (name == "auto" and plain):
+        return f"{slug(cpu_name())}-{cores()}c-{host}"
+    return machine(device(name), host)
 
 
 def cores() -> int:
@@ -68,6 +90,8 @@ def cpu_name() -> str:
 
 def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
     """Hardware, threads, dtype and package versions, as a record keeps them."""
+    import torch
+
     return {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
         "kind": where.type,

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -118,7 +118,7 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
     broken: list[Broken] = []
     for module, path in _files():
         try:
-            for card in _read_cards(module, path):
+            for card in _cards_in(module, path, path.stat().st_mtime_ns):
                 if card.name in cards:
                     broken.append(
                         Broken(module, f"method {card.name!r} is already defined in {cards[card.name].module}")
@@ -285,6 +285,12 @@ def _files() -> Iterator[tuple[str, Path]]:
                 seen.add(module)
                 yield module, path
     yield from _plugins.items()
+
+
+@lru_cache(maxsize=1000)
+def _cards_in(module: str, path: Path, changed: int) -> tuple[Card, ...]:  # noqa: ARG001
+    """The cards of a file, parsed once as long as its time of change stays."""
+    return tuple(_read_cards(module, path))
 
 
 def _read_cards(module: str, path: Path) -> Iterator[Card]:

@@ -12,7 +12,6 @@ K is always the number of body tokens after the step; the prefix (class token, r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tpbench.errors import ScheduleError
+from tpbench.record import read_json
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def spell(counts: Sequence[int], blocks: Sequence[int]) -> str:
 def _learned(path: Path) -> Schedule:
     """The counts in a file of `tpbench search`, at the blocks where tokens leave."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         counts, before = [int(k) for k in found["counts"]], [int(found["patches"]), *found["counts"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ScheduleError(f"learned schedule {path} cannot be read ({type(error).__name__}: {error})") from error

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -17,17 +16,18 @@ import torch
 from tpbench import environment, registry, vit
 from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.look import conclude, locked
 from tpbench.bench.models import build_base, check_rows, reduced
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
-from tpbench.bench.workspace import Workspace, locked
+from tpbench.bench.workspace import Workspace
 from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import latency_budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.measure.starts import clusters_by_medoids, starts
 from tpbench.outcomes import Outcomes, pack
-from tpbench.record import Budget, Record, read, replace_text, write
+from tpbench.record import Budget, Record, write, write_json
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
 from tpbench.training import ranks
@@ -84,13 +84,12 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
         workspace.prepare(fresh)
         cells = [cell for cell in plan.cells if not workspace.done(cell)]
         if cells or plan.recipe.data.source != "digits":  # digits cannot be others than before
-            workspace.check_images(fresh)
+            workspace.check_images()
         jobs = list(benchmark(workspace, set(cells)))
         progress.start(len(plan.cells), len(plan.cells) - len(cells), jobs)
         with contextlib.suppress(OutOfTime):
             side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
-        paths = [workspace.record_path(cell) for cell in plan.cells]
-        return [read(path) for path in paths if path.exists()]
+        return conclude(plan, workspace.machine) if workspace.writes else []
 
 
 def missing_rows(workspace: Workspace) -> Iterator[tuple[Variant, Schedule]]:
@@ -127,7 +126,7 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         images = next(iter(workspace.data(seed).test.batches(SPECTRUM_IMAGES))).images
         gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
         about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
-        replace_text(path, json.dumps(about | gains) + "\n")
+        write_json(path, about | gains)
 
 
 def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
@@ -147,7 +146,7 @@ def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
         batches = workspace.data(seed).test.batches(workspace.recipe.finetune.batch_size)
         found = starts(model, (batch.images for batch in batches), seed)
         about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
-        replace_text(path, json.dumps(about | {"schedule": cell.schedule.text} | found) + "\n")
+        write_json(path, about | {"schedule": cell.schedule.text} | found)
 
 
 def solve_budget(workspace: Workspace, cell: Cell, update: Update) -> None:
@@ -255,8 +254,3 @@ def placed(test_set: TestSet, right: np.ndarray) -> Outcomes:
     among[test_set.positions] = right
     tested[test_set.positions] = True
     return Outcomes(test_set.images, among, tested)
-
-
-def failures(records: Sequence[Record]) -> Iterator[Record]:
-    """The records of cells that failed; a budget that a method cannot meet is no failure."""
-    return (record for record in records if record.error is not None and record.reachable)

@@ -6,7 +6,6 @@ by `--schedules learned:FILE`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import accumulate
@@ -18,13 +17,14 @@ from torch import Tensor
 from tpbench import environment, registry, vit
 from tpbench.bench.bases import load_base
 from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.look import locked
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
-from tpbench.bench.workspace import Workspace, locked
+from tpbench.bench.workspace import Workspace
 from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.record import replace_text
+from tpbench.record import write_json
 from tpbench.schedule import spell
 from tpbench.training.evaluate import evaluate
 from tpbench.training.train import Update, train
@@ -83,7 +83,7 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
     found |= {"backbone_lr_scale": how.backbone_lr_scale, "training": asdict(training)}
     found |= {"environment": environment.describe(workspace.device, workspace.dtype), "git": environment.git()}
     found["off_the_shelf"] = judged(workspace, method, seed, spell(counts, range(depth)))
-    replace_text(path, json.dumps(found, indent=1) + "\n")
+    write_json(path, found, indent=1)
 
 
 def searching(method: str) -> type[Search]:

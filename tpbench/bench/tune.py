@@ -16,10 +16,11 @@ from statistics import mean
 
 from tpbench import environment
 from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.look import locked
 from tpbench.bench.plan import NOTHING_REDUCED, Cell, Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job, build_cell
-from tpbench.bench.workspace import Workspace, locked
+from tpbench.bench.workspace import Workspace
 from tpbench.errors import CellFailed, Unreachable, UsageError
 from tpbench.record import checked, replace_text
 from tpbench.registry import Variant

@@ -5,21 +5,18 @@ Layout of the folder: see `tpbench.record`.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tpbench import environment, registry
+from tpbench.bench.look import check, found, is_done
 from tpbench.bench.models import seeds, settings, split
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.record import SCHEMA, Record, host_id, read, read_budget, row_name
+from tpbench.record import Record, Store, host_id, read_budget, row_name, sweep
 from tpbench.schedule import Schedule
 from tpbench.training import data, ranks
 from tpbench.training.data import Parts
@@ -68,6 +65,11 @@ class Workspace:
         """This machine's name in the folder; see `environment.machine`."""
         return environment.machine(self.device, host_id(self.work))
 
+    @cached_property
+    def store(self) -> Store:
+        """The folder's records as they were when they were first asked for."""
+        return Store.of(self.out)
+
     def check_time(self) -> None:
         """Raise OutOfTime after the time limit, so that no further work begins."""
         deadline = self.plan.deadline
@@ -82,38 +84,28 @@ class Workspace:
             ranks.connect(self.device)
         if self.writes:
             self.work.mkdir(parents=True, exist_ok=True)
-            for part in self.out.rglob(".*.part"):  # left by a process that was killed while it wrote
-                part.unlink(missing_ok=True)
+            sweep(self.out)
             host_id(self.work)
-            for path in sorted((self.out / "records").glob("*/*.json")):
-                self._check_recipe(read(path), fresh)
+            check(Store.of(self.out), self.recipe, self.machine, fresh)
             if fresh:
                 self._delete_everything()
         ranks.wait()
 
-    def check_images(self, fresh: bool) -> None:
+    def check_images(self) -> None:
         """Refuse a folder whose records of this machine were measured on other images, or unreadable images."""
         if not self.writes:
             return
-        for path in sorted((self.out / "records" / self.machine).glob("*.json")):
-            if read(path).data.get("fingerprint", self.fingerprint) != self.fingerprint and not fresh:
+        fingerprint = self.fingerprint  # now: images that cannot be read are refused even where there is no record
+        for record in self.store:
+            if record.machine == self.machine and record.data.get("fingerprint", fingerprint) != fingerprint:
                 raise UsageError(
-                    f"{self.out} holds results on other images ({path.name}); use --fresh or another --out"
+                    f"{self.out} holds results on other images ({record.file_name}); use --fresh or another --out"
                 )
-
-    def _check_recipe(self, record: Record, fresh: bool) -> None:
-        if record.recipe != self.recipe.name:
-            raise UsageError(
-                f"{self.out} holds results of recipe {record.recipe!r}, not {self.recipe.name!r}; choose another --out"
-            )
-        if record.machine == self.machine and record.recipe_digest != self.recipe.digest and not fresh:
-            raise UsageError(
-                f"{self.out} holds results of another version of recipe {record.recipe!r}; use --fresh or another --out"
-            )
 
     def _delete_everything(self) -> None:
         for kept in ("records", "spectra", "starts", "budgets"):
             shutil.rmtree(self.out / kept / self.machine, ignore_errors=True)
+        (self.out / "records" / f"{self.machine}.jsonl").unlink(missing_ok=True)
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -146,16 +138,7 @@ class Workspace:
 
     def done(self, cell: Cell) -> bool:
         """Whether a cell was measured or is known to be unreachable. Failed cells are tried again."""
-        path = self.record_path(cell)
-        if not path.exists():
-            return False
-        known = read(path)
-        asked = cell.schedule.counts
-        if asked and known.tokens and known.tokens["requested"] != list(asked):  # learned again under the same name
-            return False
-        if known.schema == SCHEMA and known.finetune != self.recipe.tuned.get(cell.variant.method, {}):
-            return False  # tuned again since
-        return known.error is None or not known.reachable
+        return is_done(found(self.store, self.machine, cell), cell, self.recipe)
 
     def schedule(self, cell: Cell) -> Schedule:
         """The cell's schedule; for a share of latency, the counts that were found by measuring.
@@ -192,17 +175,3 @@ class Workspace:
             environment=environment.describe(self.device, self.dtype),
             git=environment.git(),
         )
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a results folder alone; a second run in it is refused. The lock ends with the process that holds it."""
-    if ranks.rank() != 0:
-        yield
-        return
-    (out / "work").mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / "work" / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None

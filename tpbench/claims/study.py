@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isclose
@@ -15,7 +14,7 @@ import pandas as pd
 from tpbench import recipe
 from tpbench.errors import UsageError
 from tpbench.outcomes import Outcomes, unpack
-from tpbench.record import Record, read_all
+from tpbench.record import Record, Store, read_json
 from tpbench.report.frame import by_machine
 
 FINE_TUNED, OFF_THE_SHELF = "fine_tuned", "off_the_shelf"
@@ -145,7 +144,7 @@ def read_studies(folders: Iterable[Path]) -> list[Study]:
     """Every machine of every results folder."""
     studies = []
     for folder in folders:
-        for machine, records in by_machine(read_all(folder)).items():
+        for machine, records in by_machine(_records(folder)).items():
             good = [record for record in records if record.error is None]
             if good:
                 studies.append(_study(folder, machine, good))
@@ -169,6 +168,13 @@ def _expected_base(name: str) -> float | None:
     return recipe.load(name, tuned=False).expected_base if name in recipe.names() else None
 
 
+def _records(folder: Path) -> Store:
+    """The records of a folder that can be read; whoever asked for the studies names the others."""
+    if not (folder / "records").is_dir():
+        raise UsageError(f"{folder} holds no records")
+    return Store.of(folder)
+
+
 def _spectrum(path: Path) -> dict[str, Any]:
     return _checked(path, "spectrum", lambda told: [told[n]["high_over_low"] for n in SPECTRA])
 
@@ -188,7 +194,7 @@ SPECTRA = ("as_it_is", "at_the_keys", "one_key_norm")
 def _checked(path: Path, kind: str, numbers: Any) -> dict[str, Any]:
     """A measured file as JSON; one that lacks a number is refused by name."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         numbers(told)
         return told
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,7 +1,8 @@
 """The command line. Each verb is a file: its flags, its action, its help. Few flags; the rest is a recipe's line.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed, 2 wrong
-usage, 130 interrupted, 143 terminated. Nothing heavy is imported before a verb needs it.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or some
+record could not be read (the report is made of the others), 2 wrong usage, 130 interrupted, 143 terminated. Nothing
+heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import claims, export, listing, profile, report, run, search, show, tune
+from tpbench.cli import claims, export, listing, pack, profile, report, run, search, show, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -31,6 +32,7 @@ VERBS = {
     "show": show,
     "export": export,
     "claims": claims,
+    "pack": pack,
     "list": listing,
 }
 # The user can mend these: a path that does not exist or cannot be written, or a full disk.

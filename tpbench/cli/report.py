@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE
+from tpbench.cli.reading import say_what_was_read
 
 HELP = "rebuild the tables and figures of a results folder from its records"
 EXAMPLE = "tpbench report results/digits"
@@ -23,13 +23,14 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace) -> int:
     from tpbench.report import frame, terminal, write
 
+    code = say_what_was_read(arguments.folder)
     paths = write.write(arguments.folder)
     if arguments.by is None:
         print(*paths, sep="\n")
-        return DONE
+        return code
     from rich.console import Console
 
-    from tpbench.record import read_all
+    from tpbench.record import Store
 
-    terminal.show(frame.comparison(frame.cells(read_all(arguments.folder))), Console(), arguments.by)
-    return DONE
+    terminal.show(frame.comparison(frame.cells(Store.of(arguments.folder))), Console(), arguments.by)
+    return code

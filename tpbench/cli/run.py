@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.reading import say_what_was_read
 from tpbench.cli.where import add_where
 from tpbench.errors import UsageError
 from tpbench.record import Record
@@ -94,13 +95,9 @@ def act(arguments: argparse.Namespace) -> int:
     seeds = asked_seeds(arguments, recipe)
     out = arguments.out or Path("results") / recipe.name
 
-    from tpbench import environment
-    from tpbench.bench import runner
+    from tpbench.bench import look
     from tpbench.bench.plan import Plan
-    from tpbench.bench.progress import Progress
-    from tpbench.training import ranks
 
-    environment.begin(recipe.workers, arguments.device)
     if arguments.plan:
         recipe = replace(recipe, pretrained=False)  # shapes are enough
     plan = Plan(
@@ -112,28 +109,52 @@ def act(arguments: argparse.Namespace) -> int:
         seeds=seeds,
         plugins=tuple(arguments.plugin),
         holes=(arguments.methods or "all") == "all",
+        deadline=None if limit is None else began + limit,
     )
     if arguments.plan:
         return show_forecast(plan)
-    if limit is not None:
-        plan = replace(plan, deadline=began + limit)
-    records = runner.run(plan, arguments.fresh, Progress())
-    if ranks.rank() != 0:
-        return DONE
+    # Whether the images in --data are those of the records is seen only by reading them.
+    known = None if arguments.fresh or arguments.data else look.finished(plan)
+    if known is None:
+        return measure(plan, arguments.fresh)
+    from tpbench.bench.progress import Progress
 
+    Progress().start(len(plan.cells), len(plan.cells), jobs=())
+    return conclude(plan, known)
+
+
+def measure(plan: Plan, fresh: bool) -> int:
+    """Measure what is missing, write the report and return the exit code."""
+    from tpbench import environment
+    from tpbench.bench import runner
+    from tpbench.bench.progress import Progress
+    from tpbench.training import ranks
+
+    environment.begin(plan.recipe.workers, plan.device)
+    records = runner.run(plan, fresh, Progress())
+    return DONE if ranks.rank() != 0 else conclude(plan, records)
+
+
+def conclude(plan: Plan, records: Sequence[Record]) -> int:
+    """Write the report, say what is left, what has failed and what cannot be read, and return the exit code."""
+    from tpbench.bench import look
+
+    unread = say_what_was_read(plan.out)
     if records:
-        show(records, out)
+        show(records, plan.out)
     if left := len(plan.cells) - len(records):
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
-    failed = list(runner.failures(records))
+    failed = list(look.failures(records))
     for record in failed:
         say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
-    return FAILED if failed else DONE
+    return FAILED if failed else unread
 
 
 def show_forecast(plan: Plan) -> int:
+    from tpbench import environment
     from tpbench.bench import forecast
 
+    environment.begin(plan.recipe.workers, plan.device)
     for line in forecast.lines(forecast.forecast(plan)):
         print(line)
     return DONE

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tpbench.errors import UsageError
+from tpbench.record import read_json
 from tpbench.report.pareto import COLOURS, MARKERS, STYLE, save
 
 
 def read(path: Path) -> dict[str, Any]:
     """A file of `tpbench search`; one that cannot be read is refused by name."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         _ = found["counts"], found["kept"], found["patches"], found["method"], found["off_the_shelf"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"learned schedule {path} cannot be read ({type(error).__name__}: {error})") from error

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpbench.errors import UsageError
-from tpbench.record import Record, read_all, replace_text
+from tpbench.record import Record, Store, replace_text
 from tpbench.report import bands, columns, learned, pareto, tables
 from tpbench.report.frame import by_machine, cells, comparison, pairs
 
 
 def write(folder: Path) -> list[Path]:
     """Write OUT/README.md, OUT/tables and OUT/figures from OUT/records; return the paths written."""
-    machines = by_machine(read_all(folder))
+    machines = by_machine(Store.of(folder))
     if not machines:
         raise UsageError(f"{folder} holds no records")
     methods = sorted({r.method for records in machines.values() for r in records if not r.unreduced})

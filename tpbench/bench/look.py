@@ -1,0 +1,101 @@
+"""What a results folder already holds, found out before anything heavy is loaded: no torch, no model, no image."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tpbench import environment
+from tpbench.bench.plan import Cell, Plan
+from tpbench.errors import UsageError
+from tpbench.recipe import Recipe
+from tpbench.record import SCHEMA, Record, Store, host_id, sweep
+
+
+def finished(plan: Plan) -> list[Record] | None:
+    """The records of a plan all of whose cells were measured on this machine; None where work is left.
+
+    None also with several ranks, which have to agree. Raises UsageError for a folder of another recipe, and for records
+    of this machine that cannot be read. Torch is loaded only where this machine may have a GPU.
+    """
+    work = plan.out / "work"
+    if "RANK" in os.environ or not (work / "host-id").exists():
+        return None
+    machine = environment.machine_of(plan.device, host_id(work))
+    with locked(plan.out):
+        sweep(plan.out)
+        store = Store.of(plan.out)
+        check(store, plan.recipe, machine)
+        if not all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells):
+            return None
+        return conclude(plan, machine)
+
+
+def conclude(plan: Plan, machine: str) -> list[Record]:
+    """The records of a plan's cells that have one. If none is left to measure, the machine's records are packed."""
+    store = Store.of(plan.out)
+    known = [found(store, machine, cell) for cell in plan.cells]
+    if all(is_done(record, cell, plan.recipe) for record, cell in zip(known, plan.cells)):
+        store.pack(machine)
+    return [record for record in known if record is not None]
+
+
+def failures(records: Sequence[Record]) -> Iterator[Record]:
+    """The records of cells that failed; a budget that a method cannot meet is no failure."""
+    return (record for record in records if record.error is not None and record.reachable)
+
+
+def found(store: Store, machine: str, cell: Cell) -> Record | None:
+    """A cell's record on a machine."""
+    return store.find(machine, str(cell.variant), cell.schedule.text, cell.seed)
+
+
+def is_done(known: Record | None, cell: Cell, recipe: Recipe) -> bool:
+    """Whether a cell was measured or is known to be unreachable. Failed cells are tried again."""
+    if known is None:
+        return False
+    asked = cell.schedule.counts
+    if asked and known.tokens and known.tokens.get("requested") != list(asked):  # learned again under the same name
+        return False
+    if known.schema == SCHEMA and known.finetune != recipe.tuned.get(cell.variant.method, {}):  # tuned again since
+        return False
+    return known.error is None or not known.reachable
+
+
+def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> None:
+    """Refuse a folder of another recipe, or records of a machine that cannot be read or are of another version of it.
+
+    With `fresh` the machine's own records are about to be deleted and need be neither. Records of other machines that
+    cannot be read are left to the report, which names them.
+    """
+    if not fresh:
+        store.refuse_bad(machine)
+    digest = recipe.digest
+    for record in store:
+        if record.recipe != recipe.name:
+            raise UsageError(
+                f"{store.folder} holds results of recipe {record.recipe!r}, not {recipe.name!r}; choose another --out"
+            )
+        if record.machine == machine and record.recipe_digest != digest and not fresh:
+            raise UsageError(
+                f"{store.folder} holds results of another version of recipe {record.recipe!r}; use --fresh or another"
+                " --out"
+            )
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a results folder alone; a second run in it is refused. The lock ends with the process that holds it."""
+    if int(os.environ.get("RANK", "0")) != 0:  # the first rank holds it for all
+        yield
+        return
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / "work" / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None

@@ -1,0 +1,35 @@
+"""`tpbench pack`: the records of a results folder as one file a machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tpbench.cli.outcome import DONE
+from tpbench.errors import UsageError
+
+HELP = "pack the records of a results folder into one file a machine, as the end of a complete run does"
+EXAMPLE = "tpbench pack results/digits"
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from tpbench.bench.look import locked
+    from tpbench.record import Store, seal_file
+
+    folder = arguments.folder
+    if not (folder / "records").is_dir():
+        raise UsageError(f"{folder} holds no records")
+    with locked(folder):
+        store = Store.of(folder)
+        store.refuse_bad()
+        for machine in store.machines:
+            print(store.pack(machine))
+        for kind in ("spectra", "starts", "budgets", "learned"):
+            for path in sorted((folder / kind).rglob("*.json")):
+                if seal_file(path):
+                    print(path)
+    return DONE

@@ -1,0 +1,77 @@
+"""One record or budget as text: its line of JSON with a checksum, and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tpbench.errors import UsageError
+from tpbench.record.files import replace_bytes
+from tpbench.record.schema import READABLE, SCHEMA, Budget, Record, checked
+from tpbench.record.seal import seal, unseal
+
+
+def parsed(text: bytes, where: str) -> tuple[Record, bool]:
+    """A record from its text, and whether it carries a checksum.
+
+    Raises UsageError that names the place for a record that was changed since it was written, that is no whole record,
+    or whose schema this version does not know.
+    """
+    try:
+        content, sealed = unseal(text)
+        record = checked(Record, content)
+    except (ValueError, RecursionError) as error:
+        schema = _schema(text)
+        if not isinstance(schema, int) or schema in READABLE:
+            raise UsageError(
+                f"record {where} is corrupt ({type(error).__name__}: {error}); delete it to measure its cell again"
+            ) from error
+    else:
+        schema = record.schema
+        if schema in READABLE:
+            return record, sealed
+    raise UsageError(f"record {where} has schema {schema}, this version reads up to {SCHEMA}")
+
+
+def _schema(text: bytes) -> Any:
+    """The schema that a text names, if it is JSON at all: a later version's record is not corrupt."""
+    try:
+        return json.loads(text)["schema"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def line(text: bytes) -> bytes:
+    """A record's text as one line with a checksum; the same bytes where it is that already."""
+    content, sealed = unseal(text)
+    whole = text.strip() if sealed and b"\n" not in text.strip() else seal(json.dumps(json.loads(content)))
+    return whole + b"\n"
+
+
+def read(path: Path) -> Record:
+    """A record from a file of its own. Corrupt files and other schema versions are refused by name."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"record {path} cannot be read ({error.strerror})") from error
+    return parsed(text, str(path))[0]
+
+
+def read_budget(path: Path) -> Budget:
+    """A budget from its file; one that cannot be read is refused by name."""
+    try:
+        return checked(Budget, unseal(path.read_bytes())[0])
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"budget {path} is corrupt ({type(error).__name__}: {error}); delete it to solve it again"
+        ) from error
+
+
+def write(path: Path, content: Record | Budget) -> None:
+    """Write a record or a budget, with a checksum, whole or not at all.
+
+    Half characters, as file names in an error message may hold, become question marks: no reader takes them.
+    """
+    replace_bytes(path, seal(json.dumps(asdict(content), ensure_ascii=False)) + b"\n")
