@@ -102,6 +102,20 @@ def hub_classes(name: str) -> int:
     return timm.get_pretrained_cfg(name).num_classes
 
 
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """How a timm model's weights want images: mean and std of the channels, crop and interpolation of the evaluation.
+
+    A model that says nothing gets timm's default for vision transformers.
+    """
+    own = getattr(model, "pretrained_cfg", None) or {}
+    return {
+        "mean": tuple(own.get("mean", (0.5, 0.5, 0.5))),
+        "std": tuple(own.get("std", (0.5, 0.5, 0.5))),
+        "crop": own.get("crop_pct") or 0.875,
+        "interpolation": own.get("interpolation", "bicubic"),
+    }
+
+
 def macs_share(
     model: nn.Module, cls: type[Downsampler], config: Downsampler.Config, site: Site
 ) -> Callable[[Schedule], float]:
