@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,13 @@ from tpbench import registry, vit
 from tpbench.errors import UsageError, explain_out_of_memory
 from tpbench.measure.images import Images
 from tpbench.measure.modes import Mode
-from tpbench.measure.timings import TIMM, Row
+from tpbench.measure.timings import TIMM, Key, Row
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
 
 Call = Callable[[], object]
 Reduce = Callable[[nn.Module, Variant, Schedule], vit.TokenViT]
-Counts = Mapping[tuple[Variant, Schedule], Schedule]  # what shares of latency were solved to
+Solved = Mapping[tuple[Variant, Schedule], Schedule | str]  # shares of latency -> their counts, or why there are none
 
 EAGER = Mode()
 NOTHING = Schedule("none")
@@ -75,6 +76,11 @@ class Grid:
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     modes: tuple[Mode, ...] = (EAGER,)
 
+    @property
+    def solved_at(self) -> tuple[torch.dtype, int, Mode]:
+        """Where shares of latency are met: at the first dtype, the largest batch and the last mode."""
+        return self.dtypes[0], max(self.batch_sizes), self.modes[-1]
+
     def pairs(self) -> Iterator[tuple[Variant, Schedule]]:
         """Every method at every schedule that it runs at, what reduces nothing first."""
         for schedule in (NOTHING, *(s for s in self.schedules if s.blocks)):
@@ -100,7 +106,18 @@ class Entry:
         return call
 
 
-def entries(subject: Subject, grid: Grid, solved: Counts | None = None) -> list[Entry]:
+def keys(grid: Grid) -> list[Key]:
+    """The rows of a grid by name alone."""
+    found = []
+    for dtype, batch in product(grid.dtypes, grid.batch_sizes):
+        where = {"batch": batch, "dtype": name_of(dtype)}
+        found += [Key(TIMM, "none", mode=str(mode), role=role, **where) for mode, role in roles(grid.modes)]
+        for mode, (variant, schedule) in product(grid.modes, grid.pairs()):
+            found.append(Key(str(variant), schedule.text, mode=str(mode), role="reduced", **where))
+    return found
+
+
+def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[Entry]:
     """Every row of a grid with its references and, for every batch size and dtype, one control.
 
     A method that cannot be built at a schedule leaves a row with the reason; where none can, that is a UsageError.
@@ -120,7 +137,8 @@ def entries(subject: Subject, grid: Grid, solved: Counts | None = None) -> list[
             images = subject.images.pixels[:batch].to(dtype)
             found += unreduced(subject, model, images, grid.modes)
             for mode in grid.modes:
-                found += [plan.entry(own, images, mode) for plan, own in zip(plans, models)]
+                here = (dtype, batch, mode) == grid.solved_at
+                found += [plan.entry(own, images, mode, here) for plan, own in zip(plans, models)]
     return found
 
 
@@ -138,33 +156,42 @@ def check(subject: Subject, grid: Grid) -> None:
 
 def unreduced(subject: Subject, model: nn.Module, images: Tensor, modes: Sequence[Mode]) -> list[Entry]:
     """timm's own model in every mode, and once more in the first: the control."""
-    roles = [*((mode, "reference") for mode in modes), (modes[0], "control")]
     macs = sum(vit.reduce(subject.model, "none").macs().values())
-    return [entry(model, images, mode, method=TIMM, schedule="none", macs=macs, role=role) for mode, role in roles]
+    about = {"method": TIMM, "schedule": "none", "macs": macs}
+    return [entry(model, images, mode, role=role, **about) for mode, role in roles(modes)]
 
 
-def entry(model: nn.Module, images: Tensor, mode: Mode, **about: object) -> Entry:
-    dtype = str(images.dtype).removeprefix("torch.")
-    row = Row(batch=len(images), dtype=dtype, mode=str(mode), **about)
+def roles(modes: Sequence[Mode]) -> list[tuple[Mode, str]]:
+    """The rows of timm's own model."""
+    return [*((mode, "reference") for mode in modes), (modes[0], "control")]
+
+
+def entry(model: nn.Module | None, images: Tensor, mode: Mode, **about: object) -> Entry:
+    row = Row(batch=len(images), dtype=name_of(images.dtype), mode=str(mode), **about)
     return Entry(row, lambda: mode.call(model, images))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Plan:
     """One method at one schedule: its counts, found once for all dtypes, or the reason why it has none."""
 
-    def __init__(self, subject: Subject, variant: Variant, schedule: Schedule, solved: Schedule | None = None):
+    def __init__(self, subject: Subject, variant: Variant, schedule: Schedule, solved: Schedule | str | None = None):
         self.subject = subject
         self.variant = variant
         self.schedule = schedule
-        self.asked = solved or schedule
-        self.error: str | None = None
-        try:
-            self.counts = [k for _, k in self.first.achieved]
-            self.macs = sum(self.first.macs().values())
-        except UsageError as error:
-            self.error = str(error)
-            self.counts = []
-            self.macs = 0
+        self.error = solved if isinstance(solved, str) else None
+        self.asked = solved if isinstance(solved, Schedule) else schedule
+        self.counts: list[int] = []
+        self.macs = 0
+        if self.error is None:
+            try:
+                self.counts = [k for _, k in self.first.achieved]
+                self.macs = sum(self.first.macs().values())
+            except UsageError as error:
+                self.error = str(error)
 
     @cached_property
     def first(self) -> vit.TokenViT:
@@ -179,8 +206,9 @@ class Plan:
         own = self.subject.reduce(base, self.variant, schedule)
         return own.to(next(base.parameters()).dtype)
 
-    def entry(self, model: nn.Module, images: Tensor, mode: Mode) -> Entry:
-        share = self.schedule.latency_share
+    def entry(self, model: nn.Module | None, images: Tensor, mode: Mode, solved_here: bool) -> Entry:
+        """solved_here: whether a share of latency, if one is asked for, was solved in just these circumstances."""
+        share = self.schedule.latency_share if solved_here else None
         about = {"method": str(self.variant), "schedule": self.schedule.text, "counts": self.counts}
         about |= {"macs": self.macs, "asked": None if share is None else float(share), "error": self.error}
         return entry(model, images, mode, **about)

@@ -21,7 +21,7 @@ from tpbench import vit
 from tpbench.errors import Unreachable, UsageError
 from tpbench.measure.entries import EAGER, Entry, Subject, entry, unreduced
 from tpbench.measure.modes import Mode
-from tpbench.measure.session import Watch, one_round, unchecked, unwatched, warmed
+from tpbench.measure.session import Watch, one_round, unchecked, uncollected, unwatched, warmed
 from tpbench.measure.speeds import NEAR
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule, spell
@@ -61,8 +61,8 @@ class Candidate:
 
     @property
     def latency(self) -> float:
-        """As a share of the unreduced model's."""
-        return median(self.reduced) / median(self.unreduced)
+        """As a share of the unreduced model's: the median over rounds, as in `measure.speeds`."""
+        return median(own / other for own, other in zip(self.reduced, self.unreduced))
 
 
 @dataclass(frozen=True)
@@ -232,10 +232,11 @@ def solve(
 def time_all(course: Course, going: Mapping[Pursuit, Entry], allowed: float | None) -> None:
     """Time the candidates of a pass in turns with the unreduced model, in about so many seconds."""
     references = unreduced(course.subject, course.model, course.images, course.mode.permitted())[:-1]
-    calls, rows, a_round = warmed([*references, *going.values()], course.images.device)
+    calls, rows, a_round = warmed([*references, *going.values()], course.images.device, calls_each=1)
     failed = {row.key: row.error for row in rows if row.error is not None}
     rounds = ROUNDS if allowed is None else min(ROUNDS, max(LEAST_ROUNDS, int(allowed / a_round)))
-    taken = [one_round(calls, course.images.device, number) for number in range(rounds)]
+    with uncollected():
+        taken = [one_round(calls, course.images.device, number) for number in range(rounds)]
     samples = {key: [seconds[key] for seconds in taken] for key in calls}
     fastest = min((samples[reference.row.key] for reference in references), key=median)
     for pursuit, timed in going.items():

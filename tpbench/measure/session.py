@@ -95,28 +95,32 @@ def run(
     session = continued(replace(session, rows=rows), path)
     sitting = Sitting(began=datetime.now(UTC).isoformat(timespec="seconds"), load_before=machine.load())
     session.sittings.append(sitting)
-    sample = partial(one_round, calls, where)
     save = partial(timings.write, path, session) if path is not None else unchecked
     start = saved = time.monotonic()
     try:
-        while not effort.enough(session.rounds, sitting.seconds):
-            check()
-            left = effort.left(session.rounds, sitting.seconds, a_round)
-            watch("timing", sitting.seconds / (sitting.seconds + left), left)
-            seconds = sample(session.rounds)
-            for row in session.timed:
-                row.seconds.append(seconds[row.key])
-            sitting.rounds += 1
-            sitting.seconds = time.monotonic() - start
-            a_round = sitting.seconds / sitting.rounds
-            if time.monotonic() - saved > SAVE_SECONDS:
-                saved = time.monotonic()
-                save()
+        with uncollected():
+            while not effort.enough(session.rounds, sitting.seconds):
+                check()
+                left = effort.left(session.rounds, sitting.seconds, a_round)
+                watch("timing", sitting.seconds / (sitting.seconds + left), left)
+                add(session, one_round(calls, where, session.rounds))
+                sitting.rounds += 1
+                sitting.seconds = time.monotonic() - start
+                a_round = sitting.seconds / sitting.rounds
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    saved = time.monotonic()
+                    save()
     finally:
         sitting.load_after = machine.load()
         session.sittings = [part for part in session.sittings if part.rounds]
         save()
     return session
+
+
+def add(session: Session, seconds: Mapping[Key, float]) -> None:
+    """One more round."""
+    for row in session.timed:
+        row.seconds.append(seconds[row.key])
 
 
 def finished(path: Path, session: Session, keys: Sequence[Key], rounds: int) -> Session | None:
@@ -156,7 +160,7 @@ def continued(session: Session, path: Path | None) -> Session:
 
 
 def warmed(
-    entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched
+    entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched, calls_each: int = WARM_UP
 ) -> tuple[dict[Key, Call], list[Row], float]:
     """Calls that are compiled and warm, the rows of all entries, and about how many seconds a round takes.
 
@@ -172,7 +176,7 @@ def warmed(
         row = entry.row
         if row.error is None:
             try:
-                call = entry.warm(WARM_UP - 1)
+                call = entry.warm(calls_each - 1)
                 a_round += timed(call, synchroniser(where))
                 calls[row.key] = call
             except (RuntimeError, UsageError) as error:
@@ -188,8 +192,7 @@ def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> di
     order = list(calls)
     random.Random(number).shuffle(order)
     wait = synchroniser(where)
-    with uncollected():
-        return {key: timed(calls[key], wait) for key in order}
+    return {key: timed(calls[key], wait) for key in order}
 
 
 def timed(call: Call, wait: Callable[[], None]) -> float:
@@ -202,7 +205,7 @@ def timed(call: Call, wait: Callable[[], None]) -> float:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep Python's garbage collection out of the samples; it is done before."""
+    """Keep Python's garbage collection out of the samples: it is done once, before them."""
     gc.collect()
     gc.disable()
     try:

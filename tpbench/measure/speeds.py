@@ -1,8 +1,9 @@
 """What the samples of a timing session say: medians, and speed-ups with intervals. No torch, no pandas.
 
-A speed-up is the median of the reference over the median of the row. The reference of a group is timm's unreduced model
-in its fastest mode. Intervals resample rounds with replacement (percentile bootstrap): a round hits all rows alike, so
-what a busy second does to both sides of a ratio cancels.
+A speed-up is the median over rounds of the reference's seconds over the row's. The reference of a group is timm's
+unreduced model in its fastest mode. What a busy minute does to both sides of a round's ratio cancels, so the median of
+ratios has a far narrower interval than the ratio of medians. Intervals resample rounds with replacement (percentile
+bootstrap).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NEAR = 0.02  # how far a row may be from the latency that was asked for, as a sh
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians and the bounds of its 95 % interval."""
+    """The median of ratios and the bounds of its 95 % interval."""
 
     value: float
     low: float
@@ -76,27 +77,26 @@ def control(session: Session, group: Group) -> Ratio:
 
 def speed(row: Row, best: Row) -> Speed:
     samples = np.asarray(row.seconds)
-    middle = float(np.median(samples))
-    share = middle / float(np.median(best.seconds))
+    speedup = ratio(best.seconds, row.seconds)
     return Speed(
         row=row,
         samples=len(samples),
-        median=middle,
+        median=float(np.median(samples)),
         p95=float(np.percentile(samples, 95)) if len(samples) >= P95_SAMPLES else None,
-        speedup=ratio(best.seconds, row.seconds),
+        speedup=speedup,
         promised=best.macs / row.macs,
-        off=None if row.asked is None else share / row.asked - 1,
+        off=None if row.asked is None else 1 / (speedup.value * row.asked) - 1,
     )
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """The median of `above` over that of `below`; sample i of both comes from round i, and both have one from each."""
+    """The median of above / below; sample i of both comes from round i, and both have one from each."""
     if len(above) != len(below):
         raise ValueError(f"{len(above)} and {len(below)} samples come from different rounds")
-    drawn = rounds_drawn(len(above))
-    tops, bottoms = (np.median(np.asarray(samples)[drawn], axis=1) for samples in (above, below))
-    low, high = np.quantile(tops / bottoms, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Ratio(float(np.median(above) / np.median(below)), float(low), float(high))
+    ratios = np.asarray(above) / np.asarray(below)
+    resampled = np.median(ratios[rounds_drawn(len(ratios))], axis=1)
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
 @cache
