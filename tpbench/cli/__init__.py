@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import claims, export, listing, profile, report, run, search, tune
+from tpbench.cli import advise, claims, export, listing, profile, report, run, search, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -26,6 +26,7 @@ VERBS = {
     "run": run,
     "profile": profile,
     "tune": tune,
+    "advise": advise,
     "search": search,
     "report": report,
     "export": export,

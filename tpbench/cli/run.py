@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli import asked
+from tpbench.cli.asked import seconds
 from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.cli.where import add_where
 from tpbench.errors import UsageError
@@ -83,7 +83,7 @@ def act(arguments: argparse.Namespace) -> int:
     for path in arguments.plugin:
         registry.plug(path)
     began = time.monotonic()
-    limit = asked.seconds(arguments.time_limit)
+    limit = seconds(arguments.time_limit)
     recipe = recipes.load(arguments.recipe)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)

@@ -39,7 +39,7 @@ HALVINGS = 6  # of the way back from a share of multiply-adds that a method cann
 class Solution(NamedTuple):
     """The counts that come nearest to a share of latency, how far off they are (as a share of it), and all candidates.
 
-    counts is None where the nearest is farther off than FARTHEST, and `error` says how near it is. Counts that are off
+    counts is None where the nearest is too far off, and `error` says how near it is. Counts that are off
     by more than NEAR are kept and marked in the tables. tried: {"counts", "reduced", "unreduced"}, seconds in turns.
     """
 
@@ -184,13 +184,13 @@ class Pursuit:
         self.now.unreduced += unreduced
         self.now.passes += 1
 
-    def solution(self) -> Solution:
+    def solution(self, farthest: float = FARTHEST) -> Solution:
         timed = [candidate for candidate in self.tried.values() if candidate.reduced]
         tried = [{"counts": list(c.counts), "reduced": c.reduced, "unreduced": c.unreduced} for c in timed]
         if not timed:
             return Solution(None, None, self.error, tried)
         best = self.nearest_first[0]
-        if abs(self.off) <= FARTHEST:
+        if abs(self.off) <= farthest:
             return Solution(list(best.counts), self.off, None, tried)
         error = (
             f"schedule {self.schedule.text!r}: the method cannot cost {self.target:g} of the unreduced model's latency;"
@@ -207,12 +207,14 @@ def solve(
     mode: Mode = EAGER,
     *,
     seconds: float | None = None,
+    farthest: float = FARTHEST,
     watch: Watch = unwatched,
     check: Callable[[], None] = unchecked,
 ) -> dict[tuple[Variant, Schedule], Solution]:
     """Counts with which each method, at this batch size, dtype and mode, costs its schedule's share of latency.
 
-    seconds is about how long this may take: passes then have fewer rounds, and some may be left out.
+    seconds is about how long this may take: passes then have fewer rounds, and some may be left out. A method whose
+    nearest counts are farther off than `farthest`, as a share of what was asked, has none.
     """
     course = Course.of(subject, batch, dtype, mode)
     pursuits = {pair: Pursuit(*pair) for pair in asked}
@@ -226,7 +228,7 @@ def solve(
         watch("meeting the latency", number / PASSES, spent / max(number, 1) * (PASSES - number))
         allowed = None if seconds is None else (seconds - spent) / (PASSES - number)
         time_all(course, going, allowed)
-    return {pair: pursuit.solution() for pair, pursuit in pursuits.items()}
+    return {pair: pursuit.solution(farthest) for pair, pursuit in pursuits.items()}
 
 
 def time_all(course: Course, going: Mapping[Pursuit, Entry], allowed: float | None) -> None:

@@ -60,10 +60,11 @@ def solve(
     effort: Effort,
     path: Path | None = None,
     *,
+    farthest: float = latency_budget.FARTHEST,
     watch: Watch = unwatched,
     check: Callable[[], None] = unchecked,
 ) -> Solved:
-    """The counts of every row that asks for a share of latency, met at `Grid.solved_at`.
+    """The counts of every row that asks for a share of latency, met at `Grid.solved_at`, or why there are none.
 
     Those that an interrupted session of the same model has found already are kept.
     """
@@ -86,6 +87,7 @@ def solve(
         dtype=dtype,
         mode=mode,
         seconds=seconds,
+        farthest=farthest,
         watch=watch,
         check=check,
     )

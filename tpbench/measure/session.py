@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -62,6 +63,14 @@ class Effort:
         return min(whole, max(least, self.seconds - seconds))
 
 
+class Warm(NamedTuple):
+    """Calls that are compiled and warm, the rows of all entries, and about how many seconds a round takes."""
+
+    calls: dict[Key, Call]
+    rows: list[Row]
+    seconds: float
+
+
 def begin(subject: Subject, machine_name: str, wanted: int, dtype: torch.dtype = torch.float32) -> Session:
     """A session of a model on this machine before any row is in it."""
     return Session(
@@ -91,7 +100,21 @@ def run(
     With a path the session is written every few rounds, and one that was interrupted under the same conditions, with
     the same rows, continues. check is called before every round and may raise to stop; what is complete is written.
     """
-    calls, rows, a_round = warmed(entries, where, watch)
+    return sample(session, warmed(entries, where, watch), effort, where, path, watch=watch, check=check)
+
+
+def sample(
+    session: Session,
+    warm: Warm,
+    effort: Effort,
+    where: torch.device,
+    path: Path | None = None,
+    *,
+    watch: Watch = unwatched,
+    check: Callable[[], None] = unchecked,
+) -> Session:
+    """The same for calls that are warm already."""
+    calls, rows, a_round = warm
     session = continued(replace(session, rows=rows), path)
     sitting = Sitting(began=datetime.now(UTC).isoformat(timespec="seconds"), load_before=machine.load())
     session.sittings.append(sitting)
@@ -159,10 +182,8 @@ def continued(session: Session, path: Path | None) -> Session:
 # ---------------------------------------------------------------- rounds
 
 
-def warmed(
-    entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched, calls_each: int = WARM_UP
-) -> tuple[dict[Key, Call], list[Row], float]:
-    """Calls that are compiled and warm, the rows of all entries, and about how many seconds a round takes.
+def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched, calls_each: int = WARM_UP) -> Warm:
+    """Make every call and call it a few times.
 
     A reduced model that cannot be called leaves a row with the reason; an unreduced one that cannot is an error.
     """
@@ -184,7 +205,7 @@ def warmed(
                     raise
                 row = replace(row, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         rows.append(replace(row, seconds=[]))
-    return calls, rows, a_round
+    return Warm(calls, rows, a_round)
 
 
 def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> dict[Key, float]:

@@ -19,7 +19,7 @@ from tpbench.measure.entries import Subject, reduced
 from tpbench.measure.images import Images, of_part, photographs
 from tpbench.recipe import Data
 from tpbench.training.data import Part
-from tpbench.training.held_out import held_out
+from tpbench.training.data.held_out import held_out
 
 MOST_CLASSES = 1_000_000  # where labels are not looked at
 

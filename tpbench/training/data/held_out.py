@@ -8,7 +8,8 @@ import torch
 
 from tpbench.errors import DataError
 from tpbench.recipe import Data
-from tpbench.training.data import Selected, Streamed, some
+from tpbench.training.data.draws import some
+from tpbench.training.data.streamed import Selected, Streamed
 
 
 def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
