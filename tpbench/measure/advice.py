@@ -175,6 +175,7 @@ def timed_alone(subject: Subject, grid: Grid, solved: Solved, clock: Clock, shar
     """A session of a grid in a part of the time that is left, its warm-up included."""
     end = time.monotonic() + share * clock.left
     found = entries.entries(subject, grid, solved)
+    entries.require_some(found)
     begun = session.begin(subject, "unnamed", ROUNDS, grid.dtypes[0])
     warm = session.warmed(found, subject.where, clock.watch)
     effort = Effort(ROUNDS, max(0.0, end - time.monotonic()))

@@ -120,16 +120,13 @@ def keys(grid: Grid) -> list[Key]:
 def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[Entry]:
     """Every row of a grid with its references and, for every batch size and dtype, one control.
 
-    A method that cannot be built at a schedule leaves a row with the reason; where none can, that is a UsageError.
+    A method that cannot be built at a schedule leaves a row with the reason.
     """
     check(subject, grid)
     found: list[Entry] = []
     plans = [
         Plan(subject, variant, schedule, (solved or {}).get((variant, schedule))) for variant, schedule in grid.pairs()
     ]
-    reasons = [plan.error for plan in plans if plan.error]
-    if plans and len(reasons) == len(plans):
-        raise UsageError(reasons[0])
     for dtype in grid.dtypes:
         model = subject.in_dtype(dtype)
         models = [plan.model(model) for plan in plans]
@@ -140,6 +137,13 @@ def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[
                 here = (dtype, batch, mode) == grid.solved_at
                 found += [plan.entry(own, images, mode, here) for plan, own in zip(plans, models)]
     return found
+
+
+def require_some(found: Sequence[Entry]) -> None:
+    """Raise UsageError, with the first reason, where no method can be built."""
+    reasons = [entry.row.error for entry in found if entry.row.role == "reduced"]
+    if all(reasons):
+        raise UsageError(reasons[0])
 
 
 def check(subject: Subject, grid: Grid) -> None:

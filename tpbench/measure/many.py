@@ -44,11 +44,12 @@ def time(
     if path is not None and fresh:
         path.unlink(missing_ok=True)
     if path is not None:
-        done = session.finished(path, begun, entries.keys(grid), effort.rounds)
+        done = session.finished(path, begun, entries.keys(grid), effort)
         if done is not None:
             return done
     solved = solve(subject, grid, effort, path, watch=watch)
     rows = entries.entries(subject, grid, solved)
+    entries.require_some(rows)
     if effort.seconds is not None:
         effort = replace(effort, seconds=max(0.0, effort.seconds - (clock.monotonic() - start)))
     return session.run(begun, rows, effort, subject.where, path, watch=watch)

@@ -146,8 +146,8 @@ def add(session: Session, seconds: Mapping[Key, float]) -> None:
         row.seconds.append(seconds[row.key])
 
 
-def finished(path: Path, session: Session, keys: Sequence[Key], rounds: int) -> Session | None:
-    """The session of a file if it has all these rows with so many rounds, else None.
+def finished(path: Path, session: Session, keys: Sequence[Key], effort: Effort) -> Session | None:
+    """The session of a file if it has all these rows, and as much effort went into it, else None.
 
     Raises UsageError where the file holds the session of another model, other weights or other images.
     """
@@ -159,7 +159,8 @@ def finished(path: Path, session: Session, keys: Sequence[Key], rounds: int) -> 
         if own != other:
             raise UsageError(f"{path} times {what} {_short(other)}, not {_short(own)}; use --fresh or another --out")
     known = {row.key for row in earlier.rows}
-    return earlier if known.issuperset(keys) and (earlier.rounds >= rounds or not earlier.timed) else None
+    spent = sum(sitting.seconds for sitting in earlier.sittings)
+    return earlier if known.issuperset(keys) and effort.enough(earlier.rounds, spent) else None
 
 
 def _short(value: object) -> object:

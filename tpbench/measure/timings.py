@@ -89,8 +89,9 @@ class Sitting:
 class Session:
     """All rows of one model on one machine.
 
-    wanted is the number of rounds after which the session is complete. images: where they come from, how many, and a
-    fingerprint. environment and facts: the packages, the machine, and what decides its speed.
+    wanted is the number of rounds that were to be taken; a time budget may have ended them before. images: where they
+    come from, how many, and a fingerprint. environment and facts: the packages, the machine, and what decides its
+    speed.
     """
 
     machine: str
@@ -114,10 +115,6 @@ class Session:
     def rounds(self) -> int:
         """Rounds that every row has taken part in."""
         return min((len(row.seconds) for row in self.timed), default=0)
-
-    @property
-    def complete(self) -> bool:
-        return self.rounds >= self.wanted or not self.timed
 
     @property
     def groups(self) -> list[Group]:
