@@ -19,6 +19,7 @@ from tpbench import environment, registry
 from tpbench.bench.models import seeds, settings, split
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
+from tpbench.measure import timings
 from tpbench.record import SCHEMA, Record, host_id, read, read_budget, row_name
 from tpbench.schedule import Schedule
 from tpbench.training import data, ranks
@@ -114,6 +115,7 @@ class Workspace:
     def _delete_everything(self) -> None:
         for kept in ("records", "spectra", "starts", "budgets"):
             shutil.rmtree(self.out / kept / self.machine, ignore_errors=True)
+        timings.path_in(self.out, self.machine).unlink(missing_ok=True)
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
