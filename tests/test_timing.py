@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from tpbench import registry, vit
 from tpbench.errors import UsageError
+from tpbench.measure import advice, latency_budget, many, session, speeds, timings
 from tpbench.measure import images as pictures
-from tpbench.measure import latency_budget, many, session, speeds, timings
+from tpbench.measure import subject as subjects
 from tpbench.measure.entries import Entry, Grid, Subject, entries, keys, require_some
 from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort
 from tpbench.measure.timings import Group, Key, Row, Session
+from tpbench.report import advised
+from tpbench.report import timed as table
 from tpbench.schedule import parse, parse_all
 
 CPU = torch.device("cpu")
@@ -42,9 +46,8 @@ def rows_of(**seconds: list[float]) -> list[Row]:
 
 def made(rows: list[Row], wanted: int = 5, **lines) -> Session:
     about = {"machine": "here", "model": "tiny", "weights": "random", "images": {"fingerprint": "a"}}
-    return Session(
-        wanted=wanted, environment={"device": "it", "cores": 2}, rows=rows, **(about | {"facts": {}} | lines)
-    )
+    about |= {"environment": {"device": "it", "cores": 2}, "facts": {}}
+    return Session(wanted=wanted, rows=rows, **(about | lines))
 
 
 @pytest.fixture
@@ -432,8 +435,9 @@ def test_a_time_limit_shortens_the_search(subject, monkeypatch):
     latency_budget.solve(subject, asked, 4, torch.float32)
     free = len(rounds)
     rounds.clear()
-    latency_budget.solve(subject, asked, 4, torch.float32, seconds=1.0)
-    assert 0 < len(rounds) < free
+    (solution,) = latency_budget.solve(subject, asked, 4, torch.float32, seconds=1e-9).values()
+    assert len(rounds) == latency_budget.LEAST_ROUNDS < free, "one pass, however little time there is"
+    assert solution.tried
 
 
 def test_counts_that_a_session_has_found_are_kept(subject, tmp_path, monkeypatch):
@@ -455,3 +459,88 @@ def test_only_the_rows_where_latency_was_solved_are_held_to_it(subject):
     assert {entry.row.batch: entry.row.asked for entry in found if entry.row.method == "topk"} == {1: None, 4: 0.8}
     refused = {(variant, schedule): "out of reach"}
     assert [entry.row.error for entry in entries(subject, grid, refused)][2::3] == ["out of reach"] * 2
+
+
+# ---------------------------------------------------------------- advice
+
+
+def chosen(method: str, kept: float, top1: float | None = None, marked: bool = False) -> advice.Choice:
+    return advice.Choice(method, "9@0", speeds.Ratio(1.4, 1.3, 1.5), marked, kept, top1)
+
+
+def test_what_meets_the_latency_is_ranked_by_accuracy_or_else_by_tokens_kept():
+    blind = [chosen("a", 0.5), chosen("b", 0.7), chosen("late", 0.9, marked=True)]
+    assert [choice.method for choice in advice.ranked(blind)] == ["b", "a", "late"]
+    seen = [chosen("a", 0.5, 0.8), chosen("b", 0.7, 0.6), chosen("late", 0.9, 0.9, marked=True)]
+    assert [choice.method for choice in advice.ranked(seen)] == ["a", "b", "late"]
+
+
+@pytest.mark.parametrize(("bounds", "pays"), [((1.01, 1.2), True), ((0.8, 0.99), False), ((0.9, 1.1), None)])
+def test_reduction_pays_only_where_the_interval_says_so(bounds, pays):
+    assert advice.Place(1, "float32", "eager", speeds.Ratio(1.0, *bounds)).pays == pays
+
+
+def test_tokens_kept_are_a_mean_over_all_blocks(vit):
+    assert advice.kept(vit, (1,), (32,)) == (1 + 3 * 0.5) / 4
+    assert advice.kept(vit, (), ()) == 1
+    assert advice.blocks(vit) == "1,2,3"
+
+
+def test_advice_on_a_users_model_runs_as_it_is_printed(make_vit, odd_folder, capsys):
+    model = make_vit(num_classes=2)
+    own = Subject("mine", "random", model, subjects.from_folder(model, 2, odd_folder, CPU))
+    wish = advice.Wish(
+        schedule=parse("latency=0.8@0,1,2"),
+        variants=tuple(registry.variants("topk,wkmedoids(iterations=1)")),
+        batch_sizes=(1, 2),
+        dtypes=(torch.float32,),
+        modes=(Mode(),),
+        seconds=2.0,
+    )
+    found = advice.advise(own, wish, subjects.labelled(model, odd_folder, 100, CPU))
+    assert found.images == 12
+    assert {choice.method for choice in found.choices} == {"topk", "wkmedoids(iterations=1)"}
+    assert all(0 <= choice.top1 <= 1 and 0 < choice.kept < 1 for choice in found.choices)
+    assert [(place.batch, place.dtype) for place in found.places] == [(1, "float32"), (2, "float32")]
+    names = {"model": model}
+    exec("\n".join(found.code), names)
+    assert names["model"].requested == tuple(zip((0, 1, 2), map(int, found.choices[0].schedule[:-6].split(","))))
+    advised.show(found, Console(width=150))
+    printed = capsys.readouterr().out
+    assert found.code[1] in printed
+    assert "Ranked by top-1 off the shelf on 12 images" in printed
+
+
+def test_labels_of_other_classes_are_refused(make_vit, odd_folder):
+    with pytest.raises(UsageError, match="2 folders of classes and the model 7 classes"):
+        subjects.labelled(make_vit(), odd_folder, 10, CPU)
+    assert subjects.from_folder(make_vit(), 3, odd_folder, CPU).pixels.shape == (3, 3, 32, 32), (
+        "to time on they will do"
+    )
+
+
+def test_a_model_comes_from_a_function_too(tmp_path, monkeypatch):
+    (tmp_path / "mymodel.py").write_text("import timm\n\ndef make():\n    return timm.create_model('test_vit')\n")
+    monkeypatch.chdir(tmp_path)
+    own = subjects.load("mymodel:make", CPU, 2)
+    assert own.images.pixels.shape == (2, 3, 160, 160)
+    assert own.weights == "of mymodel:make"
+    with pytest.raises(UsageError, match="--pretrained is for timm's models"):
+        subjects.load("mymodel:make", CPU, 2, pretrained=True)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_the_tables_show_every_row_and_every_doubt(capsys):
+    rows = rows_of(reference=[1.0] * 5, control=[1.1] * 5, topk=[0.5] * 5)
+    rows.append(row("tome", asked=0.7, counts=[9], seconds=[0.8] * 5))
+    rows.append(row("avgpool", error="no grid"))
+    whole = made(rows, environment={"device": "it", "cores": 2}, facts={"threads": 1, "governor": None})
+    whole.images["source"] = "somewhere"
+    table.show(whole, Console(width=150))
+    printed = capsys.readouterr().out
+    for text in ("800*", "2.00", "which should include 1", "0.800 of the unreduced", "avgpool, 0.5@0: no grid"):
+        assert text in printed
+        assert text.replace("*", "\\*") in table.markdown(whole)
+    assert table.markdown(whole).count("\n| ") == 2 + 3, "two lines of heads, three timed rows"

@@ -222,7 +222,7 @@ def solve(
     for number in range(PASSES):
         going = {p: entry for p in pursuits.values() if not p.done and (entry := p.next(course)) is not None}
         spent = time.monotonic() - start
-        if not going or (seconds is not None and spent > seconds):
+        if not going or (number and seconds is not None and spent > seconds):  # one pass is needed in any case
             break
         check()
         watch("meeting the latency", number / PASSES, spent / max(number, 1) * (PASSES - number))
