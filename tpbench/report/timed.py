@@ -116,14 +116,15 @@ def show(session: Session, console: Console) -> None:
         console.width = max(console.width, PIPE_WIDTH)
     console.print("", *about(session), sep="\n", highlight=False)
     for group in session.groups:
-        table = Table(title=title(session, group), title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         rows = lines(session, group)
         shown = [place for place in range(len(HEADS)) if place != HEADS.index("Mode") or modes(rows) > 1]
         for place in shown:
             table.add_column(HEADS[place], justify="left" if place < TEXT_COLUMNS else "right")
         for row in rows:
             table.add_row(*(row[place] for place in shown))
-        console.print("", table, sep="\n", highlight=False)
+        console.print("", title(session, group), sep="\n", highlight=False, soft_wrap=True, style="italic")
+        console.print(table, highlight=False)
     notes = [NOTE, *missed(session), *failures(session)]
     console.print("", *notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
 
