@@ -115,6 +115,22 @@ WRONG_REQUESTS = {
         "needs a CUDA device",
     ),
     "no records": (["report", "nowhere"], "no records"),
+    "neither one nor many": (["profile", "--model", "test_vit"], "--method NAME for one method or --methods"),
+    "one and many": (["profile", "--model", "x", "--method", "topk", "--methods", "all"], "--method NAME for one"),
+    "many's flag for one": (["profile", "--model", "x", "--method", "topk", "--rounds", "9"], "--rounds goes with"),
+    "one's flag for many": (
+        ["profile", "--model", "x", "--methods", "topk", "--schedule", "0.5@1"],
+        "goes with --method",
+    ),
+    "many without schedules": (["profile", "--model", "test_vit", "--methods", "topk"], "give --schedules"),
+    "no rounds": (["profile", "--model", "x", "--methods", "none", "--rounds", "0"], "at least 1"),
+    "fresh without a folder": (["profile", "--model", "x", "--methods", "none", "--fresh"], "without --out"),
+    "advice on no model": (["advise", "--model", "nowhere:make", "--latency", "0.7"], "cannot be made: ModuleNotFound"),
+    "advice on a number": (["advise", "--model", "math:floor", "--latency", "0.7"], "cannot be made: TypeError"),
+    "advice on a list": (["advise", "--model", "builtins:list", "--latency", "0.7"], "not a torch.nn.Module"),
+    "advice on no latency": (["advise", "--model", "test_vit", "--latency", "1.5"], "outside (0, 1]"),
+    "advice on nothing": (["advise", "--model", "test_vit", "--latency", "0.7", "--methods", "none"], "none of them"),
+    "advice on no images": (["advise", "--model", "test_vit", "--latency", "0.7", "--data", "there"], "does not exist"),
 }
 
 
@@ -210,3 +226,30 @@ def test_control_another_error_in_a_profile_is_no_matter_of_memory(capsys, monke
     monkeypatch.setattr(profile, "compare", fail)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         ask(capsys, *PROFILE, "1")
+
+
+def test_profile_of_many_methods_prints_one_object_and_keeps_the_session(capsys, tmp_path):
+    words = [
+        "profile", "--model", "test_vit", "--methods", "none,topk", "--schedules", "0.5@1,3",
+        "--batch-sizes", "1,2", "--rounds", "3", "--out", str(tmp_path), "--json",
+    ]  # fmt: skip
+    code, out, _ = ask(capsys, *words)
+    result = json.loads(out)
+    assert code == DONE
+    assert [group["batch"] for group in result["summary"]] == [1, 2]
+    for group in result["summary"]:
+        assert [row["method"] for row in group["rows"]] == ["timm", "none", "topk"]
+        assert all(row["samples"] == 3 and row["p95_seconds"] is None for row in group["rows"])
+        assert group["rows"][0]["speedup"]["value"] == 1
+        assert group["rows"][2]["promised"] > 1.2
+    (path,) = (tmp_path / "timing").glob("*.json")
+    assert json.loads(path.read_text()) == result["session"]
+    before = path.read_bytes()
+    code, out, _ = ask(capsys, *words[:-1])
+    assert code == DONE
+    assert "the same model twice" in out
+    assert "topk" in out
+    assert path.read_bytes() == before, "what is there is not timed again"
+    code, _, err = ask(capsys, *words, "--model", "vit_tiny_patch16_224")
+    assert code == WRONG
+    assert "times model test_vit, not vit_tiny_patch16_224" in err

@@ -13,24 +13,23 @@ from functools import partial
 import numpy as np
 import torch
 
-from tpbench import environment, registry, vit
+from tpbench import registry, vit
 from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.look import conclude, locked
 from tpbench.bench.models import build_base, check_rows, reduced
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
+from tpbench.bench.timing import solve_budgets, time_rows
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.measure import latency_budget
 from tpbench.measure.cell import measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.measure.starts import clusters_by_medoids, starts
 from tpbench.outcomes import Outcomes, pack
-from tpbench.record import Budget, Record, write, write_json
+from tpbench.record import Record, write, write_json
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
-from tpbench.training import ranks
 from tpbench.training.data import TestSet
 from tpbench.training.evaluate import assess
 from tpbench.training.train import Update, train
@@ -44,7 +43,6 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
     Only the cells in `missing` run. All methods of one seed come first, so that a partial run is a comparison.
     """
     plan = workspace.plan
-    budgets: dict[str, Job] = {}
     for seed in sorted({cell.seed for cell in missing}):
         base = base_job(workspace, seed)
         yield base
@@ -55,14 +53,14 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
                 cell = Cell(variant, schedule, seed)
                 if cell not in missing:
                     continue
-                needs = [base.name]
-                if cell.needs_clock:
-                    budget = Job(f"budget of {workspace.budget_path(cell).stem}", solve_budget, cell, counts=False)
-                    if budget.name not in budgets:
-                        budgets[budget.name] = budget
-                        yield budget
-                    needs.append(budget.name)
-                yield Job(str(cell), run_cell, cell, needs=tuple(needs), work=plan.recipe.finetune.epochs)
+                yield Job(str(cell), run_cell, cell, needs=(base.name,), work=plan.recipe.finetune.epochs)
+
+
+def clock_jobs(cells: Sequence[Cell]) -> Iterator[Job]:
+    """The job that finds counts by the clock, alone on the machine, where any cell needs it."""
+    timed = [cell for cell in cells if cell.needs_clock]
+    if timed:
+        yield Job("shares of latency", solve_budgets, timed, counts=False)
 
 
 def base_job(workspace: Workspace, seed: int) -> Job:
@@ -88,7 +86,8 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
         jobs = list(benchmark(workspace, set(cells)))
         progress.start(len(plan.cells), len(plan.cells) - len(cells), jobs)
         with contextlib.suppress(OutOfTime):
-            side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
+            for stage in ([*clock_jobs(cells)], jobs, [Job("timing", time_rows, None, counts=False)]):
+                side_by_side(stage, workspace.workers, workspace, partial(Workspace, plan), progress)
         return conclude(plan, workspace.machine) if workspace.writes else []
 
 
@@ -147,31 +146,6 @@ def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
         found = starts(model, (batch.images for batch in batches), seed)
         about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
         write_json(path, about | {"schedule": cell.schedule.text} | found)
-
-
-def solve_budget(workspace: Workspace, cell: Cell, update: Update) -> None:
-    """Find, once for all seeds, the counts with which a row meets its share of latency on this machine."""
-    workspace.check_time()
-    path = workspace.budget_path(cell)
-    if workspace.writes and not path.exists():
-        update("bisection of the latency")
-        recipe = workspace.recipe
-        base = build_base(recipe, seed=0).to(workspace.device)
-        make = partial(reduced, recipe, base, cell.variant)
-        solution = latency_budget.solve(make, base, cell.schedule, recipe.measure, workspace.dtype)
-        budget = Budget(
-            machine=workspace.machine,
-            method=str(cell.variant),
-            schedule=cell.schedule.text,
-            batch=max(recipe.measure.batch_sizes),
-            blocks=list(cell.schedule.blocks),
-            counts=solution.counts,
-            error=solution.error,
-            tried=solution.tried,
-            environment=environment.describe(workspace.device, workspace.dtype),
-        )
-        write(path, budget)
-    ranks.wait()
 
 
 def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:

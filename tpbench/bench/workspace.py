@@ -16,6 +16,7 @@ from tpbench.bench.look import check, found, is_done
 from tpbench.bench.models import seeds, settings, split
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
+from tpbench.measure import timings
 from tpbench.record import Record, Store, host_id, read_budget, row_name, sweep
 from tpbench.schedule import Schedule
 from tpbench.training import data, ranks
@@ -106,6 +107,7 @@ class Workspace:
         for kept in ("records", "spectra", "starts", "budgets"):
             shutil.rmtree(self.out / kept / self.machine, ignore_errors=True)
         (self.out / "records" / f"{self.machine}.jsonl").unlink(missing_ok=True)
+        timings.path_in(self.out, self.machine).unlink(missing_ok=True)
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import claims, export, listing, pack, profile, report, run, search, show, tune
+from tpbench.cli import advise, claims, export, listing, pack, profile, report, run, search, show, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -27,6 +27,7 @@ VERBS = {
     "run": run,
     "profile": profile,
     "tune": tune,
+    "advise": advise,
     "search": search,
     "report": report,
     "show": show,

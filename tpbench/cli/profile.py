@@ -1,30 +1,47 @@
-"""`tpbench profile`: what one model and method cost."""
+"""`tpbench profile`: what one model and method cost, or how fast many methods are, timed in turns."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tpbench.cli import asked
 from tpbench.cli.outcome import DONE
 from tpbench.errors import UsageError
 
-HELP = "MACs and latency of one model and method, layer by layer, untrained"
-EXAMPLE = "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9"
+if TYPE_CHECKING:
+    from tpbench.measure.timings import Session
 
-MOST_IMAGES = 1_000_000_000  # no memory holds more in one batch
+HELP = "MACs and latency of one model and method, layer by layer, or of many methods timed in turns"
+EXAMPLE = (
+    "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9, or many:"
+    " --methods all --schedules macs=0.6@3,6,9 --batch-sizes 1,8 --dtype float32,bfloat16"
+)
+
+MOST_ROUNDS = 100_000  # a larger number is a slip of the finger
+ROUNDS = 50
+REPEATS = 20
+MANY_ONLY = ("schedules", "rounds", "time_limit", "data", "pretrained", "out", "fresh")
+ONE_ONLY = ("schedule", "repeats", "trace")
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, help="a timm model name")
-    verb.add_argument("--method", required=True, help="a method's name; see `tpbench list`")
-    verb.add_argument("--schedule", default="none", help="a budget, e.g. 0.7@3,6,9 (blocks count from 0)")
+    verb.add_argument("--method", help="one method's name; see `tpbench list`")
+    verb.add_argument("--schedule", help="its budget, e.g. 0.7@3,6,9 (blocks count from 0)")
+    verb.add_argument("--methods", help="many: all, or names separated by commas, with settings as in `tpbench run`")
+    verb.add_argument("--schedules", help='their budgets, e.g. "0.7@3,6,9;macs=0.6@3,6,9;latency=0.7@3,6,9"')
     verb.add_argument("--batch-sizes", default="1,32", help="images per forward pass, e.g. 1,32 (default)")
-    verb.add_argument("--repeats", type=int, default=20, help="samples per batch size (default 20)")
+    verb.add_argument("--repeats", type=int, help=f"samples per batch size of one method (default {REPEATS})")
+    verb.add_argument("--rounds", type=int, help=f"samples of every row of many methods (default {ROUNDS})")
+    verb.add_argument("--time-limit", metavar="9m", help="many: as many rounds as so long allows (s, m or h)")
     verb.add_argument(
         "--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)"
     )
-    verb.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    verb.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16; for many methods also both")
     verb.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     verb.add_argument(
         "--compile", action="store_true", help="torch.compile both models; the fastest unreduced one is the reference"
@@ -32,6 +49,11 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--cuda-graph", action="store_true", help="record both models as CUDA graphs and replay them (small batches)"
     )
+    verb.add_argument("--pretrained", nargs="?", const=True, metavar="FILE", help="many: weights of the hub or a file")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="many: time on these images (default: two photographs)")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="many: keep the session in DIR/timing, and continue it")
+    verb.add_argument("--fresh", action="store_true", help="many: discard the session that DIR/timing holds")
+    verb.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with your methods")
     verb.add_argument(
         "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
     )
@@ -39,9 +61,26 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    sizes = _batch_sizes(arguments.batch_sizes)
-    if arguments.repeats < 1:
-        raise UsageError(f"--repeats {arguments.repeats}: at least 1 is needed")
+    sizes = asked.batch_sizes(arguments.batch_sizes)
+    if (arguments.method is None) == (arguments.methods is None):
+        raise UsageError("give --method NAME for one method or --methods NAMES for many; see `tpbench list`")
+    many = arguments.methods is not None
+    for flag in ONE_ONLY if many else MANY_ONLY:
+        if getattr(arguments, flag):
+            goes = "--method" if many else "--methods"
+            raise UsageError(f"--{flag.replace('_', '-')} goes with {goes}")
+    from tpbench import registry
+
+    for path in arguments.plugin:
+        registry.plug(path)
+    return profile_many(arguments, sizes) if many else profile_one(arguments, sizes)
+
+
+def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
+    """Layers, tokens, memory and latency of one method."""
+    repeats = REPEATS if arguments.repeats is None else arguments.repeats
+    if repeats < 1:
+        raise UsageError(f"--repeats {repeats}: at least 1 is needed")
 
     from tpbench.measure import profile
     from tpbench.measure.modes import Mode
@@ -49,9 +88,9 @@ def act(arguments: argparse.Namespace) -> int:
     result = profile.profile(
         name=arguments.model,
         method=arguments.method,
-        schedule=arguments.schedule,
+        schedule=arguments.schedule or "none",
         batch_sizes=sizes,
-        repeats=arguments.repeats,
+        repeats=repeats,
         site=arguments.site,
         dtype=arguments.dtype,
         device=arguments.device,
@@ -69,13 +108,56 @@ def act(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _batch_sizes(text: str) -> tuple[int, ...]:
+def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
+    """A timing session over methods, schedules, batch sizes, dtypes and modes."""
+    rounds = ROUNDS if arguments.rounds is None else arguments.rounds
+    if not 1 <= rounds <= MOST_ROUNDS:
+        raise UsageError(f"--rounds {rounds}: at least 1 is needed, at most {MOST_ROUNDS} are possible")
+    if arguments.fresh and arguments.out is None:
+        raise UsageError("--fresh discards a session that --out holds; without --out there is none")
+    limit = asked.seconds(arguments.time_limit)
+    session = timed(arguments, sizes, rounds, limit)
+
+    from tpbench.report import timed as report
+
+    if arguments.json:
+        print(json.dumps({"summary": report.summary(session), "session": asdict(session)}, indent=1))
+        return DONE
+    from rich.console import Console
+
+    report.show(session, Console())
+    return DONE
+
+
+def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, limit: float | None) -> Session:
+    """The session as asked for: solved where a share of latency is asked, timed, and written where it is to be kept."""
+    from tpbench import environment, registry
+    from tpbench.cli.countdown import Countdown
+    from tpbench.measure import many, subject
+    from tpbench.measure.entries import Grid
+    from tpbench.measure.modes import Mode
+    from tpbench.measure.session import Effort
+    from tpbench.schedule import parse_all
+
+    where = environment.device(arguments.device)
+    grid = Grid(
+        variants=tuple(registry.variants(arguments.methods)),
+        schedules=parse_all(arguments.schedules or "none"),
+        batch_sizes=sizes,
+        dtypes=tuple(environment.dtype(name, where) for name in asked.names("--dtype", arguments.dtype)),
+        modes=tuple(Mode(arguments.compile, arguments.cuda_graph).permitted()),
+    )
+    many.check(grid)
+    own = subject.load(
+        arguments.model,
+        where,
+        max(sizes),
+        pretrained=arguments.pretrained or False,
+        folder=arguments.data,
+        site=arguments.site,
+    )
+    countdown = Countdown()
     try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--batch-sizes {text!r}: expected whole numbers separated by commas, as in 1,32") from None
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"--batch-sizes {text!r}: at least one image is needed")
-    if max(sizes) > MOST_IMAGES:
-        raise UsageError(f"--batch-sizes {text!r}: at most {MOST_IMAGES} images are possible")
-    return sizes
+        return many.time(own, grid, Effort(rounds, limit), arguments.out, fresh=arguments.fresh, watch=countdown)
+    finally:
+        countdown.close()

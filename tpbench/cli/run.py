@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpbench.cli.asked import seconds
 from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.cli.reading import say_what_was_read
 from tpbench.cli.where import add_where
@@ -84,7 +84,7 @@ def act(arguments: argparse.Namespace) -> int:
     for path in arguments.plugin:
         registry.plug(path)
     began = time.monotonic()
-    limit = _seconds(arguments.time_limit)
+    limit = seconds(arguments.time_limit)
     recipe = recipes.load(arguments.recipe)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)
@@ -204,13 +204,3 @@ def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
     for kind, shares in (("macs", arguments.budget), ("latency", arguments.budget_latency)):
         asked += [f"{kind}={share.strip()}@{where}" for share in (shares or "").split(",") if share.strip()]
     return asked or list(recipe.schedules)
-
-
-def _seconds(text: str | None) -> float | None:
-    """ "9m" is 540.0; a number without a unit is seconds."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--time-limit {text!r}: expected a time such as 540s, 9m or 1.5h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

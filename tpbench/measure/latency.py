@@ -16,7 +16,7 @@ def interleaved(
     calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of each call, `repeats` samples each after `warmup` unrecorded ones, one of every call per round."""
-    wait = _synchroniser(device)
+    wait = synchroniser(device)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
         for name, call in calls.items():
@@ -29,9 +29,12 @@ def interleaved(
     return samples
 
 
-def forward_call(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+def forward_call(
+    model: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype = torch.float32
+) -> Callable[[], Tensor]:
     """One inference of `images` in evaluation mode; a lower dtype runs under autocast, as in training."""
-    model.eval()
+    if isinstance(model, nn.Module):
+        model.eval()
 
     def call() -> Tensor:
         with torch.inference_mode(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
@@ -54,7 +57,7 @@ def layers(
     """Median seconds of every layer in one forward pass, and of all "other" operations between them."""
     samples: dict[str, list[float]] = {}
     started: dict[str, float] = {}
-    wait = _synchroniser(images.device)
+    wait = synchroniser(images.device)
 
     def watch(name: str, module: nn.Module) -> list:
         def before(*_: object) -> None:
@@ -90,5 +93,6 @@ def named_layers(model: TokenViT) -> dict[str, nn.Module]:
     return found | {"head": model.head}
 
 
-def _synchroniser(device: torch.device) -> Callable[[], None]:
+def synchroniser(device: torch.device) -> Callable[[], None]:
+    """Wait until a device has done what it was given; a CPU always has."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from statistics import median
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from tpbench.errors import CellFailed, UsageError
 from tpbench.measure.latency import forward_call, interleaved, random_images
 from tpbench.recipe import Measure
+
+_compiled = count()
 
 Samples = dict[str, dict[str, list[float]]]  # batch size -> "reduced" and "unreduced" -> seconds
 
@@ -53,11 +55,25 @@ class Mode:
 
     def call(self, model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
         """One inference of `images`, ready to be timed: compiled and recorded already. See `latency.forward_call`."""
-        model = torch.compile(model, fullgraph=True, dynamic=False) if self.compiled else model
-        forward = forward_call(model, images, dtype)
+        model.eval()
+        forward = forward_call(compiled(model) if self.compiled else model, images, dtype)
         if self.compiled:
             forward()
         return captured(forward) if self.cuda_graph else forward
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a model in one graph, for the shapes that it meets.
+
+    It is a function of its own: torch keeps what it compiles by the code it came from, gives up after eight models of
+    one class, and at every call would look through those of all the others first.
+    """
+
+    def forward(images: Tensor) -> Tensor:
+        return model(images)
+
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_{next(_compiled)}")
+    return torch.compile(forward, fullgraph=True, dynamic=False)
 
 
 def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -102,7 +118,7 @@ def compare(
     for batch in batch_sizes:
         images = random_images(reduced, batch)
         if mode.compiled:
-            torch.compiler.reset()  # torch gives up on a function that it compiled for eight models
+            torch.compiler.reset()  # what was compiled for the cell before is not needed any more
         rivals = {str(permitted): permitted.call(unreduced, images, dtype) for permitted in mode.permitted()}
         calls = {"reduced": mode.call(reduced, images, dtype), **rivals}
         seconds = interleaved(calls, repeats, warmup, images.device)

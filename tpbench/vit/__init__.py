@@ -11,7 +11,7 @@ from tpbench.vit.adoption import adopt
 from tpbench.vit.attention import ProbedAttention
 from tpbench.vit.blocks import TokenBlock
 from tpbench.vit.eva import TokenEva
-from tpbench.vit.making import create, hub_classes, preparation
+from tpbench.vit.making import create, hub_classes, preparation, preprocessing
 from tpbench.vit.model import TokenModel, TokenViT
 from tpbench.vit.planning import plan
 from tpbench.vit.reducing import macs_share, reduce
@@ -31,5 +31,6 @@ __all__ = [
     "macs_share",
     "plan",
     "preparation",
+    "preprocessing",
     "reduce",
 ]

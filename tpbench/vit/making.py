@@ -62,6 +62,20 @@ def preparation(model: nn.Module) -> tuple[Callable[[Image], Tensor], Sequence[f
     return prepare, config["mean"], config["std"]
 
 
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """How a timm model's weights want images: mean and std of the channels, crop and interpolation of the evaluation.
+
+    A model that says nothing gets timm's default for vision transformers.
+    """
+    own = getattr(model, "pretrained_cfg", None) or {}
+    return {
+        "mean": tuple(own.get("mean", (0.5, 0.5, 0.5))),
+        "std": tuple(own.get("std", (0.5, 0.5, 0.5))),
+        "crop": own.get("crop_pct") or 0.875,
+        "interpolation": own.get("interpolation", "bicubic"),
+    }
+
+
 def hub_classes(name: str) -> int:
     """For how many classes the hub's weights of a timm model are; for another number timm makes a new head."""
     return timm.get_pretrained_cfg(name).num_classes

@@ -1,0 +1,131 @@
+"""The clock's part of a benchmark: shares of latency before anything is trained, and the timing session at its end.
+
+Latency depends on the machine, the model, the method and the schedule, and not on the seed: it is measured once for
+all seeds, in one session over all rows, with no worker beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+
+from tpbench import environment
+from tpbench.bench.bases import base_path, load_base
+from tpbench.bench.models import build_base, reduced, settings
+from tpbench.bench.plan import Cell
+from tpbench.bench.progress import spell
+from tpbench.bench.workspace import Workspace
+from tpbench.measure import entries, latency_budget, session, timings
+from tpbench.measure.entries import Grid, Solved, Subject
+from tpbench.measure.images import of_part
+from tpbench.measure.modes import Mode
+from tpbench.measure.session import Effort
+from tpbench.record import Budget, read_budget, write
+from tpbench.training import ranks
+from tpbench.training.train import Update
+
+ROUNDS = 50  # at least; more where the recipe wants more samples
+SECONDS = 300.0  # after which fewer rounds have to do
+
+
+def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -> None:
+    """Find the counts of every row that is to cost a share of latency, all in turns, and write them as Budget files.
+
+    The base is not trained yet: shapes decide.
+    """
+    workspace.check_time()
+    missing = {cell[:2]: cell for cell in cells if cell.needs_clock and not workspace.budget_path(cell).exists()}
+    if workspace.writes and missing:
+        base = build_base(workspace.recipe, seed=0).to(workspace.device)
+        found = latency_budget.solve(
+            subject_of(workspace, base),
+            list(missing),
+            batch=max(workspace.recipe.measure.batch_sizes),
+            dtype=workspace.dtype,
+            mode=Mode.of(workspace.recipe.measure, workspace.device),
+            watch=partial(show, update),
+            check=workspace.check_time,
+        )
+        for pair, solution in found.items():
+            write(workspace.budget_path(missing[pair]), budget(workspace, missing[pair], solution))
+    ranks.wait()
+
+
+def budget(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
+    return Budget(
+        machine=workspace.machine,
+        method=str(cell.variant),
+        schedule=cell.schedule.text,
+        batch=max(workspace.recipe.measure.batch_sizes),
+        blocks=list(cell.schedule.blocks),
+        counts=solution.counts,
+        error=solution.error,
+        tried=solution.tried,
+        environment=environment.describe(workspace.device, workspace.dtype),
+    )
+
+
+def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # noqa: ARG001
+    """Time all rows of the plan in turns, on the trained base of the first seed, and write OUT/timing/MACHINE.json.
+
+    A session that has these rows is kept, one that was interrupted continues. Where the base's weights are gone nothing
+    is timed, and the update says so.
+    """
+    workspace.check_time()
+    if not base_path(workspace, 0).exists():
+        update("nothing timed: the weights of base seed 0 are gone; --fresh trains it again")
+    elif workspace.writes:
+        subject = subject_of(workspace, load_base(workspace, 0))
+        grid = grid_of(workspace)
+        effort = Effort(max(ROUNDS, workspace.recipe.measure.repeats), SECONDS)
+        path = timings.path_in(workspace.out, workspace.machine)
+        begun = session.begin(subject, workspace.machine, effort.rounds, workspace.dtype)
+        if session.finished(path, begun, entries.keys(grid), effort) is None:
+            session.run(
+                begun,
+                entries.entries(subject, grid, solved(workspace, grid)),
+                effort,
+                workspace.device,
+                path,
+                watch=partial(show, update),
+                check=workspace.check_time,
+            )
+    ranks.wait()
+
+
+def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
+    """A base of the recipe, reduced as its rows say, with test images."""
+    recipe = workspace.recipe
+    source = f"test images of {recipe.data.source}"
+    images = of_part(workspace.data(0).test, max(recipe.measure.batch_sizes), source, workspace.device)
+    return Subject(recipe.name, f"recipe {recipe.digest}", base, images, partial(reduced, recipe))
+
+
+def grid_of(workspace: Workspace) -> Grid:
+    """The plan's rows. A row that only fine-tunes once more is the same model to a clock, and left out."""
+    plan = workspace.plan
+    variants = [variant for variant in plan.variants if settings(plan.recipe, variant).finetune_seed == 0]
+    return Grid(
+        variants=tuple(variants),
+        schedules=plan.reducing_schedules,
+        batch_sizes=plan.recipe.measure.batch_sizes,
+        dtypes=(workspace.dtype,),
+        modes=tuple(Mode.of(plan.recipe.measure, workspace.device).permitted()),
+    )
+
+
+def solved(workspace: Workspace, grid: Grid) -> Solved:
+    """The counts of the rows that cost a share of latency, as solve_budgets has found them, or why there are none."""
+    found = {}
+    for variant, schedule in grid.pairs():
+        cell = Cell(variant, schedule, seed=0)
+        if cell.needs_clock:
+            known = read_budget(workspace.budget_path(cell))
+            found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
+    return found
+
+
+def show(update: Update, stage: str, share: float, left: float) -> None:
+    update(f"{stage} {share:.0%}, about {spell(left)} left")

@@ -1,0 +1,250 @@
+"""Which method for a given model on a given machine: every method at the latency asked for, ranked.
+
+First the counts are found with which each method meets the latency, then all of these are timed in turns, and at last
+the best one at other batch sizes, dtypes and modes. With labelled images, every method is evaluated off the shelf too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, sqrt
+from typing import Any
+
+import torch
+
+from tpbench.errors import UsageError
+from tpbench.measure import entries, many, session, speeds
+from tpbench.measure.entries import Grid, Solved, Subject
+from tpbench.measure.modes import Mode
+from tpbench.measure.session import Effort, Watch, unwatched
+from tpbench.measure.speeds import Ratio, Speed
+from tpbench.registry import Variant
+from tpbench.schedule import Schedule
+from tpbench.training.data import Part
+from tpbench.training.evaluate import evaluate
+
+# How the time is shared out: what a step may take of what is left before it.
+SOLVING = 0.5
+RANKING = 0.65
+PLACES = 0.9
+ROUNDS = 50  # at most, of either session
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked: a share of the unreduced latency, met at the largest batch and the first dtype, uncompiled.
+
+    The winner is then timed at every batch size, dtype and mode. seconds is about how long all the timing may take.
+    """
+
+    schedule: Schedule
+    variants: tuple[Variant, ...]
+    batch_sizes: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    modes: tuple[Mode, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One method at the latency asked for.
+
+    kept is the mean over blocks of the tokens that leave it, as a share of all. top1 is a share; None without data.
+    marked: it misses the latency by more than 2 %.
+    """
+
+    method: str
+    schedule: str
+    speedup: Ratio
+    marked: bool
+    kept: float
+    top1: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The winner's speed-up over the fastest unreduced model in one way of running it."""
+
+    batch: int
+    dtype: str
+    mode: str
+    speedup: Ratio
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether reduction makes the model faster; None where the interval leaves it open."""
+        return None if self.speedup.includes_one else self.speedup.low > 1
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer. choices: the best first. unmet: method -> why it cannot have the latency.
+
+    images: how many labelled ones every method was evaluated on, 0 without data.
+    """
+
+    model: str
+    weights: str
+    latency: float
+    batch: int
+    dtype: str
+    choices: list[Choice]
+    unmet: dict[str, str]
+    places: list[Place]
+    code: list[str]
+    same_model_twice: Ratio
+    rounds: int
+    images: int = 0
+    unreduced_top1: float | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def visible(self) -> float | None:
+        """The smallest difference between two top-1 that so many images can show (95 %, as if independent)."""
+        if not self.images:
+            return None
+        p = self.unreduced_top1
+        return 1.96 * sqrt(2 * p * (1 - p) / self.images)
+
+
+def blocks(model: torch.nn.Module) -> str:
+    """Where to reduce unless told: after a quarter, a half and three quarters of the blocks."""
+    depth = len(model.blocks)
+    return ",".join(map(str, sorted({depth * quarter // 4 for quarter in (1, 2, 3)})))
+
+
+def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch = unwatched) -> Advice:
+    """Time every method on a model and rank them; with a part of labelled images, by accuracy off the shelf.
+
+    Without one they are ranked by the tokens that they keep. Raises UsageError where no method meets the latency.
+    """
+    clock = Clock(wish.seconds, watch)
+    grid = Grid(wish.variants, (wish.schedule,), (max(wish.batch_sizes),), wish.dtypes[:1])
+    solved = many.solve(subject, grid, clock.effort(SOLVING), farthest=inf, watch=clock.watch)
+    timed = timed_alone(subject, grid, solved, clock, RANKING)
+    (group,) = timed.groups
+    scores = {} if part is None else accuracies(subject, grid, solved, part, watch)
+    rows = [speed for speed in speeds.speeds(timed, group) if speed.row.asked is not None]
+    choices = ranked([choice(subject, speed, solved, scores) for speed in rows])
+    if not choices:
+        raise UsageError(next(row.error for row in timed.rows if row.error))
+    winner = next(variant for variant in wish.variants if str(variant) == choices[0].method)
+    places = timed_everywhere(subject, wish, winner, choices[0], clock)
+    return Advice(
+        model=subject.name,
+        weights=subject.weights,
+        latency=float(wish.schedule.latency_share),
+        batch=group.batch,
+        dtype=group.dtype,
+        choices=choices,
+        unmet={row.method: row.error for row in timed.rows if row.error is not None},
+        places=places,
+        code=code(winner, choices[0].schedule),
+        same_model_twice=speeds.control(timed, group),
+        rounds=timed.rounds,
+        images=0 if part is None else len(part),
+        unreduced_top1=scores.get("none"),
+        environment=timed.environment,
+        facts=timed.facts,
+    )
+
+
+class Clock:
+    """The time that is left, shared out among the steps."""
+
+    def __init__(self, seconds: float, watch: Watch):
+        self.end = time.monotonic() + seconds
+        self.shown = watch
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.end - time.monotonic())
+
+    def effort(self, share: float) -> Effort:
+        return Effort(ROUNDS, share * self.left)
+
+    def watch(self, stage: str, share: float, left: float) -> None:
+        """Show the time that everything will take, not the stage alone."""
+        self.shown(stage, share, max(left, self.left))
+
+
+def timed_alone(subject: Subject, grid: Grid, solved: Solved, clock: Clock, share: float) -> session.Session:
+    """A session of a grid in a part of the time that is left, its warm-up included."""
+    end = time.monotonic() + share * clock.left
+    found = entries.entries(subject, grid, solved)
+    entries.require_some(found)
+    begun = session.begin(subject, "unnamed", ROUNDS, grid.dtypes[0])
+    warm = session.warmed(found, subject.where, clock.watch)
+    effort = Effort(ROUNDS, max(0.0, end - time.monotonic()))
+    return session.sample(begun, warm, effort, subject.where, watch=clock.watch)
+
+
+def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, float]) -> Choice:
+    """A timed row as a choice."""
+    asked = {str(variant): schedule for (variant, _), schedule in solved.items()}
+    schedule = asked[speed.row.method]
+    return Choice(
+        method=speed.row.method,
+        schedule=schedule.text,
+        speedup=speed.speedup,
+        marked=speed.marked,
+        kept=kept(subject.model, schedule.blocks, speed.row.counts),
+        top1=scores.get(speed.row.method),
+    )
+
+
+def kept(model: torch.nn.Module, after: Sequence[int], counts: Sequence[int]) -> float:
+    """The mean over all blocks of the body tokens that leave it, as a share of the patches."""
+    left_after = dict(zip(after, counts))
+    patches = n = model.patch_embed.num_patches
+    leaving = []
+    for block in range(len(model.blocks)):
+        n = left_after.get(block, n)
+        leaving.append(n / patches)
+    return sum(leaving) / len(leaving)
+
+
+def ranked(choices: Sequence[Choice]) -> list[Choice]:
+    """What meets the latency first; then by accuracy if it is known, else by the tokens kept."""
+
+    def place(one: Choice) -> tuple[bool, float]:
+        return one.marked, -(one.kept if one.top1 is None else one.top1)
+
+    return sorted(choices, key=place)
+
+
+def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: Watch) -> dict[str, float]:
+    """top-1 of every solved method off the shelf, and of the unreduced model as "none"."""
+    methods = [(variant, schedule) for (variant, _), schedule in solved.items() if isinstance(schedule, Schedule)]
+    todo = [(Variant("none"), Schedule("none")), *methods]
+    found: dict[str, float] = {}
+    start = time.monotonic()
+    for number, (variant, schedule) in enumerate(todo):
+        spent = time.monotonic() - start
+        watch("evaluating off the shelf", number / len(todo), spent / max(number, 1) * (len(todo) - number))
+        model = subject.reduce(subject.model, variant, schedule)
+        found[str(variant)] = evaluate(model, part, grid.batch_sizes[0], grid.dtypes[0]).top1
+    return found
+
+
+def timed_everywhere(subject: Subject, wish: Wish, winner: Variant, best: Choice, clock: Clock) -> list[Place]:
+    """The winner in every way of running it that was asked for."""
+    counts = tuple(int(k) for k in best.schedule.partition("@")[0].split(","))
+    schedule = Schedule(best.schedule, wish.schedule.blocks, counts=counts)
+    grid = Grid((winner,), (schedule,), wish.batch_sizes, wish.dtypes, wish.modes)
+    timed = timed_alone(subject, grid, {}, clock, PLACES)
+    return [
+        Place(row.row.batch, row.row.dtype, row.row.mode, row.speedup)
+        for group in timed.groups
+        for row in speeds.speeds(timed, group)
+        if row.row.role == "reduced"
+    ]
+
+
+def code(winner: Variant, schedule: str) -> list[str]:
+    """The two lines of Python that use a method."""
+    settings = "".join(f", {name}={value!r}" for name, value in winner.settings)
+    return ["import tpbench", f'model = tpbench.reduce(model, "{winner.method}", "{schedule}"{settings})']

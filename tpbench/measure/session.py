@@ -1,0 +1,236 @@
+"""A timing session: many models take turns on one machine, in random order in every round, so that all rows compare.
+
+A busy second hits some rows of a round and not others, and over the rounds all alike. Every row is warm before the
+first round. A session that was interrupted continues with the next round: see `tpbench.measure.timings` for its file,
+and `tpbench.measure.speeds` for what it says.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tpbench import environment
+from tpbench.errors import UsageError
+from tpbench.measure import machine, timings
+from tpbench.measure.entries import Call, Entry, Subject
+from tpbench.measure.latency import synchroniser
+from tpbench.measure.timings import Key, Row, Session, Sitting
+
+LEAST_ROUNDS = 5  # are taken whatever the time budget says: with fewer there is no interval
+WARM_UP = 2  # calls of every row before the first round; more would only repeat the second
+SAVE_SECONDS = 10.0  # of work that an interruption may cost
+
+Watch = Callable[[str, float, float], None]  # what is going on, the share of it that is done, seconds left
+
+
+def unwatched(stage: str, share: float, left: float) -> None:
+    """Show no progress."""
+
+
+def unchecked() -> None:
+    """Let the session go on."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to sample: `rounds`, or as many as `seconds` of sampling allow, but at least LEAST_ROUNDS."""
+
+    rounds: int = 50
+    seconds: float | None = None
+
+    def enough(self, rounds: int, seconds: float) -> bool:
+        if rounds >= self.rounds:
+            return True
+        return self.seconds is not None and seconds >= self.seconds and rounds >= LEAST_ROUNDS
+
+    def left(self, rounds: int, seconds: float, a_round: float) -> float:
+        """Seconds still to go, when one round takes a_round."""
+        whole = (self.rounds - rounds) * a_round
+        if self.seconds is None:
+            return whole
+        least = max(0, LEAST_ROUNDS - rounds) * a_round
+        return min(whole, max(least, self.seconds - seconds))
+
+
+class Warm(NamedTuple):
+    """Calls that are compiled and warm, the rows of all entries, and about how many seconds a round takes."""
+
+    calls: dict[Key, Call]
+    rows: list[Row]
+    seconds: float
+
+
+def begin(subject: Subject, machine_name: str, wanted: int, dtype: torch.dtype = torch.float32) -> Session:
+    """A session of a model on this machine before any row is in it."""
+    return Session(
+        machine=machine_name,
+        model=subject.name,
+        weights=subject.weights,
+        wanted=wanted,
+        images=subject.about,
+        environment=environment.describe(subject.where, dtype),
+        facts=machine.facts(subject.where),
+        git=environment.git(),
+    )
+
+
+def run(
+    session: Session,
+    entries: Sequence[Entry],
+    effort: Effort,
+    where: torch.device,
+    path: Path | None = None,
+    *,
+    watch: Watch = unwatched,
+    check: Callable[[], None] = unchecked,
+) -> Session:
+    """Time all entries and return the session with their samples; a reduced row that fails carries the reason.
+
+    With a path the session is written every few rounds, and one that was interrupted under the same conditions, with
+    the same rows, continues. check is called before every round and may raise to stop; what is complete is written.
+    """
+    return sample(session, warmed(entries, where, watch), effort, where, path, watch=watch, check=check)
+
+
+def sample(
+    session: Session,
+    warm: Warm,
+    effort: Effort,
+    where: torch.device,
+    path: Path | None = None,
+    *,
+    watch: Watch = unwatched,
+    check: Callable[[], None] = unchecked,
+) -> Session:
+    """The same for calls that are warm already."""
+    calls, rows, a_round = warm
+    session = continued(replace(session, rows=rows), path)
+    sitting = Sitting(began=datetime.now(UTC).isoformat(timespec="seconds"), load_before=machine.load())
+    session.sittings.append(sitting)
+    save = partial(timings.write, path, session) if path is not None else unchecked
+    start = saved = time.monotonic()
+    try:
+        with uncollected():
+            while not effort.enough(session.rounds, sitting.seconds):
+                check()
+                left = effort.left(session.rounds, sitting.seconds, a_round)
+                watch("timing", sitting.seconds / (sitting.seconds + left), left)
+                add(session, one_round(calls, where, session.rounds))
+                sitting.rounds += 1
+                sitting.seconds = time.monotonic() - start
+                a_round = sitting.seconds / sitting.rounds
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    saved = time.monotonic()
+                    save()
+    finally:
+        sitting.load_after = machine.load()
+        session.sittings = [part for part in session.sittings if part.rounds]
+        save()
+    return session
+
+
+def add(session: Session, seconds: Mapping[Key, float]) -> None:
+    """One more round."""
+    for row in session.timed:
+        row.seconds.append(seconds[row.key])
+
+
+def finished(path: Path, session: Session, keys: Sequence[Key], effort: Effort) -> Session | None:
+    """The session of a file if it has all these rows, and as much effort went into it, else None.
+
+    Raises UsageError where the file holds the session of another model, other weights or other images.
+    """
+    if not path.exists():
+        return None
+    earlier = timings.read(path)
+    for what in ("model", "weights", "images"):
+        own, other = getattr(session, what), getattr(earlier, what)
+        if own != other:
+            raise UsageError(f"{path} times {what} {_short(other)}, not {_short(own)}; use --fresh or another --out")
+    known = {row.key for row in earlier.rows}
+    spent = sum(sitting.seconds for sitting in earlier.sittings)
+    return earlier if known.issuperset(keys) and effort.enough(earlier.rounds, spent) else None
+
+
+def _short(value: object) -> object:
+    return value.get("fingerprint", value) if isinstance(value, dict) else value
+
+
+def continued(session: Session, path: Path | None) -> Session:
+    """The session with the rounds of the one in the file, if that has the same rows under the same conditions."""
+    if path is None or not path.exists():
+        return session
+    earlier = timings.read(path)
+    samples = {row.key: row.seconds for row in earlier.timed}
+    same_rows = {row.key: row.counts for row in earlier.timed} == {row.key: row.counts for row in session.timed}
+    if not same_rows or earlier.conditions() != session.conditions():
+        return session
+    rows = [replace(row, seconds=samples.get(row.key, [])) for row in session.rows]
+    return replace(session, rows=rows, sittings=earlier.sittings)
+
+
+# ---------------------------------------------------------------- rounds
+
+
+def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched, calls_each: int = WARM_UP) -> Warm:
+    """Make every call and call it a few times.
+
+    A reduced model that cannot be called leaves a row with the reason; an unreduced one that cannot is an error.
+    """
+    calls: dict[Key, Call] = {}
+    rows: list[Row] = []
+    a_round = 0.0
+    start = time.monotonic()
+    for number, entry in enumerate(entries):
+        spent = time.monotonic() - start
+        watch("warming up", number / len(entries), spent / max(number, 1) * (len(entries) - number))
+        row = entry.row
+        if row.error is None:
+            try:
+                call = entry.warm(calls_each - 1)
+                a_round += timed(call, synchroniser(where))
+                calls[row.key] = call
+            except (RuntimeError, UsageError) as error:
+                if row.role != "reduced":
+                    raise
+                row = replace(row, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        rows.append(replace(row, seconds=[]))
+    return Warm(calls, rows, a_round)
+
+
+def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> dict[Key, float]:
+    """Seconds of every call, taken in an order that the number of the round decides."""
+    order = list(calls)
+    random.Random(number).shuffle(order)
+    wait = synchroniser(where)
+    return {key: timed(calls[key], wait) for key in order}
+
+
+def timed(call: Call, wait: Callable[[], None]) -> float:
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return round(time.perf_counter() - start, 9)  # the clock's own resolution
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python's garbage collection out of the samples: it is done once, before them."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

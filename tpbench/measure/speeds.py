@@ -1,0 +1,105 @@
+"""What the samples of a timing session say: medians, and speed-ups with intervals. No torch, no pandas.
+
+A speed-up is the median over rounds of the reference's seconds over the row's. The reference of a group is timm's
+unreduced model in its fastest mode. What a busy minute does to both sides of a round's ratio cancels, so the median of
+ratios has a far narrower interval than the ratio of medians. Intervals resample rounds with replacement (percentile
+bootstrap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tpbench.measure.timings import Group, Row, Session
+
+LEVEL = 0.95
+RESAMPLES = 1000
+P95_SAMPLES = 200  # fewer say too little about one sample in twenty
+NEAR = 0.02  # how far a row may be from the latency that was asked for, as a share of it, before it is marked
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of ratios and the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def includes_one(self) -> bool:
+        return self.low <= 1 <= self.high
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One row in numbers. Seconds; p95 is None below 200 samples.
+
+    promised is the speed-up that multiply-adds alone would give. off says how far the latency is from the one asked
+    for, as a share of it, and is None where none was.
+    """
+
+    row: Row
+    samples: int
+    median: float
+    p95: float | None
+    speedup: Ratio
+    promised: float
+    off: float | None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the row misses the latency that was asked for by more than 2 %."""
+        return self.off is not None and abs(self.off) > NEAR
+
+
+def speeds(session: Session, group: Group) -> list[Speed]:
+    """Every timed row of a group beside the fastest unreduced model; controls are left out."""
+    best = reference(session, group)
+    return [speed(row, best) for row in session.of(group, "reference", "reduced")]
+
+
+def reference(session: Session, group: Group) -> Row:
+    """timm's unreduced model in the mode with the smallest median."""
+    return min(session.of(group, "reference"), key=lambda row: np.median(row.seconds))
+
+
+def control(session: Session, group: Group) -> Ratio:
+    """The ratio between two rows of the same model: 1 but for noise."""
+    (again,) = session.of(group, "control")
+    first = next(row for row in session.of(group, "reference") if row.mode == again.mode)
+    return ratio(first.seconds, again.seconds)
+
+
+def speed(row: Row, best: Row) -> Speed:
+    samples = np.asarray(row.seconds)
+    speedup = ratio(best.seconds, row.seconds)
+    return Speed(
+        row=row,
+        samples=len(samples),
+        median=float(np.median(samples)),
+        p95=float(np.percentile(samples, 95)) if len(samples) >= P95_SAMPLES else None,
+        speedup=speedup,
+        promised=best.macs / row.macs,
+        off=None if row.asked is None else 1 / (speedup.value * row.asked) - 1,
+    )
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """The median of above / below; sample i of both comes from round i, and both have one from each."""
+    if len(above) != len(below):
+        raise ValueError(f"{len(above)} and {len(below)} samples come from different rounds")
+    ratios = np.asarray(above) / np.asarray(below)
+    resampled = np.median(ratios[rounds_drawn(len(ratios))], axis=1)
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+@cache
+def rounds_drawn(rounds: int) -> np.ndarray:
+    """The numbers of the rounds in every resample, the same for all rows: [RESAMPLES, rounds]."""
+    return np.random.default_rng(0).integers(0, rounds, (RESAMPLES, rounds))

@@ -1,0 +1,178 @@
+"""A timing session as a file: many models timed in turns on one machine, with every sample. No torch, no pandas.
+
+OUT/timing/MACHINE.json holds the session of one machine. One line of it is one row: a method at a schedule, batch size,
+dtype and mode. Sample number i of every row was taken in round i, so rows are compared round by round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tpbench.errors import UsageError
+from tpbench.record import Code, checked, replace_text
+
+SCHEMA = 1
+TIMM = "timm"  # the method's name in rows of the unreduced model as timm runs it
+
+
+class Key(NamedTuple):
+    """What one row times. Two rows of a session never share it."""
+
+    method: str
+    schedule: str
+    batch: int
+    dtype: str
+    mode: str
+    role: str
+
+
+class Group(NamedTuple):
+    """What rows must have in common to be compared as speed-ups."""
+
+    batch: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.dtype}"
+
+
+@dataclass
+class Row:
+    """One model in one mode. Samples are seconds of one forward pass of `batch` images, one from every round.
+
+    role: "reduced" for what is compared (the method `none` too), "reference" for timm's unreduced model in a mode that
+    may turn out the fastest, "control" for the first reference once more: the same model twice. counts are the body
+    tokens after each of the schedule's blocks, macs the multiply-adds per image in closed form. asked is the share of
+    the unreduced model's latency that the counts were solved for. A row with an error has no samples.
+    """
+
+    method: str
+    schedule: str
+    batch: int
+    dtype: str
+    mode: str
+    role: Literal["reduced", "reference", "control"] = "reduced"
+    counts: list[int] = field(default_factory=list)
+    macs: int = 0
+    asked: float | None = None
+    error: str | None = None
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        return Key(self.method, self.schedule, self.batch, self.dtype, self.mode, self.role)
+
+    @property
+    def group(self) -> Group:
+        return Group(self.batch, self.dtype)
+
+
+@dataclass
+class Sitting:
+    """A part of a session without interruption: when (UTC), how many rounds, and the machine's load around it.
+
+    Loads are averages over one minute, in processes that want to run; None where the system does not say.
+    """
+
+    began: str
+    rounds: int = 0
+    seconds: float = 0.0
+    load_before: float | None = None
+    load_after: float | None = None
+
+
+@dataclass
+class Session:
+    """All rows of one model on one machine.
+
+    wanted is the number of rounds that were to be taken; a time budget may have ended them before. images: where they
+    come from, how many, and a fingerprint. environment and facts: the packages, the machine, and what decides its
+    speed.
+    """
+
+    machine: str
+    model: str
+    weights: str
+    wanted: int
+    images: dict[str, Any]
+    environment: dict[str, Any]
+    facts: dict[str, Any]
+    git: Code = field(default_factory=dict)
+    sittings: list[Sitting] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    @property
+    def timed(self) -> list[Row]:
+        """The rows that have no error."""
+        return [row for row in self.rows if row.error is None]
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that every row has taken part in."""
+        return min((len(row.seconds) for row in self.timed), default=0)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The pairs of batch size and dtype, in the order of the rows."""
+        return list(dict.fromkeys(row.group for row in self.rows))
+
+    def of(self, group: Group, *roles: str) -> list[Row]:
+        """The timed rows of a group that have one of the roles."""
+        return [row for row in self.timed if row.group == group and row.role in roles]
+
+    def conditions(self) -> dict[str, Any]:
+        """What must be the same for rounds of two sittings to belong to one session."""
+        same = ("machine", "model", "weights", "images", "environment", "facts", "git")
+        return {name: getattr(self, name) for name in same}
+
+
+def path_in(out: Path, machine: str) -> Path:
+    """Where a results folder keeps the session of a machine."""
+    return out / "timing" / f"{machine}.json"
+
+
+def read(path: Path) -> Session:
+    """A session from its file; one that cannot be read, or of another schema version, is refused by name."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        schema = json.loads(text)["schema"]
+        if schema != SCHEMA:
+            raise UsageError(f"timing session {path} has schema {schema}, this version reads {SCHEMA}")
+        session = checked(Session, text)
+        check_rounds(session.rows)
+    except UsageError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(
+            f"timing session {path} is corrupt ({type(error).__name__}: {error}); delete it to time again"
+        ) from error
+    return session
+
+
+def check_rounds(rows: Iterable[Row]) -> None:
+    """Refuse rows of which some have more samples than others, or that occur twice."""
+    rows = list(rows)
+    if len({len(row.seconds) for row in rows if row.error is None}) > 1:
+        raise ValueError("rows have different numbers of samples")
+    if any(row.seconds for row in rows if row.error is not None):
+        raise ValueError("a row with an error has samples")
+    if len({row.key for row in rows}) < len(rows):
+        raise ValueError("a row occurs twice")
+
+
+def read_all(out: Path) -> list[Session]:
+    """The sessions of all machines in a results folder."""
+    return [read(path) for path in sorted((out / "timing").glob("*.json"))]
+
+
+def write(path: Path, session: Session) -> None:
+    """Write a session whole or not at all, one line a row."""
+    whole = asdict(session)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in whole.pop("rows"))
+    head = json.dumps(whole, indent=1).removesuffix("\n}")
+    replace_text(path, f'{head},\n "rows": [\n{rows}\n ]\n}}\n')
