@@ -20,7 +20,7 @@ from scipy import stats
 
 from tpbench.errors import UsageError
 from tpbench.outcomes import Outcomes, outcomes, pack, paired, unpack
-from tpbench.report import families, statistics
+from tpbench.report import families, least_squares
 from tpbench.report.families import (
     BETTER,
     EQUIVALENT,
@@ -93,7 +93,7 @@ def share(hits: Iterator[bool] | list[bool]) -> float:
 def test_the_model_agrees_with_statsmodels(missing, monkeypatch):
     from statsmodels.regression.linear_model import OLS
 
-    monkeypatch.setattr(statistics, "OUTLYING", 0.0)  # no row leaves the pool
+    monkeypatch.setattr(least_squares, "OUTLYING", 0.0)  # no row leaves the pool
     for table in tables([1, 2, 1, 3, 1], missing=missing, draws=5):
         model = fit(table)
         cells = table.rename_axis("method").melt(ignore_index=False, var_name="seed").dropna().reset_index()
@@ -168,7 +168,7 @@ def seed_effects() -> Iterator[float]:
 def test_a_wild_row_leaves_the_pool(guarded, monkeypatch):
     """False positives among ordinary rows, wild rows and across; without the guard none, too many, too many."""
     if not guarded:
-        monkeypatch.setattr(statistics, "OUTLYING", 0.0)
+        monkeypatch.setattr(least_squares, "OUTLYING", 0.0)
     models = [fit(table) for table in tables(10 * [1.0] + 2 * [5.0])]
     peers = share(model.difference("m0", "m1").p_value() < NOMINAL for model in models)
     mixed = share(model.difference("m0", "m10").p_value() < NOMINAL for model in models)

@@ -31,5 +31,5 @@ def act(arguments: argparse.Namespace) -> int:
 
     from tpbench.record import read_all
 
-    terminal.show(frame.comparison(frame.cells(read_all(arguments.folder))), Console(), arguments.by)
+    terminal.show(frame.compare(read_all(arguments.folder)), Console(), arguments.by)
     return DONE
