@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tpbench.report import layout
-from tpbench.report.column import Column, Source, cell
+from tpbench.report.column import Column, Source, cell, significant_p
 from tpbench.report.methods import NULL, family, null_of
 from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF
 
@@ -25,7 +25,7 @@ def _identity() -> list[Column]:
         cell("recipe", "the recipe's name"),
         cell("recipe_digest", "twelve hexadecimal digits of everything in the recipe that can change a result"),
         cell("schedule", "the token budget as the recipe writes it", head="Schedule", text=lambda row: row["schedule"]),
-        cell("method", "the method's name", head="Method", text=layout.marked),
+        cell("method", "the method's name", head="Method", text=layout.marked, brief=_brief_method),
         Column(
             "family",
             "clustering, merging, pruning, learned queries, grid or trivial; null row: the method of its name again, "
@@ -46,6 +46,11 @@ def _identity() -> list[Column]:
             "as requested live",
         ),
     ]
+
+
+def _brief_method(row: layout.Row) -> str:
+    """A null row by the row that it repeats."""
+    return f"{null_of(row['method'])} again" if row["family"] == NULL else layout.marked(row)
 
 
 def _training() -> list[Column]:
@@ -150,7 +155,7 @@ def _differences() -> list[Column]:
         Column(
             "p_holm",
             "two-sided p-value of that difference, by Holm over the schedule's methods; a null row's is its own",
-            lambda source: _judged(source, "p_difference", nan),
+            lambda source: significant_p(_judged(source, "p_difference", nan)),
         ),
         Column(
             "verdict",
@@ -166,12 +171,12 @@ def _differences() -> list[Column]:
             "smallest_difference_points",
             "the smallest difference to the reference that the schedule's table can see: two-sided 5 %, power 0.8, for "
             "one comparison, percentage points",
-            lambda source: nan if source.first["unreduced"] else source.table.smallest(),
+            lambda source: nan if source.first["unreduced"] else source.table.smallest,
         ),
         Column(
             "smallest_difference_in_family_points",
             "the same at Holm's first step over the schedule's methods",
-            lambda source: nan if source.first["unreduced"] else source.table.smallest(max(1, source.table.rivals)),
+            lambda source: nan if source.first["unreduced"] else source.table.smallest_in_family,
         ),
     ]
 

@@ -55,7 +55,7 @@ def banded(comparison: Comparison, by: str) -> Iterator[tuple[str, list[Row]]]:
     """
     every = axes(comparison.frame)
     top1 = comparison.top1
-    rows = [row for row in comparison.frame.to_dict("records") if not row["unreduced"] and _known(row, top1)]
+    rows = [row for row in comparison.rows if not row["unreduced"] and _known(row, top1)]
     bands = {name: _bands(rows, axis, top1) for name, axis in every.items()}
     for band in sorted(bands[by]):
         best = sorted(bands[by][band].values(), key=lambda row: -row[top1])

@@ -56,7 +56,7 @@ class Column:
 
     name, meaning: in CSV files, with the unit there. value: from what a row is made of, unrounded.
     head, unit: the two lines of its heading in readable tables; columns without a head are in CSV files alone.
-    text: a row's value as readable tables show it; brief: the same in the first table, where space is short.
+    text: a row's value as readable tables show it; brief, brief_unit: the same in the first table.
     narrow: whether LaTeX, where a line holds 500 points, has it too.
     """
 
@@ -67,11 +67,16 @@ class Column:
     unit: str = ""
     text: Callable[[Row], str] = str
     brief: Callable[[Row], str] | None = None
+    brief_unit: str = ""
     narrow: bool = True
 
     @property
     def heading(self) -> str:
         return ", ".join(filter(None, (self.head, self.unit)))
+
+    @property
+    def short_unit(self) -> str:
+        return self.brief_unit or self.unit
 
     def short(self, row: Row) -> str:
         """The row's value in the first table."""
@@ -81,3 +86,8 @@ class Column:
 def cell(name: str, meaning: str, **shown: Any) -> Column:
     """A column whose value all seeds share."""
     return Column(name, meaning, lambda source: source.first[name], **shown)
+
+
+def significant_p(p: float) -> float:
+    """A p-value to six digits: scipy's versions differ in later ones."""
+    return float(f"{p:.6g}")

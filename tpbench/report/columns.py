@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tpbench.report import accuracy_columns, cost_columns
-from tpbench.report.column import Column
+from tpbench.report.column import Column, significant_p
 from tpbench.report.statistics import Difference
 
 
@@ -53,6 +53,8 @@ PAIRS = (
         "half-width of its 95 % interval over seeds and, where outcomes are known, images; not corrected",
         lambda pair, _: pair.half_width(),
     ),
-    PairColumn("p_holm", "two-sided p-value, by Holm over the table's pairs; ranks go by it", lambda _, p: p),
+    PairColumn(
+        "p_holm", "two-sided p-value, by Holm over the table's pairs; ranks go by it", lambda _, p: significant_p(p)
+    ),
     PairColumn("n", "seeds that both have", lambda pair, _: pair.seeds),
 )

@@ -59,6 +59,7 @@ def _macs() -> list[Column]:
             unit="% of base",
             text=layout.macs,
             brief=layout.as_fixed("macs_share", 1, 100),
+            brief_unit="%",
         ),
         Column(
             "live_macs_share",
@@ -102,6 +103,7 @@ def latency(batch: int | str) -> list[Column]:
             unit="time, % of base",
             text=layout.as_fixed(f"{name}_ratio", 1, 100),
             brief=layout.as_fixed(f"{name}_ratio", 0, 100),
+            brief_unit="time, %",
             narrow=False,
         ),
     ]

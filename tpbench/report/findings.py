@@ -21,7 +21,8 @@ EQUAL_COST = "macs="  # how schedules begin at which all methods cost the same
 def findings(comparison: Comparison) -> list[str]:
     """The sentences, the most important first."""
     measured = [table for table in comparison.tables.values() if table.model is not None]
-    shown = [table for table in measured if table.schedule.startswith(EQUAL_COST)] or measured
+    compared = [table for table in measured if table.judgements] or measured
+    shown = [table for table in compared if table.schedule.startswith(EQUAL_COST)] or compared
     ends = shown if len(shown) <= MOST_SCHEDULES else [shown[0], shown[-1]]
     found = [_scope(comparison, ends)]
     found += [_verdicts(comparison, table) for table in ends if table.means[table.by].keys() - _bases(comparison)]
@@ -41,12 +42,12 @@ def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
     schedules = int(frame.loc[~frame["unreduced"], "schedule"].nunique())
     counted = [_count(methods, "method"), _count(schedules, "schedule"), _count(seeds, "seed")]
     said = f"{counted[0]} at {counted[1]} over {counted[2]} on {comparison.machine}"
-    smallest = [table for table in tables if not isnan(table.smallest())]
+    smallest = [table for table in tables if not isnan(table.smallest)]
     if not smallest:
         why = "with one seed" if seeds == 1 else "with so few values"
         return f"{said}: {why} there is no interval, and nothing is decided."
     seen = ", ".join(
-        f"{table.smallest():.1f} points at {table.schedule} ({table.smallest(max(1, table.rivals)):.1f} after Holm)"
+        f"{table.smallest:.1f} points at {table.schedule} ({table.smallest_in_family:.1f} after Holm)"
         for table in smallest
     )
     sentence = f"{said}; the smallest difference that could be seen (two-sided 5 %, power 0.8) is {seen}."
@@ -55,9 +56,10 @@ def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
 
 def _stand_in(comparison: Comparison, tables: Sequence[Standings]) -> str:
     asked = comparison.contrast.reference
-    if all(table.reference == asked for table in tables):
+    without = [table.schedule for table in tables if table.reference != asked]
+    if not without:
         return ""
-    return f" The reference {asked} was not run; the most accurate method stands in for it."
+    return f" The reference {asked} was not run at {', '.join(without)}; the most accurate method stands in for it."
 
 
 def _verdicts(comparison: Comparison, table: Standings) -> str:
@@ -65,11 +67,10 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
     own = table.means[table.by].get(table.reference)
     if own is None:
         return f"At {table.schedule} no method was measured that could serve as the reference."
+    if not table.judgements:
+        return f"At {table.schedule} {table.reference} ({_mean(own)}) is the only method."
     if not any(judgement.difference.known for judgement in table.judgements.values()):
-        names = table.means[table.by].keys() - _bases(comparison)
-        best = max(names, key=lambda name: table.means[table.by][name].value)
-        leads = table.means[table.by][best].value
-        return f"At {table.schedule} {best} has the highest mean, {leads:.1f} %, with no interval beside it."
+        return _highest(comparison, table)
     groups: dict[str, list[Judgement]] = {}
     for judgement in table.judgements.values():
         groups.setdefault(judgement.verdict, []).append(judgement)
@@ -87,6 +88,14 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
         f"At {table.schedule}{_share(comparison, table)}, of {others} compared with {table.reference} "
         f"({_mean(own)}), {', '.join(parts)}."
     )
+
+
+def _highest(comparison: Comparison, table: Standings) -> str:
+    """Who has the highest mean, where nothing can be decided."""
+    names = sorted({table.reference, *table.judgements})
+    best = max(names, key=lambda name: table.means[table.by][name].value)
+    leads = table.means[table.by][best].value
+    return f"At {table.schedule}{_share(comparison, table)} {best} has the highest mean, {leads:.1f} %: undecided."
 
 
 def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
@@ -148,7 +157,8 @@ def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
 def _time(comparison: Comparison, row: Row, name: str) -> str:
     cells = comparison.cells
     own = 100 * cells.loc[(cells["schedule"] == row["schedule"]) & (cells["method"] == row["method"]), name].dropna()
-    spread = f" ({own.min():.0f} to {own.max():.0f} % over seeds)" if len(own) > 1 else ""
+    least, most = f"{own.min():.0f}", f"{own.max():.0f}"
+    spread = f" ({least} to {most} % over seeds)" if least != most else ""
     return f"{100 * row[name]:.0f} % of its time{spread}"
 
 

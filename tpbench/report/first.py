@@ -40,7 +40,7 @@ def sections(comparison: Comparison) -> list[Section]:
     """The first schedules, from costly to cheap."""
     frame = comparison.frame
     found = []
-    for schedule, rows in list(schedules(frame))[:MOST_SCHEDULES]:
+    for schedule, rows in schedules(comparison.rows)[:MOST_SCHEDULES]:
         shown = [row for row in rows if row["unreduced"] or (row["seeds"] and row["count"] != "masked")]
         best = sorted(shown, key=_order)[: MOST_ROWS + 1]
         notes = [comparison.tables[schedule].resolution(), *_notes(rows)]
@@ -83,10 +83,9 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     """Rows that live below the budget, and rows without numbers."""
     for row in rows:
         if row["live_macs_share"] < PADDED * row["macs_share"] and row["count"] != "masked":
-            yield (
-                f"{row['method']} lives below the budget: without padding, {row['tokens_live']} tokens and "
-                f"{100 * row['live_macs_share']:.1f} % of the MACs."
-            )
+            living = f"{row['tokens_live']} tokens and " if row["tokens_live"] else ""
+            share = f"{100 * row['live_macs_share']:.1f} % of the MACs"
+            yield f"{row['method']} lives below the budget: without padding, {living}{share}."
     for row in rows:
         if failure(row) and row["count"] != "masked":
             yield f"{row['method']}: {failure(row)}"
@@ -96,8 +95,8 @@ def remarks(comparison: Comparison) -> list[str]:
     """What holds for all of a machine's tables."""
     frame = comparison.frame
     found = [*_saves_nothing(frame), *_about_records(comparison)]
-    if left_out(frame):
-        found.append(f"Seeds left out: {'; '.join(left_out(frame))}.")
+    if left_out(comparison.rows):
+        found.append(f"Seeds left out: {'; '.join(left_out(comparison.rows))}.")
     if (frame["new_parameters"] > 0).any() or frame["teacher"].any():
         found.append(MARKS)
     if len(comparison.tables) > MOST_SCHEDULES:
@@ -129,6 +128,6 @@ def _about_records(comparison: Comparison) -> Iterator[str]:
         yield f"No record holds outcomes: intervals are over seeds and leave out the noise of the test images.{old}"
     elif without:
         yield (
-            f"{len(without)} of {len(healthy)} records hold no outcomes. Their rows are shown without intervals and take "
-            f"no part in differences, verdicts and ranks.{old}"
+            f"{len(without)} of {len(healthy)} records hold no outcomes. Their rows are shown without intervals and "
+            f"take no part in differences, verdicts and ranks.{old}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from tpbench.report import first
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 PANELS = 3  # schedules side by side
 ROW_INCHES = 0.2
 DECIDED = (BETTER, WORSE, EQUIVALENT)
-SHOWN = 1.3  # how far beyond the means the axis reaches, relative to the farthest mean
 Place = tuple[str, str]  # family, method; the method "" is the family's heading
 
 
@@ -68,9 +68,10 @@ def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[t
             panel.plot(0, height, "D", color=INK, markersize=5)
         elif row is not None and row["reference_difference_points"] in known:
             _line(panel, row, height, family_colour(family))
-    low, high = min([*known, -table.margin]), max([*known, table.margin])
-    panel.set_xlim(SHOWN * low - 0.5, SHOWN * high + 0.5)
-    panel.set_title(f"{schedule}", loc="left", fontsize=10, color=INK)
+    widths = [row["reference_difference_half_width_points"] for _, row in lines if row is not None]
+    usual = median([width for width in widths if width == width] or [0.0])
+    panel.set_xlim(min([*known, -table.margin]) - 1.2 * usual - 0.5, max([*known, table.margin]) + 1.2 * usual + 0.5)
+    panel.set_title(schedule, loc="left", fontsize=10, color=INK)
     panel.set_xlabel(f"top-1 minus that of {table.reference}, points")
 
 

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import nan
 from statistics import median
@@ -27,6 +28,7 @@ from tpbench.report.column import Cell, Source
 from tpbench.report.contrast import Contrast, declared
 from tpbench.report.families import Rate, holm, null_rate
 from tpbench.report.interval import percentile_95
+from tpbench.report.layout import Row
 from tpbench.report.standings import Standings, judged, standings
 
 IDENTITY = ("machine", "recipe", "recipe_digest", "schedule", "method", "title", "unreduced", "site", "count")
@@ -44,6 +46,11 @@ class Comparison:
     frame: pd.DataFrame
     pairs: pd.DataFrame
     tables: dict[str, Standings]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The frame's rows as dictionaries."""
+        return self.frame.to_dict("records")
 
     @property
     def top1(self) -> str:

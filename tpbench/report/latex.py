@@ -17,7 +17,7 @@ def latex(comparison: Comparison, accuracy: Sequence[Column], cost: Sequence[Col
     """Two floats, accuracy and cost."""
     frame = comparison.frame
     about = f"{frame['machine'].iloc[0]}, recipe {frame['recipe'].iloc[0]}"
-    partial = "".join(f" Seeds left out: {line}." for line in left_out(frame))
+    partial = "".join(f" Seeds left out: {line}." for line in left_out(comparison.rows))
     lines = ["% Made by python -m tpbench report. Needs \\usepackage{booktabs}, nothing else."]
     lines += _float(comparison, accuracy, "accuracy", f"Accuracy: {about}. {note}{partial}")
     lines += _float(comparison, cost, "cost", f"Cost: {about}.")
@@ -43,7 +43,7 @@ def _float(comparison: Comparison, columns: Sequence[Column], name: str, caption
 
 
 def _body(comparison: Comparison, columns: Sequence[Column]) -> Iterator[str]:
-    for schedule, rows in groups(comparison.frame):
+    for schedule, rows in groups(comparison.rows):
         yield "\\midrule"
         if not rows[0]["unreduced"]:
             yield _line([f"\\multicolumn{{{len(columns)}}}{{l}}{{Schedule {tex(schedule)}}}"])

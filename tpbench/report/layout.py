@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from math import floor, log10
 from typing import Any
 
@@ -143,17 +143,22 @@ def seeds(row: Row) -> str:
 # ------------------------------------------------------------------------------------------ groups and holes
 
 
-def groups(frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
-    """(schedule, rows) in the frame's order: the base under its own first."""
-    for schedule, group in frame.groupby("schedule", sort=False):
-        yield schedule, group.to_dict("records")
+def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """(schedule, rows) in the rows' order: the base under its own first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["schedule"], []).append(row)
+    return list(found.items())
 
 
-def sections(frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
+def sections(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
     """(schedule, rows) with the base on top of every schedule's rows; the base alone if there is nothing else."""
-    base, reduced = frame[frame["unreduced"]], frame[~frame["unreduced"]]
-    for schedule, rows in groups(base if reduced.empty else reduced):
-        yield schedule, rows if reduced.empty else base.to_dict("records") + rows
+    rows = list(rows)
+    base = [row for row in rows if row["unreduced"]]
+    reduced = [row for row in rows if not row["unreduced"]]
+    if not reduced:
+        return groups(base)
+    return [(schedule, base + own) for schedule, own in groups(reduced)]
 
 
 def failure(row: Row) -> str:
@@ -165,7 +170,7 @@ def failure(row: Row) -> str:
     return row["error"] if row["error"].startswith("unreachable: ") else f"failed: {row['error']}"
 
 
-def left_out(frame: pd.DataFrame) -> list[str]:
+def left_out(rows: Iterable[Row]) -> list[str]:
     """Rows of which some seeds failed, in words."""
-    rows = frame[(frame["seeds"] > 0) & (frame["error"] != "")].to_dict("records")
-    return [f"{row['method']}, {row['schedule']}: {row['error']}" for row in rows]
+    failed = [row for row in rows if row["seeds"] > 0 and row["error"]]
+    return [f"{row['method']}, {row['schedule']}: {row['error']}" for row in failed]

@@ -1,7 +1,7 @@
 """Least squares for outcome ~ method + seed, and which rows may share one residual.
 
-The methods' effects are eliminated first, so that only an [S, S] matrix is inverted: the cost is linear in the number of
-methods.
+The methods' effects are eliminated first, so that only an [S, S] matrix is inverted: the cost is linear in the number
+of methods.
 
 M methods, S seeds, N measured cells
 """

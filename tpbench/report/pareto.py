@@ -117,19 +117,19 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, top1: Axis) -> None:
 def _labels(
     panel: Axes, rows: pd.DataFrame, points: set[tuple[float, float]], cost: Axis, top1: Axis, reference: str
 ) -> None:
-    """The names of rows on the front, the most accurate first, and of the reference once."""
+    """The names of rows on the front and of the reference, each once, as far as they have room."""
     ordered = rows.sort_values(top1.name, ascending=False)
     on_front = [place in points for place in zip(ordered[cost.name], ordered[top1.name])]
-    named = pd.concat([ordered[on_front].head(EMPHASISED - 1), ordered[ordered["method"] == reference].head(1)])
-    for _, row in named.drop_duplicates(subset=["method", "schedule"]).iterrows():
-        panel.annotate(
-            row["method"],
-            (row[cost.name], row[top1.name]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=family_colour(row["family"]),
-        )
+    named = pd.concat([ordered[ordered["method"] == reference].head(1), ordered[on_front]])
+    wide = max(panel.get_xlim()[1] - panel.get_xlim()[0], 1e-9)
+    high = max(panel.get_ylim()[1] - panel.get_ylim()[0], 1e-9)
+    taken: list[tuple[float, float]] = []
+    for row in named.drop_duplicates(subset="method").to_dict("records"):
+        x, y = row[cost.name] / wide, row[top1.name] / high
+        if len(taken) < EMPHASISED and all(abs(x - u) > 0.16 or abs(y - v) > 0.05 for u, v in taken):
+            taken.append((x, y))
+            look = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
+            panel.annotate(row["method"], (row[cost.name], row[top1.name]), color=family_colour(row["family"]), **look)
 
 
 def _base(panel: Axes, base: pd.Series, cost: Axis, top1: Axis) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from math import isnan, nan
 from statistics import fmean, median
@@ -64,11 +65,18 @@ class Standings:
         """How many methods the reference is compared with: the size of the family."""
         return len(self.judgements)
 
-    def smallest(self, comparisons: int = 1) -> float:
-        """The smallest difference to the reference, in points, that this table can see: two-sided 5 %, power 0.8.
+    @cached_property
+    def smallest(self) -> float:
+        """The smallest difference to the reference, in points, that this table can see: two-sided 5 %, power 0.8."""
+        return self._detectable(1)
 
-        That of the median standard error. With several comparisons: at Holm's first step.
-        """
+    @cached_property
+    def smallest_in_family(self) -> float:
+        """The same at Holm's first step over the table's methods."""
+        return self._detectable(max(1, self.rivals))
+
+    def _detectable(self, comparisons: int) -> float:
+        """By the median standard error of the differences to the reference."""
         known = [judgement.difference for judgement in self.judgements.values() if judgement.difference.known]
         if not known:
             return nan if self.model is None else self.model.detectable(comparisons)
@@ -81,15 +89,15 @@ class Standings:
         if self.model is None:
             return "No accuracy was measured."
         rows = f"top-1 ~ method + seed over {len(self.model.methods)} rows and {len(self.model.seeds)} seeds"
-        if isnan(self.smallest()):
+        if isnan(self.smallest):
             few = "One seed" if len(self.model.seeds) == 1 else "Too few values"
             return f"{few}: no intervals, no ranks, and nothing is decided ({rows})."
         own = ", ".join(f"{method} ({scatter.sd:.1f})" for method, scatter in self.model.apart.items())
-        corrected = f", {self.smallest(self.rivals):.2f} after Holm over {self.rivals}" if self.rivals > 1 else ""
+        corrected = f", {self.smallest_in_family:.2f} after Holm over {self.rivals}" if self.rivals > 1 else ""
         return (
             f"Model: {rows}; residual SD {self.model.pooled.sd:.2f} points on {self.model.pooled.df:.0f} degrees of "
             f"freedom. The smallest difference to {self.reference} that it can see (two-sided 5 %, power 0.8) is "
-            f"{self.smallest():.2f} points{corrected}."
+            f"{self.smallest:.2f} points{corrected}."
             + (f" Rows with a residual SD of their own: {own}." if own else "")
         )
 
@@ -159,7 +167,10 @@ class _Differences:
 
 
 def _table(records: Sequence[Record], by: str) -> pd.DataFrame | None:
-    """Top-1 in percent, methods by seeds; None where there is none. A method that starts untrained has no off the shelf."""
+    """Top-1 in percent, methods by seeds; None where there is none.
+
+    Off the shelf, methods that start untrained are left out.
+    """
     values: dict[str, dict[int, float]] = {}
     for record in records:
         value = record.metrics.get(f"{by}_top1", nan)

@@ -36,12 +36,12 @@ ACCURACY = (
 )
 NOTE = (
     "Top-1 in percent, differences in percentage points; ± is the half-width of the 95 % interval of the linear model "
-    "top-1 ~ method + seed with the table's pooled residual, absent below 2 degrees of freedom; the ends are given where "
-    "100 % cuts it. Differences are paired by seed and, where outcomes are known, contain the noise of the test images "
-    "too. Verdicts are against the reference, after Holm over the table's methods; ranks are simultaneous 95 % sets over "
-    "any two methods; bold is significantly better than every other. Times are medians (95th percentile) of one forward "
-    "pass; MACs promise a speed-up, the clock shows another. The paper's numbers are for DeiT-S on ImageNet, at a share "
-    "of MACs at most 5 points away."
+    "top-1 ~ method + seed with the table's pooled residual, absent below 2 degrees of freedom; the ends are given "
+    "where 100 % cuts it. Differences are paired by seed and, where outcomes are known, contain the noise of the test "
+    "images too. Verdicts are against the reference, after Holm over the table's methods; ranks are simultaneous 95 % "
+    "sets over any two methods; bold is significantly better than every other. Times are medians (95th percentile) of "
+    "one forward pass; MACs promise a speed-up, the clock shows another. The paper's numbers are for DeiT-S on "
+    "ImageNet, at a share of MACs at most 5 points away."
 )
 
 
@@ -91,10 +91,10 @@ def markdown(comparison: Comparison) -> str:
     first = frame.iloc[0]
     about = f"Recipe digest {first['recipe_digest']}. {NOTE} {MARKS}"
     lines = [f"# {first['machine']}: {first['recipe']}", "", about, ""]
-    for schedule, rows in sections(frame):
+    for schedule, rows in sections(comparison.rows):
         lines += [f"## {schedule}", "", comparison.tables[schedule].resolution(), ""]
         lines += [*rows_table(accuracy(), rows), *rows_table(cost(frame), rows)]
-    partial = [f"- {escape(line)}" for line in left_out(frame)]
+    partial = [f"- {escape(line)}" for line in left_out(comparison.rows)]
     return "\n".join(lines + (["Seeds left out:", "", *partial, ""] if partial else []))
 
 

@@ -47,7 +47,7 @@ def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedul
 
 def _by_schedule(comparison: Comparison, console: Console) -> None:
     for section in first.sections(comparison):
-        columns = [Shown(column.head, column.unit, column.short) for column in section.columns]
+        columns = [Shown(column.head, column.short_unit, column.short) for column in section.columns]
         _tabulate(console, section.title, columns, section.groups)
         for note in section.notes:
             _note(console, note)
