@@ -9,6 +9,7 @@ M methods, S seeds, N measured cells
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import nan, sqrt
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Fit:
         """A contrast's estimate, and by row the sum of the squared weights of its cells; None if not estimable."""
         left = of_seeds - sum(coefficient * self.shares[row] for row, coefficient in of_rows.items())
         if np.abs(left).max() < ESTIMABLE:  # the seeds' effects cancel: a row's plain mean is its estimate
-            value = sum(coefficient * self._mean(row) for row, coefficient in of_rows.items())
+            value = sum(coefficient * self._means[row] for row, coefficient in of_rows.items())
             return value, {row: coefficient**2 / self.counts[row] for row, coefficient in of_rows.items()}
         weights = left @ self.influence
         for row, coefficient in of_rows.items():
@@ -74,8 +75,9 @@ class Fit:
         first, last = np.searchsorted(self.rows, (row, row + 1))
         return slice(first, last)
 
-    def _mean(self, row: int) -> float:
-        return float(self.outcomes[self._cells(row)].sum() / self.counts[row])
+    @cached_property
+    def _means(self) -> list[float]:
+        return (np.bincount(self.rows, self.outcomes) / self.counts).tolist()
 
     def scatter(self, rows: np.ndarray | None = None) -> Scatter:
         """The residual of some rows, of all where none are given."""
