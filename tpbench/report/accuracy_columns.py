@@ -152,6 +152,12 @@ def _differences() -> list[Column]:
             unit="points",
             sign="+",
         ),
+        *_verdicts(),
+    ]
+
+
+def _verdicts() -> list[Column]:
+    return [
         Column(
             "p_holm",
             "two-sided p-value of that difference, by Holm over the schedule's methods; a null row's is its own",

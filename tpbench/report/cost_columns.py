@@ -15,7 +15,7 @@ MIB = 2**20
 def columns(batches: Sequence[int | str]) -> list[Column]:
     """In the order of the CSV file."""
     latencies = [column for batch in batches for column in latency(batch)]
-    return [*_tokens(), *_macs(), *latencies, *_speed(batches), *_memory_and_training(), *_paper(), _error()]
+    return [*_tokens(), *_macs(), *latencies, *_speed(batches), *_memory(), *_fine_tuning(), *_paper(), _error()]
 
 
 def _tokens() -> list[Column]:
@@ -162,7 +162,7 @@ def _reached(source: Source) -> float:
     return 1 / _at_largest(source, "ratio")
 
 
-def _memory_and_training() -> list[Column]:
+def _memory() -> list[Column]:
     return [
         Column(
             "peak_memory_mib",
@@ -181,6 +181,11 @@ def _memory_and_training() -> list[Column]:
             text=layout.as_significant("unreduced_peak_memory_mib", 3),
             narrow=False,
         ),
+    ]
+
+
+def _fine_tuning() -> list[Column]:
+    return [
         Column(
             "fine_tuning_seconds",
             "wall time of fine-tuning, seconds, mean over seeds",
