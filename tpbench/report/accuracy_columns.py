@@ -65,7 +65,14 @@ def _training() -> list[Column]:
             "True where the method learns from the unreduced model",
             lambda source: any(cell["teacher"] for cell in source.cells),
         ),
-        cell("tuned", "lines of the fine-tuning that were tuned for the method; blank where it has the recipe's"),
+        cell(
+            "tuned",
+            "lines of the fine-tuning that were tuned for the method; blank where it has the recipe's",
+            head="Tuned",
+            unit="of fine-tuning",
+            text=lambda row: row["tuned"],
+            narrow=False,
+        ),
     ]
 
 

@@ -29,6 +29,7 @@ ACCURACY = (
     "base_difference_points",
     "reference_difference_points",
     "verdict",
+    "tuned",
     "seeds",
     "rank",
     "paper_top1",
