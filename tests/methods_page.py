@@ -9,6 +9,7 @@ from test_contract import promise_sizes
 from tpbench import registry
 from tpbench.downsampler import Downsampler, Needs, Site
 from tpbench.registry import Card
+from tpbench.report.markdown import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEADS = ("Method", "What it is", "Published", "Family", "Sees", "Tokens", "Differs from the paper")
@@ -27,9 +28,8 @@ requested number, *at most* may keep fewer, *masked* hides tokens and removes no
 def page() -> str:
     """The text of docs/methods.md."""
     classes = registry.discover()
-    lines = ["# Methods", "", INTRODUCTION, "", row(HEADS), row([":--"] * len(HEADS))]
-    lines += [row(texts(card, classes[card.name])) for card in registry.select("all")]
-    return "\n".join([*lines, ""])
+    rows = [[text.replace("|", r"\|") for text in texts(card, classes[card.name])] for card in registry.select("all")]
+    return "\n".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS))])
 
 
 def texts(card: Card, method: type[Downsampler]) -> list[str]:
@@ -53,10 +53,6 @@ def family(method: type[Downsampler]) -> str:
     if grid is not None:
         return "pools the grid"
     return promise_sizes(method, Site.MID).replace("does both", "prunes and merges")
-
-
-def row(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_results_and_progress_go_where_they_belong(finished):
     out, done = finished
     assert done.returncode == DONE, done.stderr
     assert all(name in done.stdout for name in METHODS.split(","))
-    assert "fine-tuned" in done.stdout
+    assert "Fine-tuned" in done.stdout
     assert "[4/4]" in done.stderr
     assert "DeepSpeed" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

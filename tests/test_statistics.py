@@ -20,7 +20,7 @@ from scipy import stats
 
 from tpbench.errors import UsageError
 from tpbench.outcomes import Outcomes, outcomes, pack, paired, unpack
-from tpbench.report import families, statistics
+from tpbench.report import families, least_squares, two_way
 from tpbench.report.families import (
     BETTER,
     EQUIVALENT,
@@ -38,7 +38,7 @@ from tpbench.report.families import (
     ranks,
 )
 from tpbench.report.statistics import Additive, Difference, Estimate, fit
-from tpbench.report.two_way import from_outcomes, shared_images, with_images
+from tpbench.report.two_way import answers, from_outcomes, shared_images, with_all_images, with_images
 
 DRAWS = 2000
 NOMINAL = 0.05
@@ -93,7 +93,7 @@ def share(hits: Iterator[bool] | list[bool]) -> float:
 def test_the_model_agrees_with_statsmodels(missing, monkeypatch):
     from statsmodels.regression.linear_model import OLS
 
-    monkeypatch.setattr(statistics, "OUTLYING", 0.0)  # no row leaves the pool
+    monkeypatch.setattr(least_squares, "OUTLYING", 0.0)  # no row leaves the pool
     for table in tables([1, 2, 1, 3, 1], missing=missing, draws=5):
         model = fit(table)
         cells = table.rename_axis("method").melt(ignore_index=False, var_name="seed").dropna().reset_index()
@@ -168,7 +168,7 @@ def seed_effects() -> Iterator[float]:
 def test_a_wild_row_leaves_the_pool(guarded, monkeypatch):
     """False positives among ordinary rows, wild rows and across; without the guard none, too many, too many."""
     if not guarded:
-        monkeypatch.setattr(statistics, "OUTLYING", 0.0)
+        monkeypatch.setattr(least_squares, "OUTLYING", 0.0)
     models = [fit(table) for table in tables(10 * [1.0] + 2 * [5.0])]
     peers = share(model.difference("m0", "m1").p_value() < NOMINAL for model in models)
     mixed = share(model.difference("m0", "m10").p_value() < NOMINAL for model in models)
@@ -498,6 +498,29 @@ def test_the_same_images_agree_with_the_analysis_of_variance():
     assert from_outcomes(points, "a", "b").value == pytest.approx(points.mean())
     image_variance = (mean_squares["image"] - mean_squares["rest"]) / seeds
     assert shared_images(points).image_sd == pytest.approx(math.sqrt(image_variance))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_many_differences_at_once_are_those_one_by_one(design, monkeypatch):
+    """Rows that lack a seed too, and with few answers in memory at a time."""
+    monkeypatch.setattr(two_way, "AT_ONCE", 2 * 15 * IMAGES)
+    rng = np.random.default_rng(6)
+    tested = DESIGNS[design](rng)
+    right = simulated(tested, rng, 4, seed_sd=0.1, image_sd=1.0)
+    rows = {
+        name: {seed: outcomes("x", own[seed], tested[seed]) for seed in range(len(tested)) if (name, seed) != ("m3", 1)}
+        for name, own in zip(names(4), right)
+    }
+    top1 = pd.DataFrame({name: {seed: 100 * own[seed].top1 for seed in own} for name, own in rows.items()}).T
+    over_seeds = fit(top1.sort_index(axis=1)).differences()
+    together = with_all_images(over_seeds, {name: answers(own) for name, own in rows.items()})
+    alone = [with_images(d, paired(rows[d.a], rows[d.b])) for d in over_seeds]
+    assert [d.half_width() for d in together] == pytest.approx([d.half_width() for d in alone])
+    assert [d.df for d in together] == pytest.approx([d.df for d in alone])
+    known = with_all_images(over_seeds, {"m0": answers(rows["m0"])})
+    assert known == list(over_seeds)  # nothing to pair with
+    if design == "the same images":
+        assert together[0].half_width() > 1.1 * over_seeds[0].half_width()
 
 
 def test_images_that_no_two_seeds_share_add_nothing():

@@ -24,6 +24,7 @@ from opbench.targets import TARGETS, Group, Groups, NotMeasured, promised, ratio
 from tpbench.errors import UsageError
 from tpbench.record import replace_text
 from tpbench.report.layout import fixed, significant
+from tpbench.report.markdown import table
 
 PLACE = ("kind", "model", "tokens", "share", "k", "batch", "dtype")
 CEILINGS = ("copy", "matmul")
@@ -121,11 +122,6 @@ def markdown(run: Run) -> str:
         body = list(part(found))
         lines += [f"## {title}", "", *body] if body else []
     return "\n".join(lines)
-
-
-def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rule = [":--"] + ["--:"] * (len(heads) - 1)
-    return [f"| {' | '.join(line)} |" for line in (heads, rule, *body)] + [""]
 
 
 def number(value: float | None) -> str:

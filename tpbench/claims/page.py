@@ -17,6 +17,7 @@ from tpbench.claims.study import Study
 from tpbench.claims.summary import measured, sentences
 from tpbench.claims.verdict import Reading, Rule
 from tpbench.record import replace_text
+from tpbench.report.markdown import table
 
 INTRODUCTION = """Made by `python -m tpbench claims` from records alone. The paper is Token Pooling in Vision
 Transformers (Marin et al., WACV 2023); its numbers are for DeiT on ImageNet.
@@ -140,5 +141,4 @@ def ruled(rule: Rule) -> str:
 
 
 def _table(rows: list[list[str]]) -> list[str]:
-    lines = [list(HEADS), [":--"] * len(HEADS), *([text.replace("|", r"\|") for text in texts] for texts in rows)]
-    return [f"| {' | '.join(texts)} |" for texts in lines] + [""]
+    return table(HEADS, [[text.replace("|", r"\|") for text in texts] for texts in rows], left=len(HEADS))

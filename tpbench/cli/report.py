@@ -32,5 +32,5 @@ def act(arguments: argparse.Namespace) -> int:
 
     from tpbench.record import Store
 
-    terminal.show(frame.comparison(frame.cells(Store.of(arguments.folder))), Console(), arguments.by)
+    terminal.show(frame.compare(Store.of(arguments.folder)), Console(), arguments.by)
     return code

@@ -167,7 +167,7 @@ def show(records: Sequence[Record], out: Path) -> None:
     from tpbench.report import frame, terminal, write
 
     write.write(out)
-    terminal.show(frame.comparison(frame.cells(records)), Console())
+    terminal.show(frame.compare(records), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
 
 

@@ -7,16 +7,29 @@ both groupings, so that a winner by MACs that loses by latency is seen. Places a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import floor, isnan
 from typing import NamedTuple
 
 import pandas as pd
 
-from tpbench.report.frame import batch_sizes
-from tpbench.report.layout import Column, Row, fixed, plus_minus, tokens
+from tpbench.report.columns import chosen
+from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.layout import Row
 
 WIDTH = 0.1  # of a band, as a share of the unreduced model's cost
+
+
+class Shown(NamedTuple):
+    """A column of a grouped table: a declared one, or a place."""
+
+    head: str
+    unit: str
+    text: Callable[[Row], str]
+
+    @property
+    def heading(self) -> str:
+        return ", ".join(filter(None, (self.head, self.unit)))
 
 
 class Axis(NamedTuple):
@@ -35,66 +48,57 @@ def axes(frame: pd.DataFrame) -> dict[str, Axis]:
     return {axis.name: axis for axis in found}
 
 
-def banded(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, list[Row]]]:
+def banded(comparison: Comparison, by: str) -> Iterator[tuple[str, list[Row]]]:
     """(title, rows) of one machine's comparison, from the cheapest band on; the most accurate row first.
 
     Rows carry `places`: for every axis (place, methods in its band there).
     """
-    every, rows = axes(frame), [row for row in frame.to_dict("records") if not row["unreduced"] and _known(row)]
-    bands = {name: _bands(rows, axis) for name, axis in every.items()}
+    every = axes(comparison.frame)
+    top1 = comparison.top1
+    rows = [row for row in comparison.rows if not row["unreduced"] and _known(row, top1)]
+    bands = {name: _bands(rows, axis, top1) for name, axis in every.items()}
     for band in sorted(bands[by]):
-        best = sorted(bands[by][band].values(), key=lambda row: -accuracy(row))
+        best = sorted(bands[by][band].values(), key=lambda row: -row[top1])
         low, high = (band - 0.5) * WIDTH, (band + 0.5) * WIDTH
         title = f"{low:.0%} to {high:.0%} of the unreduced model's {every[by].what}"
-        yield title, [row | {"places": {name: _place(row, bands[name], every[name]) for name in every}} for row in best]
+        places = [{name: _place(row, bands[name], every[name], top1) for name in every} for row in best]
+        yield title, [row | {"places": own} for row, own in zip(best, places)]
 
 
-def accuracy(row: Row) -> float:
-    """Fine-tuned top-1, or off the shelf where nothing was fine-tuned; percent."""
-    tuned = row["fine_tuned_top1_percent"]
-    return row["off_the_shelf_top1_percent"] if isnan(tuned) else tuned
-
-
-def columns(frame: pd.DataFrame) -> list[Column]:
+def columns(frame: pd.DataFrame) -> list[Shown]:
     """The columns of a grouped table."""
-    every = axes(frame)
-    clock = every.get("latency")
-    shown = [
-        Column("Method", "", lambda row: row["method"]),
-        Column("Schedule", "", lambda row: row["schedule"]),
-        Column("Tokens", "kept", tokens),
-        Column("MACs", "% of base", lambda row: fixed(100 * row["macs_share"], 1)),
-        Column("Off the shelf", "top-1 %", lambda row: plus_minus(row, "off_the_shelf_top1_percent")),
-        Column("Fine-tuned", "top-1 %", lambda row: plus_minus(row, "fine_tuned_top1_percent")),
+    names = ["method", "schedule", "tokens_achieved", "macs_share"]
+    names += [axis.column for name, axis in axes(frame).items() if name == "latency"]
+    names += ["off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
+    declared = [Shown(c.head, c.unit, c.text) for c in chosen(names, batch_sizes(frame))]
+    places = [
+        Shown("Place", f"by {name}", lambda row, name=name: _ordinal(row["places"][name])) for name in axes(frame)
     ]
-    if clock:
-        shown.insert(4, Column("Time", "% of base", lambda row: fixed(100 * row[clock.column], 1)))
-    places = [Column("Place", f"by {name}", lambda row, name=name: _ordinal(row["places"][name])) for name in every]
-    return shown + places
+    return declared + places
 
 
-def _known(row: Row) -> bool:
-    return not isnan(row["macs_share"]) and not isnan(accuracy(row))
+def _known(row: Row, top1: str) -> bool:
+    return not isnan(row["macs_share"]) and not isnan(row[top1])
 
 
 def _band(row: Row, axis: Axis) -> int:
     return floor(row[axis.column] / WIDTH + 0.5)
 
 
-def _bands(rows: list[Row], axis: Axis) -> dict[int, dict[str, Row]]:
+def _bands(rows: list[Row], axis: Axis, top1: str) -> dict[int, dict[str, Row]]:
     """The most accurate row of every method in every band."""
     bands: dict[int, dict[str, Row]] = {}
-    for row in sorted(rows, key=accuracy):
+    for row in sorted(rows, key=lambda row: row[top1]):
         if not isnan(row[axis.column]):
             bands.setdefault(_band(row, axis), {})[row["method"]] = row
     return bands
 
 
-def _place(row: Row, bands: dict[int, dict[str, Row]], axis: Axis) -> tuple[int, int] | None:
+def _place(row: Row, bands: dict[int, dict[str, Row]], axis: Axis, top1: str) -> tuple[int, int] | None:
     if isnan(row[axis.column]):
         return None
     rivals = bands[_band(row, axis)]
-    above = sum(accuracy(other) > accuracy(row) for method, other in rivals.items() if method != row["method"])
+    above = sum(other[top1] > row[top1] for method, other in rivals.items() if method != row["method"])
     return 1 + above, len(rivals)
 
 

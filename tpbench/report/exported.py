@@ -9,6 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from tpbench.record import replace_text
+from tpbench.report.markdown import table
 
 NOTE = """\
 yes: the result gives the eager model's logits on images it was not made from (largest difference in brackets, as a
@@ -34,12 +35,12 @@ def markdown(survey: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", *survey["packages"]))
     lines = ["# Compiling and exporting", ""]
     lines += [f"`{survey['model']}` reduced at `{survey['schedule']}`, float32 on a CPU; {versions}.", "", NOTE, ""]
-    lines += [f"| Method | {' | '.join(routes)} |", f"| :-- |{' :-- |' * len(routes)}"]
-    lines += [f"| {name} | {' | '.join(map(cell, by.values()))} |" for name, by in survey["methods"].items()]
+    rows = [[name, *map(cell, by.values())] for name, by in survey["methods"].items()]
+    lines += table(["Method", *routes], rows, left=1 + len(routes))
     reasons = list(why_not(survey))
     if reasons:
-        lines += ["", "## Why not", "", *reasons]
-    return "\n".join([*lines, ""])
+        lines += ["## Why not", "", *reasons, ""]
+    return "\n".join(lines)
 
 
 def cell(outcome: Mapping[str, Any]) -> str:

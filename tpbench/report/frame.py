@@ -1,8 +1,10 @@
 """Records as data frames. Nothing is rounded here, and machines are never mixed.
 
-cells(records)       one row per record, in the record's own units: shares, seconds, bytes, MACs
-comparison(cells)    one row per machine, schedule and method, over seeds; see columns.py
-pairs(cells)         one row per machine, schedule and two methods: their difference, paired by seed
+compare(records)     one Comparison for every machine, with
+    .cells           one row per record, in the record's own units: shares, seconds, bytes, MACs
+    .frame           one row per schedule and method, over seeds; see columns.py
+    .pairs           one row per schedule and two methods: their difference
+    .tables          the statistics of every schedule
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from itertools import combinations, pairwise
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from math import nan
 from statistics import median
 from typing import Any
@@ -19,14 +23,76 @@ import pandas as pd
 
 from tpbench.errors import UsageError
 from tpbench.record import Record
-from tpbench.report import columns, published
-from tpbench.report.interval import interval, percentile_95
+from tpbench.report import columns
+from tpbench.report.column import Cell, Source
+from tpbench.report.contrast import Contrast, declared
+from tpbench.report.families import Rate, holm, null_rate
+from tpbench.report.interval import percentile_95
+from tpbench.report.layout import Row
+from tpbench.report.standings import Standings, judged, standings
 
-GIGA = 1e9
-MIB = 2**20
 IDENTITY = ("machine", "recipe", "recipe_digest", "schedule", "method", "title", "unreduced", "site", "count")
 
-Place = tuple[str, str, str]  # machine, schedule, method
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What the records of one machine say. tables: the statistics by schedule, in the frame's order."""
+
+    machine: str
+    records: list[Record]
+    contrast: Contrast
+    by: str  # the accuracy that rows are compared by: "fine_tuned" or "off_the_shelf"
+    cells: pd.DataFrame
+    frame: pd.DataFrame
+    pairs: pd.DataFrame
+    tables: dict[str, Standings]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The frame's rows as dictionaries."""
+        return self.frame.to_dict("records")
+
+    @property
+    def top1(self) -> str:
+        """The column of the accuracy that rows are compared by."""
+        return f"{self.by}_top1_percent"
+
+    @property
+    def null_rate(self) -> Rate:
+        """How often the statistics call two fine-tunings of one method a difference, over all schedules."""
+        return null_rate(null.difference for table in self.tables.values() for null in table.nulls.values())
+
+
+def compare(records: Iterable[Record], contrast: Contrast | None = None) -> list[Comparison]:
+    """One comparison for every machine. contrast: what is compared; that of the records' recipe by default."""
+    return [_compared(machine, own, contrast) for machine, own in by_machine(records).items()]
+
+
+def _compared(machine: str, records: list[Record], contrast: Contrast | None) -> Comparison:
+    contrast = contrast or declared(records[0].recipe)
+    by = judged(records)
+    base = [record for record in records if record.unreduced]
+    schedules: dict[str, list[Record]] = {}
+    for record in records:
+        if not record.unreduced:
+            schedules.setdefault(record.schedule, []).append(record)
+    tables = {schedule: standings(schedule, base + own, by, contrast) for schedule, own in schedules.items()}
+    if not tables:
+        tables = {record.schedule: standings(record.schedule, base, by, contrast) for record in base[:1]}
+    rows = [cell(record) for record in records]
+    cells = pd.DataFrame(rows)
+    frame = comparison(rows, tables, by, batch_sizes(cells))
+    order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
+    return Comparison(
+        machine=machine,
+        records=records,
+        contrast=contrast,
+        by=by,
+        cells=cells,
+        frame=frame,
+        pairs=pairs(machine, tables),
+        tables={schedule: tables[schedule] for schedule in order},
+    )
 
 
 def by_machine(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -55,14 +121,12 @@ def _refuse_mixture(machine: str, records: list[Record]) -> None:
 # ------------------------------------------------------------------------------------------ one record
 
 
-def cells(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per record. The numbers of a failed record are blank and its `error` says why."""
-    return pd.DataFrame([_cell(record) for own in by_machine(records).values() for record in own])
-
-
-def _cell(record: Record) -> dict[str, Any]:
+def cell(record: Record) -> Cell:
+    """A record as one row. The numbers of a failed record are blank and its `error` says why."""
     row = {name: getattr(record, name) for name in IDENTITY}
     row |= {"seed": record.seed, "config": json.dumps(record.config, sort_keys=True), "error": ""}
+    row |= {"new_parameters": record.new_parameters, "teacher": record.teacher}
+    row["tuned"] = ", ".join(f"{line}={value:g}" for line, value in sorted(record.finetune.items()))
     if record.error is not None:
         row["error"] = " ".join(record.error.split()) or "no reason given"
         record = Record("", "", "", "", "", 0)  # whose measurements are all blank
@@ -118,155 +182,55 @@ def batch_sizes(frame: pd.DataFrame) -> list[int]:
 # ------------------------------------------------------------------------------------------ over seeds
 
 
-def pairs(cells: pd.DataFrame) -> pd.DataFrame:
-    """Fine-tuned top-1 of method a minus method b, in points, paired by seed; any two methods once."""
+def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
+    """Two methods of a schedule a row: their difference in points."""
     rows = []
-    for (machine, schedule), group in cells[~cells["unreduced"]].groupby(["machine", "schedule"]):
-        top1 = {method: _by_seed(own) for method, own in group.groupby("method")}
-        for a, b in combinations(sorted(top1), 2):
-            rows.append((machine, schedule, a, b, *interval(top1[a] - top1[b])))
-    return pd.DataFrame(rows, columns=list(columns.PAIR_MEANINGS))
+    for schedule, table in tables.items():
+        adjusted = holm([pair.p_value() for pair in table.pairs])
+        for pair, p in zip(table.pairs, adjusted):
+            rows.append([machine, schedule, *(column.value(pair, p) for column in columns.PAIRS)])
+    return pd.DataFrame(rows, columns=["machine", "schedule", *(column.name for column in columns.PAIRS)])
 
 
-def _by_seed(cells: pd.DataFrame) -> pd.Series:
-    """Fine-tuned top-1 in percent by seed. Subtracting two of these pairs them."""
-    return 100 * cells.set_index("seed")["fine_tuned_top1"].astype(float)
-
-
-def comparison(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per machine, schedule and method: base, then schedules from costly to cheap, then ranks."""
+def comparison(cells: Sequence[Cell], tables: dict[str, Standings], by: str, batches: Sequence[int]) -> pd.DataFrame:
+    """One row per schedule and method of one machine: base, then schedules from costly to cheap."""
+    grouped: dict[tuple[str, str], list[Cell]] = {}
+    for one in cells:
+        grouped.setdefault((one["schedule"], one["method"]), []).append(one)
+    for one in cells:
+        _fill(one, batches)
+    seeds = len({one["seed"] for one in cells})
+    declared_columns = columns.all_columns(batches)
     rows = []
-    for _, machine in cells.groupby("machine"):
-        base = _by_seed(machine[machine["unreduced"]])
-        for _, group in machine.groupby(["schedule", "method"]):
-            row = _identity(group, machine["seed"].nunique()) | _cost(group) | _accuracy(group, base)
-            rows.append(row | _speed(group, batch_sizes(machine), row["macs_share"]) | _rest(group))
-    frame = _ranked(pd.DataFrame(rows), pairs(cells))
-    return _ordered(frame).reindex(columns=columns.names(batch_sizes(cells)))
+    for (schedule, _), own in grouped.items():
+        table = tables[schedule] if schedule in tables else _widest(tables, own[0]["method"], by)
+        source = Source(own, table, batches, seeds)
+        rows.append({column.name: column.value(source) for column in declared_columns})
+    frame = pd.DataFrame(rows, columns=[column.name for column in declared_columns])
+    ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}
+    return _ordered(frame.assign(**ranks), by)
 
 
-def _identity(group: pd.DataFrame, seeds_expected: int) -> dict[str, Any]:
-    row = {name: group[name].iloc[0] for name in IDENTITY}
-    return row | {"seeds": int((group["error"] == "").sum()), "seeds_expected": seeds_expected}
-
-
-def _cost(group: pd.DataFrame) -> dict[str, Any]:
-    share = _mean(group, "macs_total", over="macs_unreduced")
-    paper = published.nearest(group["method"].iloc[0], share)
-    return {
-        "tokens_requested": _spans(group["tokens_requested"]),
-        "tokens_achieved": _spans(group["tokens_achieved"]),
-        "tokens_live": _means(group["tokens_live"]),
-        "gmacs": _mean(group, "macs_total") / GIGA,
-        "macs_share": share,
-        "live_macs_share": _mean(group, "macs_live", over="macs_unreduced"),
-        "reducer_share": _mean(group, "macs_reducers", over="macs_total"),
-        "paper_top1": paper.top1,
-        "paper_share": paper.share,
-        "paper_source": paper.source,
-    }
-
-
-def _mean(group: pd.DataFrame, name: str, over: str | None = None) -> float:
-    """The mean over seeds of a column, or of its ratio to another; NaN where nothing was measured."""
-    values = group[name].astype(float)
-    return interval(values if over is None else values / group[over].astype(float)).mean
-
-
-def _spans(texts: Iterable[str]) -> str:
-    """Token counts over seeds: "45,31" and "44,31" become "44-45,31"."""
-    lists = [[int(count) for count in text.split(",")] for text in texts if text]
-    if len({len(counts) for counts in lists}) > 1:
-        return " or ".join(dict.fromkeys(_listed(counts) for counts in lists))
-    limits = [(min(counts), max(counts)) for counts in zip(*lists)]
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in limits)
-
-
-def _means(texts: Iterable[str]) -> str:
-    """Mean token counts over seeds, to a tenth: "45.1,30.8"."""
-    lists = [[float(count) for count in text.split(",")] for text in texts if text]
-    return ",".join(f"{sum(counts) / len(counts):.1f}" for counts in zip(*lists))
-
-
-def _accuracy(group: pd.DataFrame, base: pd.Series) -> dict[str, float]:
-    names = {
-        "off_the_shelf_top1_percent": 100 * group["off_the_shelf_top1"].astype(float),
-        "fine_tuned_top1_percent": 100 * group["fine_tuned_top1"].astype(float),
-        "base_difference_points": [] if group["unreduced"].any() else _by_seed(group) - base,
-    }
-    row: dict[str, float] = {}
-    for name, values in names.items():
-        stem = name.removesuffix("_top1_percent").removesuffix("_points")
-        row[name], row[f"{stem}_half_width_points"], row[f"{stem}_seeds"] = interval(values)
-    return row
-
-
-def _speed(group: pd.DataFrame, batches: list[int], macs_share: float) -> dict[str, float]:
-    """Milliseconds by batch size; the speed-up at the largest beside the one that MACs promise."""
-    row: dict[str, float] = {"largest_batch": max(batches, default=nan), "speedup_promised": 1 / macs_share}
+def _fill(one: Cell, batches: Sequence[int]) -> None:
+    """Blanks for the batch sizes at which a record was not measured."""
     for batch in batches:
-        name = f"latency_b{batch}"
-        row[f"{name}_median_ms"] = median_ms = 1e3 * _mean(group, f"{name}_median_seconds")
-        row[f"{name}_p95_ms"] = 1e3 * _mean(group, f"{name}_p95_seconds")
-        row[f"{name}_ratio"] = _mean(group, f"{name}_ratio")
-        row["speedup_reached"] = 1 / row[f"{name}_ratio"]
-        row["speedup_share_reached"] = row["speedup_reached"] / row["speedup_promised"]
-        row["images_per_second"] = 1e3 * batch / median_ms
-    return row
+        for quantity in ("median_seconds", "p95_seconds", "ratio"):
+            one.setdefault(f"latency_b{batch}_{quantity}", nan)
 
 
-def _rest(group: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "peak_memory_mib": _mean(group, "peak_memory_bytes_reduced") / MIB,
-        "unreduced_peak_memory_mib": _mean(group, "peak_memory_bytes_unreduced") / MIB,
-        "fine_tuning_seconds": _mean(group, "training_seconds"),
-        "images_trained": _mean(group, "training_images"),
-        "training_images_per_second": _mean(group, "training_images_per_second"),
-        "training_outside_model_share": _mean(group, "training_outside_model_share"),
-        "images_evaluated": _mean(group, "test_images"),
-        "error": _reasons(group[group["error"] != ""], len(group)),
-    }
+def _widest(tables: dict[str, Standings], base: str, by: str) -> Standings:
+    """The table with the widest interval for the base, which stands in all of them."""
+
+    def half_width(table: Standings) -> float:
+        mean = table.means.get(by, {}).get(base)
+        return mean.half_width() if mean is not None and mean.known else -1.0
+
+    return max(tables.values(), key=half_width)
 
 
-def _reasons(failed: pd.DataFrame, seeds: int) -> str:
-    """Why seeds failed: the one reason if all failed for it, or seed by seed."""
-    if len(failed) == seeds and failed["error"].nunique() == 1:
-        return failed["error"].iloc[0]
-    return "; ".join(f"seed {seed}: {reason}" for seed, reason in zip(failed["seed"], failed["error"]))
-
-
-# ------------------------------------------------------------------------------------------ ranks and order
-
-
-def _ranked(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `rank`, `rank_worst` and `stands_alone`. No rank for the base, and none below 2 seeds."""
-    above, places = _separations(pairs), list(zip(frame["machine"], frame["schedule"], frame["method"]))
-    tuned = [place for place, base, n in zip(places, frame["unreduced"], frame["fine_tuned_seeds"]) if n and not base]
-    ranks, worst, alone = [], [], []
-    for place, n in zip(places, frame["fine_tuned_seeds"]):
-        rivals = [other for other in tuned if other[:2] == place[:2] and other != place]
-        ranked = n >= 2 and place in tuned
-        ranks.append(1 + sum((other, place) in above for other in rivals) if ranked else pd.NA)
-        worst.append(1 + sum((place, other) not in above for other in rivals) if ranked else pd.NA)
-        alone.append(bool(ranked and rivals) and all((place, other) in above for other in rivals))
-    whole = {"rank": pd.array(ranks, dtype="Int64"), "rank_worst": pd.array(worst, dtype="Int64")}
-    return frame.assign(**whole, stands_alone=alone)
-
-
-def _separations(pairs: pd.DataFrame) -> set[tuple[Place, Place]]:
-    """(upper, lower) for any two methods whose paired interval lies wholly on one side of zero."""
-    found = set()
-    for machine, schedule, a, b, difference, half_width, _ in pairs.itertuples(index=False):
-        if abs(difference) > half_width:  # never so with NaN, that is below 2 pairs
-            upper, lower = (a, b) if difference > 0 else (b, a)
-            found.add(((machine, schedule, upper), (machine, schedule, lower)))
-    return found
-
-
-def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Machine, base, schedules by falling mean share of MACs, then methods by falling accuracy."""
-    cost = -frame.groupby(["machine", "schedule"])["macs_share"].transform("mean")
-    accuracy = frame["fine_tuned_top1_percent"].fillna(frame["off_the_shelf_top1_percent"])
-    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-accuracy)
-    order = keys.sort_values(["machine", "reduced", "cost", "schedule", "loss", "method"]).index
+def _ordered(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Base, schedules by falling mean share of MACs, then methods by falling accuracy."""
+    cost = -frame.groupby("schedule")["macs_share"].transform("mean")
+    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-frame[f"{by}_top1_percent"])
+    order = keys.sort_values(["reduced", "cost", "schedule", "loss", "method"]).index
     return frame.loc[order].reset_index(drop=True)

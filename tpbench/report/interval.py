@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -27,6 +28,7 @@ def interval(values: Iterable[float]) -> Interval:
     return Interval(fmean(known), t * stdev(known) / sqrt(len(known)), len(known))
 
 
+@cache
 def t_quantile(df: float, p: float) -> float:
     """The value that Student's t with `df` degrees of freedom stays below with probability p."""
     from scipy.special import stdtrit  # scipy.stats takes far longer to import

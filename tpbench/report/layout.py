@@ -1,89 +1,18 @@
-"""The columns of readable tables: their headings with units, and how a row's numbers are rounded into text."""
+"""How the numbers of a row are rounded into text, and how rows are grouped into tables."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from math import floor, log10
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from tpbench.report.frame import batch_sizes
-
 LONG_LIST = 4  # longer lists of token counts are shown by their ends
-NOTE = (
-    "Top-1 in percent, differences in percentage points; ± is the half-width of the 95 % interval over seeds "
-    "(Student's t), absent with one seed. Differences to the base are paired by seed, the base fine-tuned equally "
-    "long. A rank is the range of places that paired intervals leave; bold separates from every other method. "
-    "Times are medians (95th percentile) of one forward pass; MACs promise a speed-up, the clock shows another. The "
-    "paper's numbers are for DeiT-S on ImageNet, at a share of MACs at most 5 points away."
-)
+NEW_PARAMETERS, TEACHER = "†", "‡"  # marks of a row
 
 Row = dict[str, Any]
-
-
-class Column(NamedTuple):
-    """One column of a readable table."""
-
-    head: str
-    unit: str  # the heading's second line
-    text: Callable[[Row], str]
-    narrow: bool = True  # whether it is also in LaTeX, where a line holds 500 points
-
-
-def accuracy() -> list[Column]:
-    """What is kept, what it costs in MACs, and what is left of the accuracy."""
-    return [
-        Column("Method", "", lambda row: row["method"]),
-        Column("Tokens", "kept", tokens),
-        Column("GMACs", "per image", lambda row: significant(row["gmacs"], 4)),
-        Column("MACs", "% of base", _macs),
-        Column("Reducer", "% of MACs", lambda row: fixed(100 * row["reducer_share"], 2), narrow=False),
-        Column("Off the shelf", "top-1 %", lambda row: plus_minus(row, "off_the_shelf_top1_percent")),
-        Column("Fine-tuned", "top-1 %", lambda row: plus_minus(row, "fine_tuned_top1_percent")),
-        Column("To base", "points", lambda row: plus_minus(row, "base_difference_points", "+")),
-        Column("Seeds", "", _seeds),
-        Column("Rank", "", rank),
-        Column("Paper", "top-1 %", lambda row: fixed(row["paper_top1"], 2)),
-        Column("Paper", "MACs, % of base", lambda row: fixed(100 * row["paper_share"], 1), narrow=False),
-    ]
-
-
-def cost(frame: pd.DataFrame) -> list[Column]:
-    """What the clock and the memory say."""
-    batches = batch_sizes(frame)
-    largest = f"batch {max(batches)}" if batches else "largest batch"
-    return [
-        Column("Method", "", lambda row: row["method"]),
-        *(Column(f"Batch {batch}", "ms (p95)", latency(batch)) for batch in batches),
-        *(Column(f"Batch {batch}", "time, % of base", _ratio(batch), narrow=False) for batch in batches),
-        Column("Speed-up", "promised", lambda row: fixed(row["speedup_promised"], 2)),
-        Column("Speed-up", f"at {largest}", lambda row: fixed(row["speedup_reached"], 2)),
-        Column("Reached", "% of promised", lambda row: fixed(100 * row["speedup_share_reached"], 0), narrow=False),
-        Column("Images/s", f"at {largest}", lambda row: significant(row["images_per_second"], 3)),
-        Column("Peak memory", "MiB", lambda row: significant(row["peak_memory_mib"], 3)),
-        Column("Base's peak", "MiB", lambda row: significant(row["unreduced_peak_memory_mib"], 3), narrow=False),
-        Column("Fine-tuning", "s", lambda row: significant(row["fine_tuning_seconds"], 3)),
-        Column("Fine-tuning", "images/s", lambda row: significant(row["training_images_per_second"], 3), narrow=False),
-    ]
-
-
-def terminal(frame: pd.DataFrame) -> list[Column]:
-    """A selection for 120 characters."""
-    batches = batch_sizes(frame)
-    return [
-        Column("method", "", lambda row: row["method"]),
-        Column("tokens", "", lambda row: failure(row).partition(":")[0] or _shown(row)),
-        Column("GMACs", "", lambda row: significant(row["gmacs"], 3)),
-        Column("MACs", "%", lambda row: fixed(100 * row["macs_share"], 1)),
-        Column("off the", "shelf %", lambda row: fixed(row["off_the_shelf_top1_percent"], 2)),
-        Column("fine-tuned", "%", lambda row: plus_minus(row, "fine_tuned_top1_percent", gap="")),
-        Column("to base", "points", lambda row: plus_minus(row, "base_difference_points", "+", gap="")),
-        *(Column("ms at", f"b {batch}", latency(batch, p95=False)) for batch in sorted({*batches[:1], *batches[-1:]})),
-        Column("speed-up", "(promised)", _speedup),
-        Column("rank", "", rank),
-    ]
 
 
 # ------------------------------------------------------------------------------------------ numbers as text
@@ -101,16 +30,74 @@ def significant(value: float, digits: int) -> str:
     return fixed(value, max(0, digits - 1 - floor(log10(abs(value)))))
 
 
-def plus_minus(row: Row, name: str, sign: str = "", gap: str = " ") -> str:
-    """mean ± half-width, two decimals; the mean alone where there is no interval."""
-    half_width = row[re.sub("(_top1_percent|_points)$", "_half_width_points", name)]
-    return fixed(row[name], 2, sign) + ("" if pd.isna(half_width) else f" ±{gap}{half_width:.2f}")
+def as_fixed(name: str, decimals: int, scale: float = 1.0) -> Callable[[Row], str]:
+    """A column's text: its number times a scale, with so many decimals."""
+    return lambda row: fixed(scale * row[name], decimals)
+
+
+def as_significant(name: str, digits: int) -> Callable[[Row], str]:
+    """A column's text: its number with so many significant digits."""
+    return lambda row: significant(row[name], digits)
+
+
+def as_interval(name: str, sign: str = "") -> Callable[[Row], str]:
+    """A column's text: mean ± half-width."""
+    return lambda row: plus_minus(row, name, sign)
+
+
+def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
+    """The same to a tenth: "95.6 ±0.8"; "99.1 +0.9-1.2" where 100 % cuts the interval."""
+
+    def text(row: Row) -> str:
+        mean, half_width = row[name], row[half_width_of(name)]
+        if pd.isna(half_width):
+            return fixed(mean, 1, sign)
+        low, high = _ends(row, name)
+        if _cut(row, name):
+            return f"{fixed(mean, 1, sign)} +{fixed(high - mean, 1)}-{fixed(mean - low, 1)}"
+        return f"{fixed(mean, 1, sign)} ±{fixed(half_width, 1)}"
+
+    return text
+
+
+def plus_minus(row: Row, name: str, sign: str = "") -> str:
+    """mean ± half-width; the mean alone where there is no interval; the ends where 0 or 100 % cuts the interval."""
+    mean, half_width = row[name], row[half_width_of(name)]
+    if pd.isna(half_width):
+        return fixed(mean, 2, sign)
+    low, high = _ends(row, name)
+    if _cut(row, name):
+        return f"{fixed(mean, 2)} [{fixed(low, 2)}, {fixed(high, 2)}]"
+    return f"{fixed(mean, 2, sign)} ± {fixed(half_width, 2)}"
+
+
+def _ends(row: Row, name: str) -> tuple[float, float]:
+    """The ends of an interval; those of a share of images lie within [0, 100] percent."""
+    mean, half_width = row[name], row[half_width_of(name)]
+    if _cut(row, name):
+        return max(0.0, mean - half_width), min(100.0, mean + half_width)
+    return mean - half_width, mean + half_width
+
+
+def _cut(row: Row, name: str) -> bool:
+    return name.endswith("_percent") and not row[half_width_of(name)] <= row[name] <= 100 - row[half_width_of(name)]
+
+
+def half_width_of(name: str) -> str:
+    """The column of a mean's half-width."""
+    return re.sub("(_top1_percent|_points)$", "_half_width_points", name)
 
 
 def rank(row: Row) -> str:
-    """The best and the worst place that a row's paired intervals leave it: "2-5"."""
+    """The best and the worst place that the data leave a row: "2-5"."""
     best, worst = fixed(row["rank"], 0), fixed(row["rank_worst"], 0)
     return best if best == worst else f"{best}-{worst}"
+
+
+def marked(row: Row) -> str:
+    """The method's name with its marks."""
+    marks = [(NEW_PARAMETERS, row["new_parameters"] > 0), (TEACHER, row["teacher"])]
+    return row["method"] + "".join(mark for mark, holds in marks if holds)
 
 
 def tokens(row: Row) -> str:
@@ -125,15 +112,10 @@ def _achieved(row: Row) -> str:
     return "all" if row["unreduced"] or row["count"] == "masked" else brief(row["tokens_achieved"])
 
 
-def _macs(row: Row) -> str:
+def macs(row: Row) -> str:
     """Share of MACs, and what it would be without the tokens that are padding or hidden."""
     live = fixed(100 * row["live_macs_share"], 1)
     return fixed(100 * row["macs_share"], 1) + (f" ({live} live)" if live else "")
-
-
-def _shown(row: Row) -> str:
-    """Achieved tokens, or those alive where none is removed."""
-    return f"{brief(row['tokens_live'])} live" if row["count"] == "masked" else _achieved(row)
 
 
 def brief(counts: str) -> str:
@@ -142,26 +124,18 @@ def brief(counts: str) -> str:
     return counts if len(listed) <= LONG_LIST else f"{listed[0]}..{listed[-1]} ({len(listed)})"
 
 
-def latency(batch: int, p95: bool = True) -> Callable[[Row], str]:
+def latency(batch: int | str) -> Callable[[Row], str]:
     """Milliseconds at a batch size: median (95th percentile)."""
 
     def text(row: Row) -> str:
         middle, late = (significant(row[f"latency_b{batch}_{name}_ms"], 3) for name in ("median", "p95"))
-        return f"{middle} ({late})" if middle and p95 else middle
+        return f"{middle} ({late})" if middle else middle
 
     return text
 
 
-def _ratio(batch: int) -> Callable[[Row], str]:
-    return lambda row: fixed(100 * row[f"latency_b{batch}_ratio"], 1)
-
-
-def _speedup(row: Row) -> str:
-    promised = fixed(row["speedup_promised"], 2)
-    return " ".join(filter(None, (fixed(row["speedup_reached"], 2), promised and f"({promised})")))
-
-
-def _seeds(row: Row) -> str:
+def seeds(row: Row) -> str:
+    """Seeds measured, and how many there should be where some failed."""
     n, expected = row["seeds"], row["seeds_expected"]
     return str(n) if n == expected else f"{n} of {expected}"
 
@@ -169,27 +143,34 @@ def _seeds(row: Row) -> str:
 # ------------------------------------------------------------------------------------------ groups and holes
 
 
-def groups(frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
-    """(schedule, rows) in the frame's order: the base under its own first."""
-    for schedule, group in frame.groupby("schedule", sort=False):
-        yield schedule, group.to_dict("records")
+def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """(schedule, rows) in the rows' order: the base under its own first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["schedule"], []).append(row)
+    return list(found.items())
 
 
-def sections(frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
+def sections(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
     """(schedule, rows) with the base on top of every schedule's rows; the base alone if there is nothing else."""
-    base, reduced = frame[frame["unreduced"]], frame[~frame["unreduced"]]
-    for schedule, rows in groups(base if reduced.empty else reduced):
-        yield schedule, rows if reduced.empty else base.to_dict("records") + rows
+    rows = list(rows)
+    base = [row for row in rows if row["unreduced"]]
+    reduced = [row for row in rows if not row["unreduced"]]
+    if not reduced:
+        return groups(base)
+    return [(schedule, base + own) for schedule, own in groups(reduced)]
 
 
 def failure(row: Row) -> str:
     """What a row without numbers says instead of them; nothing for the others."""
     if row["seeds"]:
         return ""
+    if row["count"] == "masked":
+        return "saves nothing: it hides tokens and removes none, so that it meets no budget of cost"
     return row["error"] if row["error"].startswith("unreachable: ") else f"failed: {row['error']}"
 
 
-def left_out(frame: pd.DataFrame) -> list[str]:
+def left_out(rows: Iterable[Row]) -> list[str]:
     """Rows of which some seeds failed, in words."""
-    rows = frame[(frame["seeds"] > 0) & (frame["error"] != "")].to_dict("records")
-    return [f"{row['method']}, {row['schedule']}: {row['error']}" for row in rows]
+    failed = [row for row in rows if row["seeds"] > 0 and row["error"]]
+    return [f"{row['method']}, {row['schedule']}: {row['error']}" for row in failed]

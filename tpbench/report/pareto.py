@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from tpbench.record import replace_bytes
-from tpbench.report.frame import batch_sizes
+from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.layout import half_width_of
+from tpbench.report.methods import FAMILIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4B1E")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK, GREY, FAINT = "#222222", "#777777", "#C9CDD2"
-LEGEND_COLUMNS = 6
+EMPHASISED = 8  # methods with a name of their own
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -36,30 +37,34 @@ STYLE = {
 
 
 class Axis(NamedTuple):
-    """A column of the comparison, what to call it, and the column of its interval's half-width."""
+    """A column of the comparison, and what to call it."""
 
     name: str
     label: str
-    half_width: str = ""
 
 
-def draw(frame: pd.DataFrame, path: Path, methods: Sequence[str] = ()) -> Path:
-    """One machine's comparison as a PNG. `methods` fixes who has which colour, so that figures agree."""
+def family_colour(family: str) -> str:
+    """A family's colour in every figure; grey for what belongs to none."""
+    return dict(zip(FAMILIES, COLOURS)).get(family, GREY)
+
+
+def draw(comparison: Comparison, path: Path) -> Path:
+    """One machine's comparison as a PNG: a point a row, coloured by family, with the names of those on the fronts."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: it draws by Agg and keeps no state
 
-    looks = _looks(methods or sorted(frame.loc[~frame["unreduced"], "method"].unique()))
+    frame = comparison.frame
+    words = "fine-tuned" if comparison.by == "fine_tuned" else "off the shelf"
+    top1 = Axis(comparison.top1, f"top-1, {words} (%)")
     with rc_context(STYLE):
-        size = (11.5, 5.2 + 0.23 * ceil((len(looks) + 2) / LEGEND_COLUMNS))
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(11.5, 5.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-        top1 = _accuracy(frame)
         for panel, cost in zip(panels, _costs(frame)):
-            _panel(panel, frame, cost, top1, looks)
+            _panel(panel, comparison, cost, top1)
         panels[0].set_ylabel(top1.label)
-        _titles(frame, panels, top1)
-        _legend(figure, frame, panels, top1)
+        _titles(comparison, panels)
+        _legend(figure, panels)
         save(figure, path)
     return path
 
@@ -73,13 +78,6 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _accuracy(frame: pd.DataFrame) -> Axis:
-    """Fine-tuned top-1; off the shelf where nothing was fine-tuned."""
-    fine_tuned = frame["fine_tuned_top1_percent"].notna().any()
-    stem, words = ("fine_tuned", "fine-tuned") if fine_tuned else ("off_the_shelf", "off the shelf")
-    return Axis(f"{stem}_top1_percent", f"top-1, {words} (%)", f"{stem}_half_width_points")
-
-
 def _costs(frame: pd.DataFrame) -> tuple[Axis, Axis]:
     largest = max(batch_sizes(frame), default=None)
     at_batch = f" at batch {largest}" if largest else ""
@@ -88,44 +86,50 @@ def _costs(frame: pd.DataFrame) -> tuple[Axis, Axis]:
     return Axis("gmacs", "multiply-adds per image (GMACs)"), clock
 
 
-def _looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
-    return {
-        method: {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-        for index, method in enumerate(methods)
-    }
-
-
-def _panel(panel: Axes, frame: pd.DataFrame, cost: Axis, top1: Axis, looks: dict[str, dict[str, str]]) -> None:
+def _panel(panel: Axes, comparison: Comparison, cost: Axis, top1: Axis) -> None:
+    frame = comparison.frame
     panel.set_xlabel(cost.label)
     known = frame.dropna(subset=[cost.name, top1.name]) if cost.name in frame else frame.iloc[:0]
     if known.empty:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY)
         return
-    _front_line(panel, known, cost, top1)
-    for method, look in looks.items():
-        own = known[known["method"] == method].sort_values(cost.name)
-        bars = {"ecolor": look["color"], "alpha": 0.5 if len(looks) <= 6 else 0.22}
-        _method(panel, own[cost.name], own[top1.name], own[top1.half_width], look | {"label": method}, bars)
+    points = front(list(zip(known[cost.name], known[top1.name])))
+    look = {"color": FAINT, "linewidth": 5.5, "alpha": 0.75, "solid_capstyle": "round", "solid_joinstyle": "round"}
+    panel.plot(*zip(*points), drawstyle="steps-post", zorder=1, label="Pareto front", **look)
+    reduced = known[~known["unreduced"]]
+    for family, own in reduced.groupby("family", sort=True):
+        bars = own[half_width_of(top1.name)].fillna(0)
+        colour = family_colour(family)
+        panel.errorbar(
+            own[cost.name], own[top1.name], yerr=bars, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.25, zorder=2
+        )
+        panel.scatter(own[cost.name], own[top1.name], s=26, color=colour, edgecolor="white", label=family, zorder=3)
     for _, base in known[known["unreduced"]].iterrows():
         _base(panel, base, cost, top1)
     low, high = known[top1.name].min(), known[top1.name].max()
     margin = max(0.06 * (high - low), 0.1)
     panel.set_ylim(low - margin, high + margin)  # by the means: a wide interval may leave the frame
-    panel.margins(x=0.06)
+    panel.margins(x=0.1)
     panel.locator_params(axis="x", nbins=7)
+    _labels(panel, reduced, set(points), cost, top1, comparison.contrast.reference)
 
 
-def _front_line(panel: Axes, known: pd.DataFrame, cost: Axis, top1: Axis) -> None:
-    x, y = zip(*front(list(zip(known[cost.name], known[top1.name]))))
-    look = {"color": FAINT, "linewidth": 5.5, "alpha": 0.75, "solid_capstyle": "round", "solid_joinstyle": "round"}
-    panel.plot(x, y, drawstyle="steps-post", zorder=1, label="Pareto front", **look)
-
-
-def _method(panel: Axes, x: pd.Series, y: pd.Series, half_width: pd.Series, look: dict, bars: dict) -> None:
-    panel.errorbar(x, y, yerr=half_width.fillna(0), fmt="none", elinewidth=0.8, zorder=2, **bars)
-    size = 8 if look["marker"] in "PX" else 6.5
-    shape = {"markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6, "linewidth": 1.1}
-    panel.plot(x, y, zorder=3, alpha=0.95, **look, **shape)
+def _labels(
+    panel: Axes, rows: pd.DataFrame, points: set[tuple[float, float]], cost: Axis, top1: Axis, reference: str
+) -> None:
+    """The names of rows on the front and of the reference, each once, as far as they have room."""
+    ordered = rows.sort_values(top1.name, ascending=False)
+    on_front = [place in points for place in zip(ordered[cost.name], ordered[top1.name])]
+    named = pd.concat([ordered[ordered["method"] == reference].head(1), ordered[on_front]])
+    wide = max(panel.get_xlim()[1] - panel.get_xlim()[0], 1e-9)
+    high = max(panel.get_ylim()[1] - panel.get_ylim()[0], 1e-9)
+    taken: list[tuple[float, float]] = []
+    for row in named.drop_duplicates(subset="method").to_dict("records"):
+        x, y = row[cost.name] / wide, row[top1.name] / high
+        if len(taken) < EMPHASISED and all(abs(x - u) > 0.16 or abs(y - v) > 0.05 for u, v in taken):
+            taken.append((x, y))
+            look = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
+            panel.annotate(row["method"], (row[cost.name], row[top1.name]), color=family_colour(row["family"]), **look)
 
 
 def _base(panel: Axes, base: pd.Series, cost: Axis, top1: Axis) -> None:
@@ -134,23 +138,21 @@ def _base(panel: Axes, base: pd.Series, cost: Axis, top1: Axis) -> None:
     panel.plot(base[cost.name], base[top1.name], label=f"{base['method']} (unreduced)", zorder=4, **look)
 
 
-def _titles(frame: pd.DataFrame, panels: Sequence[Axes], top1: Axis) -> None:
+def _titles(comparison: Comparison, panels: Sequence[Axes]) -> None:
     """What was measured where, and what the bars are."""
-    seeds = frame[top1.name.replace("top1_percent", "seeds")].max()
-    bars = f"bars: 95 % intervals over {seeds} seeds, cut at the frame" if seeds > 1 else "one seed, no intervals"
-    title = f"{frame['recipe'].iloc[0]} on {frame['machine'].iloc[0]}"
+    seeds = max((table.seeds for table in comparison.tables.values()), default=0)
+    known = comparison.frame[half_width_of(comparison.top1)].notna().any()
+    bars = f"bars: 95 % intervals over {seeds} seeds, cut at the frame" if known else "too few seeds for intervals"
+    title = f"{comparison.records[0].recipe} on {comparison.machine}"
     panels[0].set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
     panels[1].set_title(bars, loc="right", fontsize=9, color=GREY, pad=10)
 
 
-def _legend(figure: Figure, frame: pd.DataFrame, panels: Sequence[Axes], top1: Axis) -> None:
-    """One legend for both panels: the front, the base, then the methods by falling mean accuracy."""
-    accuracy = frame[~frame["unreduced"]].groupby("method")[top1.name].mean()
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for both panels: the front, the families, the base."""
     entries = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels())}
-    labels = sorted(entries, key=lambda label: (-accuracy.get(label, 1e3), label))
-    if labels:
-        columns = min(LEGEND_COLUMNS, len(labels))
-        figure.legend([entries[label] for label in labels], labels, loc="outside lower center", ncols=columns)
+    if entries:
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
 
 
 def save(figure: Figure, path: Path) -> None:

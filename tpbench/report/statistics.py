@@ -15,7 +15,7 @@ the rows of a step. Where all rows scatter alike this adds at most 0.6 points to
 row that scatters twice as much often goes undetected with 5 seeds, and two such rows are called different in 13 % of
 the draws. A recipe may also declare the pool.
 
-M methods, S seeds, N measured cells
+M methods, S seeds
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from math import isnan, nan, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tpbench.errors import UsageError
 from tpbench.report.interval import LEVEL, t_quantile
+from tpbench.report.least_squares import Fit, Scatter, least_squares, own_scatter, peers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POWER = 0.8
 MIN_DF = 2  # degrees of freedom below which no interval is given
-OUTLYING = 0.1  # level of Cochran's test, over the rows of one step
-ESTIMABLE = 1e-8  # largest error of a contrast that the cells determine
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ class Estimate:
         from scipy.special import nctdtrinc
 
         critical = t_quantile(self.df, 1 - (1 - level) / (2 * comparisons))
-        return float(nctdtrinc(self.df, 1 - power, critical)) * self.standard_error
+        smallest = round(float(nctdtrinc(self.df, 1 - power, critical)), 6)  # scipy's versions differ in later digits
+        return smallest * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,6 @@ class Difference(Estimate):
     b: str
 
 
-class Scatter(NamedTuple):
-    """The residual's standard deviation in points, and its degrees of freedom."""
-
-    sd: float
-    df: float
-
-
 # ------------------------------------------------------------------------------------------ the model
 
 
@@ -134,7 +127,7 @@ class Additive:
     """outcome ~ method + seed, fitted by least squares. `fit` makes one.
 
     pooled: the residual that the rows of `pool` share; apart: the scatter of every other row by itself.
-    influence: [M + S, N], the weight of every cell in the least-squares estimate of every effect (minimum norm).
+    fitted: the least-squares fit of all rows.
     """
 
     methods: tuple[str, ...]
@@ -143,7 +136,7 @@ class Additive:
     pooled: Scatter
     apart: dict[str, Scatter]
     seed_sd: float  # points, of the effect that a seed has on all rows alike; NaN where it cannot be told
-    influence: np.ndarray = field(repr=False)
+    fitted: Fit = field(repr=False)
 
     @property
     def pool(self) -> tuple[str, ...]:
@@ -151,18 +144,18 @@ class Additive:
 
     def mean(self, method: str) -> MeanTop1:
         """A row's mean over all seeds of the table; for seeds that it lacks, the model's prediction counts."""
-        contrast = self._effect(method)
-        contrast[len(self.methods) :] = 1 / len(self.seeds)
-        value, standard_error, df = self._estimate(contrast)
-        cells = int((~np.isnan(self.values[self._row(method)])).sum())
+        row = self._row(method)
+        value, standard_error, df = self._estimate({row: 1.0}, np.full(len(self.seeds), 1 / len(self.seeds)))
+        cells = int(self.fitted.counts[row])
         return MeanTop1(float(np.clip(value, 0, 100)), standard_error, df, cells, method)
 
     def difference(self, a: str, b: str) -> Difference:
         """Row a minus row b. Rows without a common seed are compared through rows that share seeds with both."""
         if a == b:
             raise UsageError(f"the difference of {a} to itself")
-        value, standard_error, df = self._estimate(self._effect(a) - self._effect(b))
-        both = ~np.isnan(self.values[self._row(a)]) & ~np.isnan(self.values[self._row(b)])
+        first, second = self._row(a), self._row(b)
+        value, standard_error, df = self._estimate({first: 1.0, second: -1.0}, np.zeros(len(self.seeds)))
+        both = (self.fitted.shares[first] > 0) & (self.fitted.shares[second] > 0)
         return Difference(value, standard_error, df, int(both.sum()), a, b)
 
     def differences(self, pairs: Collection[tuple[str, str]] | None = None) -> list[Difference]:
@@ -191,41 +184,36 @@ class Additive:
 
     # -------------------------------------------------------------------------------------- contrasts
 
-    def _row(self, method: str) -> int:
-        if method not in self.methods:
-            raise UsageError(f"no row {method!r} in this table; it has {', '.join(self.methods)}")
-        return self.methods.index(method)
-
-    def _effect(self, method: str) -> np.ndarray:
-        contrast = np.zeros(len(self.methods) + len(self.seeds))
-        contrast[self._row(method)] = 1
-        return contrast
-
     @cached_property
-    def _cells(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.nonzero(~np.isnan(self.values))
+    def _rows(self) -> dict[str, int]:
+        return {method: row for row, method in enumerate(self.methods)}
 
-    def _estimate(self, contrast: np.ndarray) -> tuple[float, float, float]:
-        """A contrast's value, standard error and degrees of freedom (Satterthwaite's where rows scatter apart)."""
-        rows, columns = self._cells
-        weights = contrast @ self.influence  # [N]
-        reached = np.concatenate(
-            [
-                np.bincount(rows, weights, len(self.methods)),
-                np.bincount(columns, weights, len(self.seeds)),
-            ]
-        )
-        if np.abs(reached - contrast).max() > ESTIMABLE:
+    def _row(self, method: str) -> int:
+        if method not in self._rows:
+            raise UsageError(f"no row {method!r} in this table; it has {', '.join(self.methods)}")
+        return self._rows[method]
+
+    def _estimate(self, of_rows: dict[int, float], of_seeds: np.ndarray) -> tuple[float, float, float]:
+        """A contrast's value, standard error and degrees of freedom (Satterthwaite's where rows scatter apart).
+
+        of_rows: the coefficients of the methods' effects that are not 0, by row; of_seeds: [S] those of the seeds.
+        """
+        estimate = self.fitted.contrast(of_rows, of_seeds)
+        if estimate is None:
             return nan, nan, 0.0
-        shares = np.bincount(rows, weights**2, len(self.methods))  # of every row's variance
-        kept = np.array([method not in self.apart for method in self.methods])
-        parts = [(shares[kept].sum() * self.pooled.sd**2, self.pooled.df)] if shares[kept].sum() > ESTIMABLE**2 else []
-        for method, scatter in self.apart.items():
-            share = shares[self.methods.index(method)]
-            if share > ESTIMABLE**2:
-                parts.append((share * scatter.sd**2, scatter.df))
+        value, weights = estimate
+        kept = 0.0
+        parts = []
+        for row, weight in weights.items():
+            scatter = self.apart.get(self.methods[row])
+            if scatter is None:
+                kept += weight
+            else:
+                parts.append((weight * scatter.sd**2, scatter.df))
+        if kept > 0:
+            parts.insert(0, (kept * self.pooled.sd**2, self.pooled.df))
         standard_error, df = combined(parts)
-        return float(weights @ self.values[rows, columns]), standard_error, df
+        return value, standard_error, df
 
 
 def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -252,16 +240,16 @@ def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
     declared = [row for row, method in enumerate(methods) if pool is None or method in pool]
     if len(declared) < min(2, len(methods)):
         raise UsageError("a pool needs two rows that were measured; the declared one has fewer")
-    kept, pooled, effects = _peers(values, declared)
-    apart = {methods[row]: _own(values[row] - effects.seed) for row in range(len(methods)) if row not in kept}
+    kept, pooled, effects = peers(values, declared)
+    apart = {methods[row]: own_scatter(values[row] - effects.seed) for row in set(range(len(methods))) - set(kept)}
     return Additive(
         methods=methods,
         seeds=tuple(top1.columns[columns]),
         values=values,
-        pooled=pooled if len(methods) > 1 else _own(values[0]),
+        pooled=pooled if len(methods) > 1 else own_scatter(values[0]),
         apart=apart,
         seed_sd=effects.seed_sd(pooled),
-        influence=(_least_squares(values) if apart else effects).influence,
+        fitted=least_squares(values) if apart else effects,
     )
 
 
@@ -277,86 +265,6 @@ def _refuse(top1: pd.DataFrame, pool: Collection[str] | None) -> None:
     strangers = sorted(set(pool or ()) - set(top1.index))
     if strangers:
         raise UsageError(f"the declared pool names rows that the table lacks: {', '.join(strangers)}")
-
-
-# ------------------------------------------------------------------------------------------ least squares
-
-
-class _Fit(NamedTuple):
-    influence: np.ndarray  # [M + S, N]
-    scale: np.ndarray  # [M + S, M + S], the effects' covariance over the residual variance
-    seed: np.ndarray  # [S] effects of the seeds, mean 0; NaN for a seed without a cell
-    squares: np.ndarray  # [M] residual sums of squares
-    df: np.ndarray  # [M] what is left of every row's cells after the fit; their sum is the residual's
-
-    def scatter(self, rows: np.ndarray | None = None) -> Scatter:
-        """The residual of some rows, of all where none are given."""
-        df = float(self.df.sum() if rows is None else self.df[rows].sum())
-        squares = float(self.squares.sum() if rows is None else self.squares[rows].sum())
-        return Scatter(sqrt(squares / df), df) if df > ESTIMABLE else Scatter(nan, 0.0)
-
-    def seed_sd(self, residual: Scatter) -> float:
-        """Of the seeds' effects, without what the residual adds to their estimates."""
-        known = ~np.isnan(self.seed)
-        if known.sum() < 2 or residual.df < 1:
-            return nan
-        noise = self.scale[len(self.df) :, len(self.df) :][np.ix_(known, known)]
-        noise = noise - noise.mean(axis=0)
-        excess = self.seed[known].var(ddof=1) - residual.sd**2 * np.trace(noise) / (known.sum() - 1)
-        return sqrt(max(0.0, excess))
-
-
-def _least_squares(values: np.ndarray) -> _Fit:
-    """outcome ~ method + seed on the cells of [M, S] that are not NaN."""
-    methods, seeds = values.shape
-    rows, columns = np.nonzero(~np.isnan(values))
-    design = np.zeros((len(rows), methods + seeds))
-    design[np.arange(len(rows)), rows] = 1
-    design[np.arange(len(rows)), methods + columns] = 1
-    scale = np.linalg.pinv(design.T @ design, hermitian=True)
-    influence = scale @ design.T
-    effects = influence @ values[rows, columns]
-    residuals = values[rows, columns] - design @ effects
-    residuals[np.abs(residuals) < 1e-9] = 0  # rounding; top-1 moves in steps of 100 over the images
-    seed = np.where(np.bincount(columns, minlength=seeds) > 0, effects[methods:], np.nan)
-    leverage = np.einsum("np,pn->n", design, influence)
-    return _Fit(
-        influence,
-        scale,
-        seed - np.nanmean(seed),
-        squares=np.bincount(rows, residuals**2, methods),
-        df=np.bincount(rows, 1 - leverage, methods),
-    )
-
-
-def _peers(values: np.ndarray, rows: list[int]) -> tuple[list[int], Scatter, _Fit]:
-    """The rows whose scatter is no outlier, their residual and their fit; at least three rows stay, of fewer all."""
-    while True:
-        fitted = _least_squares(values[rows])
-        outlier = _outlier(fitted) if len(rows) > 3 else None
-        if outlier is None:
-            return rows, fitted.scatter(), fitted
-        rows = [row for number, row in enumerate(rows) if number != outlier]
-
-
-def _outlier(fitted: _Fit) -> int | None:
-    """The row of the largest mean square, if Cochran's test finds it too large for the mean square of the others."""
-    from scipy.special import fdtrc
-
-    tested = fitted.df > ESTIMABLE
-    means = np.where(tested, fitted.squares / np.where(tested, fitted.df, 1), 0)
-    row = int(means.argmax())
-    others = fitted.scatter(np.arange(len(means)) != row)
-    if not others.sd > 0:
-        return None
-    p = tested.sum() * fdtrc(fitted.df[row], others.df, means[row] / others.sd**2)
-    return row if p < OUTLYING else None
-
-
-def _own(values: np.ndarray) -> Scatter:
-    """The scatter of one row that the seeds' effects have been taken from."""
-    known = values[~np.isnan(values)]
-    return Scatter(float(known.std(ddof=1)), len(known) - 1.0) if len(known) > 1 else Scatter(nan, 0.0)
 
 
 # ------------------------------------------------------------------------------------------ Student's t

@@ -1,35 +1,81 @@
-"""Tables as files: csv (everything, unrounded), Markdown and LaTeX (rounded, with units)."""
+"""Tables as files: CSV (everything, unrounded), Markdown and LaTeX (rounded, with units)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from tpbench.record import replace_text
 from tpbench.report import bands
-from tpbench.report.layout import NOTE, Column, Row, accuracy, cost, failure, groups, left_out, sections
-from tpbench.report.terminal import show
+from tpbench.report.column import Column
+from tpbench.report.columns import chosen
+from tpbench.report.first import MARKS
+from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.latex import latex
+from tpbench.report.layout import Row, failure, left_out, sections
+from tpbench.report.markdown import escape, table
 
-__all__ = ["csv", "latex", "markdown", "show", "write"]
+ACCURACY = (
+    "method",
+    "family",
+    "tokens_achieved",
+    "gmacs",
+    "macs_share",
+    "reducer_share",
+    "off_the_shelf_top1_percent",
+    "fine_tuned_top1_percent",
+    "base_difference_points",
+    "reference_difference_points",
+    "verdict",
+    "tuned",
+    "seeds",
+    "rank",
+    "paper_top1",
+    "paper_share",
+)
+NOTE = (
+    "Top-1 in percent, differences in percentage points; ± is the half-width of the 95 % interval of the linear model "
+    "top-1 ~ method + seed with the table's pooled residual, absent below 2 degrees of freedom; the ends are given "
+    "where 100 % cuts it. Differences are paired by seed and, where outcomes are known, contain the noise of the test "
+    "images too. Verdicts are against the reference, after Holm over the table's methods; ranks are simultaneous 95 % "
+    "sets over any two methods; bold is significantly better than every other. Times are medians (95th percentile) of "
+    "one forward pass; MACs promise a speed-up, the clock shows another. The paper's numbers are for DeiT-S on "
+    "ImageNet, at a share of MACs at most 5 points away."
+)
 
 
-def write(folder: Path, cells: pd.DataFrame, frame: pd.DataFrame, pairs: pd.DataFrame) -> list[Path]:
-    """One machine's tables under folder/tables. The frames hold that machine alone."""
-    machine = frame["machine"].iloc[0]
+def write(folder: Path, comparison: Comparison) -> list[Path]:
+    """One machine's tables under folder/tables."""
+    machine = comparison.machine
     texts = {
-        f"{machine}.csv": csv(frame),
-        f"{machine}-cells.csv": csv(cells),
-        f"{machine}-pairs.csv": csv(pairs),
-        f"{machine}.md": markdown(frame),
-        **{f"{machine}-by-{name}.md": grouped(frame, name) for name in bands.axes(frame)},
-        f"{machine}.tex": latex(frame),
+        f"{machine}.csv": csv(comparison.frame),
+        f"{machine}-cells.csv": csv(comparison.cells),
+        f"{machine}-pairs.csv": csv(comparison.pairs),
+        f"{machine}.md": markdown(comparison),
+        **{f"{machine}-by-{name}.md": grouped(comparison, name) for name in bands.axes(comparison.frame)},
+        f"{machine}.tex": latex(comparison, accuracy(), cost(comparison.frame), f"{NOTE} {MARKS}"),
     }
     for name, text in texts.items():
         replace_text(folder / "tables" / name, text)
     return [folder / "tables" / name for name in texts]
+
+
+def accuracy() -> list[Column]:
+    """What is kept, what it costs in MACs, and what is left of the accuracy."""
+    return chosen(ACCURACY, [])
+
+
+def cost(frame: pd.DataFrame) -> list[Column]:
+    """What the clock and the memory say."""
+    batches = batch_sizes(frame)
+    names = ["method"]
+    names += [f"latency_b{batch}_median_ms" for batch in batches]
+    names += [f"latency_b{batch}_ratio" for batch in batches]
+    names += ["speedup_promised", "speedup_reached", "speedup_share_reached", "images_per_second"]
+    names += ["peak_memory_mib", "unreduced_peak_memory_mib", "fine_tuning_seconds", "training_images_per_second"]
+    return chosen(names, batches)
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -40,106 +86,44 @@ def csv(frame: pd.DataFrame) -> str:
 # ------------------------------------------------------------------------------------------ Markdown
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """Two tables for every schedule, accuracy and cost, each opened by the base."""
+def markdown(comparison: Comparison) -> str:
+    """Two tables for every schedule, accuracy and cost, each opened by the base, with the model that judges them."""
+    frame = comparison.frame
     first = frame.iloc[0]
-    lines = [f"# {first['machine']}: {first['recipe']}", "", f"Recipe digest {first['recipe_digest']}. {NOTE}", ""]
-    for schedule, rows in sections(frame):
-        lines += [f"## {schedule}", "", *_markdown_table(accuracy(), rows), *_markdown_table(cost(frame), rows)]
-    partial = [f"- {_markdown_text(line)}" for line in left_out(frame)]
+    about = f"Recipe digest {first['recipe_digest']}. {NOTE} {MARKS}"
+    lines = [f"# {first['machine']}: {first['recipe']}", "", about, ""]
+    for schedule, rows in sections(comparison.rows):
+        lines += [f"## {schedule}", "", comparison.tables[schedule].resolution(), ""]
+        lines += [*rows_table(accuracy(), rows), *rows_table(cost(frame), rows)]
+    partial = [f"- {escape(line)}" for line in left_out(comparison.rows)]
     return "\n".join(lines + (["Seeds left out:", "", *partial, ""] if partial else []))
 
 
-def grouped(frame: pd.DataFrame, by: str) -> str:
+def grouped(comparison: Comparison, by: str) -> str:
     """A table for every band of cost, whatever the schedules."""
-    first, about = frame.iloc[0], " ".join(bands.__doc__.split("\n\n")[1].split())
+    frame = comparison.frame
+    first = frame.iloc[0]
+    about = " ".join(bands.__doc__.split("\n\n")[1].split())
     lines = [f"# {first['machine']}: {first['recipe']} by {bands.axes(frame)[by].what}", "", about, ""]
-    for title, rows in bands.banded(frame, by):
-        lines += [f"## {title}", "", *_markdown_table(bands.columns(frame), rows)]
+    for title, rows in bands.banded(comparison, by):
+        lines += [f"## {title}", "", *rows_table(bands.columns(frame), rows)]
     return "\n".join(lines)
 
 
-def _markdown_table(columns: list[Column], rows: list[Row]) -> list[str]:
-    heads = [", ".join(filter(None, (column.head, column.unit))) for column in columns]
-    lines = [heads, [":--"] + ["--:"] * (len(columns) - 1)]
+def rows_table(columns: Sequence[Column | bands.Shown], rows: Sequence[Row]) -> list[str]:
+    """The lines of a table; a failed row is its method and the reason, the accuracy of a row that stands alone bold."""
+    lines = []
     for row in rows:
-        texts = [_markdown_text(text) for text in _texts(row, columns)]
+        texts = [escape(text) for text in texts_of(row, columns)]
         if row["stands_alone"]:
-            texts = [f"**{text}**" if _judged(column) else text for column, text in zip(columns, texts)]
-        lines.append(texts + [""] * (len(columns) - len(texts)))
-    return [f"| {' | '.join(texts)} |" for texts in lines] + [""]
+            texts = [
+                f"**{text}**" if column.head == "Fine-tuned" and column.unit == "top-1 %" else text
+                for column, text in zip(columns, texts)
+            ]
+        lines.append(texts)
+    return table([column.heading for column in columns], lines)
 
 
-def _texts(row: Row, columns: list[Column]) -> list[str]:
+def texts_of(row: Row, columns: Sequence[Column | bands.Shown]) -> list[str]:
     """A row's texts; for a failed row its method and the reason."""
     return [row["method"], failure(row)] if failure(row) else [column.text(row) for column in columns]
-
-
-def _judged(column: Column) -> bool:
-    """Whether the column is the one that ranks go by."""
-    return column.head == "Fine-tuned"
-
-
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\|*<`])", r"\\\1", text)
-
-
-# ------------------------------------------------------------------------------------------ LaTeX
-
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≤": r"$\leq$"}
-TEX |= {sign: f"\\{sign}" for sign in "%_&#${}"} | {sign: f"${sign}$" for sign in "<>|"}
-
-
-def latex(frame: pd.DataFrame) -> str:
-    """Two floats, accuracy and cost, to \\input into a document that loads booktabs."""
-    about = f"{frame['machine'].iloc[0]}, recipe {frame['recipe'].iloc[0]}"
-    partial = "".join(f" Seeds left out: {line}." for line in left_out(frame))
-    lines = ["% Made by python -m tpbench report. Needs \\usepackage{booktabs}, nothing else."]
-    lines += _latex_float(frame, accuracy(), "accuracy", f"Accuracy: {about}. {NOTE}{partial}")
-    lines += _latex_float(frame, cost(frame), "cost", f"Cost: {about}.")
-    return "\n".join([*lines, ""])
-
-
-def _latex_float(frame: pd.DataFrame, columns: list[Column], name: str, caption: str) -> list[str]:
-    columns = [column for column in columns if column.narrow]
-    return [
-        "\\begin{table*}",
-        "\\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}",
-        f"\\caption{{{tex(caption)}}}",
-        f"\\label{{tab:{frame['machine'].iloc[0]}-{name}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
-        "\\toprule",
-        _latex_line(tex(column.head) for column in columns),
-        _latex_line(tex(column.unit) for column in columns),
-        *_latex_body(frame, columns),
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table*}",
-    ]
-
-
-def _latex_body(frame: pd.DataFrame, columns: list[Column]) -> Iterator[str]:
-    for schedule, rows in groups(frame):
-        yield "\\midrule"
-        if not rows[0]["unreduced"]:
-            yield _latex_line([f"\\multicolumn{{{len(columns)}}}{{l}}{{Schedule {tex(schedule)}}}"])
-        for row in rows:
-            yield _latex_row(row, columns)
-
-
-def _latex_row(row: Row, columns: list[Column]) -> str:
-    texts = [tex(text) for text in _texts(row, columns)]
-    if failure(row):
-        texts[1] = f"\\multicolumn{{{len(columns) - 1}}}{{l}}{{{texts[1]}}}"
-    if row["stands_alone"]:
-        texts = [f"\\textbf{{{t}}}" if _judged(column) else t for column, t in zip(columns, texts)]
-    return _latex_line(texts)
-
-
-def _latex_line(texts: Iterable[str]) -> str:
-    return f"{' & '.join(texts)} \\\\"
-
-
-def tex(text: str) -> str:
-    """Text that LaTeX prints as it stands; other signs outside ASCII become question marks."""
-    return "".join(TEX.get(sign, sign) for sign in text).encode("ascii", "replace").decode()

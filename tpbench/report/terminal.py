@@ -1,95 +1,131 @@
-"""The terminal's table: the comparison in 120 columns."""
+"""The terminal's report: findings, then one table for every schedule or band of cost, at most 100 columns wide."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
-
-from tpbench.report import bands
-from tpbench.report.layout import Column, Row, sections, terminal
+from tpbench.report import bands, first
+from tpbench.report.findings import findings
+from tpbench.report.frame import Comparison
+from tpbench.report.layout import Row
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
 GAP = 2  # characters between columns
-PIPE_WIDTH = 140  # characters at least, where the output is no terminal
-DISPENSABLE = (
-    "Off the shelf",
-    "Tokens",
-    "Schedule",
-    "tokens",
-    "GMACs",
-    "off the",
-    "ms at",
-    "rank",
-    "to base",
-    "MACs",
-)  # left out in this order
-NOTE = "± is the half-width of the 95 % interval over seeds; a rank is the range of places that paired intervals leave"
+WIDTH = 100  # characters at most
+DISPENSABLE = ("Off the shelf", "Tokens", "MACs", "Place", "Verdict", "Schedule", "Batch")  # left out in this order
+TEXT_COLUMNS = ("Method", "Schedule", "Tokens", "Verdict")
 
 
-def show(frame: pd.DataFrame, console: Console, by: str = "schedule") -> None:
-    """Print comparisons, one table per machine and schedule, or per band of cost.
+class Shown(NamedTuple):
+    """A column of a printed table: two lines of heading, and a row's text."""
 
-    Away from a terminal the console is widened to fit.
+    head: str
+    unit: str
+    text: Callable[[Row], str]
+
+
+def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedule") -> None:
+    """Print every machine's findings and tables, grouped by schedule or by what rows cost ("macs", "latency").
+
+    Away from a terminal the console is widened where a name needs it.
     """
-    for machine, own in frame.groupby("machine", sort=False):
-        groups = list(sections(own) if by == "schedule" else bands.banded(own, by))
-        columns = terminal(own) if by == "schedule" else bands.columns(own)
-        widths = _widths([row for _, rows in groups for row in rows], columns)
-        if not console.is_terminal:
-            console.width = max(console.width, PIPE_WIDTH, _total(widths))
-        shown = _fitting(widths, console.width)
-        _print(console, f"\n{machine}, recipe {own['recipe'].iloc[0]}\n")
-        for title, rows in groups:
-            _print(console, _table(title, rows, shown))
-            _print(console, "")
-        for row in own[own["error"] != ""].to_dict("records"):
-            _print(console, f"{row['method']}, {row['schedule']}: {row['error']}")
-        hidden = [f"{column.head} {column.unit}".strip() for column in widths if column not in shown]
-        _print(console, NOTE + (f"; not shown at this width: {', '.join(hidden)}" if hidden else ""))
+    for comparison in comparisons:
+        _print(console, f"\n{comparison.machine}, recipe {comparison.records[0].recipe}\n")
+        for sentence in findings(comparison):
+            _print(console, fill(f"- {sentence}", _room(console), subsequent_indent="  "))
+        _print(console, "")
+        if by == "schedule":
+            _by_schedule(comparison, console)
+        else:
+            _by_cost(comparison, console, by)
 
 
-def _widths(rows: list[Row], columns: list[Column]) -> dict[Column, int]:
-    """Characters that every column needs over all schedules, so that their tables line up."""
+def _by_schedule(comparison: Comparison, console: Console) -> None:
+    for section in first.sections(comparison):
+        columns = [Shown(column.head, column.short_unit, column.short) for column in section.columns]
+        _tabulate(console, section.title, columns, section.groups)
+        for note in section.notes:
+            _note(console, note)
+        _print(console, "")
+    for remark in first.remarks(comparison):
+        _note(console, remark)
+
+
+def _by_cost(comparison: Comparison, console: Console, by: str) -> None:
+    declared = [column for column in bands.columns(comparison.frame) if column.head != "Tokens"]
+    columns = [Shown(column.head, column.unit, column.text) for column in declared]
+    for title, rows in bands.banded(comparison, by):
+        _tabulate(console, title, columns, [("", rows)])
+        _print(console, "")
+
+
+def _room(console: Console) -> int:
+    return min(WIDTH, console.width) if console.is_terminal else WIDTH
+
+
+def _note(console: Console, text: str) -> None:
+    _print(console, fill(text, _room(console)))
+
+
+def _tabulate(
+    console: Console, title: str, columns: Sequence[Shown], groups: Sequence[tuple[str, Sequence[Row]]]
+) -> None:
+    widths = _widths([row for _, rows in groups for row in rows], columns)
+    widths[columns[0]] = max([widths[columns[0]], *(len(family) for family, _ in groups)])
+    shown = _fitting(widths, _room(console))
+    if not console.is_terminal:
+        console.width = max(console.width, _total(shown))
+    _print(console, _table(title, groups, shown))
+    hidden = [f"{column.head} {column.unit}".strip() for column in widths if column not in shown]
+    if hidden:
+        _note(console, f"Not shown at this width: {', '.join(hidden)}.")
+
+
+def _widths(rows: Sequence[Row], columns: Sequence[Shown]) -> dict[Shown, int]:
+    """Characters that every column needs."""
     return {
         column: max(len(column.head), len(column.unit), *(len(column.text(row)) for row in rows)) for column in columns
     }
 
 
-def _fitting(widths: dict[Column, int], room: int) -> dict[Column, int]:
+def _fitting(widths: dict[Shown, int], room: int) -> dict[Shown, int]:
     """The columns that fit: on a narrow terminal some are left out, so that no number is ever broken."""
     shown = dict(widths)
     for head in DISPENSABLE:
-        for column in [column for column in widths if column.head == head]:
+        for column in [column for column in widths if column.head.startswith(head)]:
             if _total(shown) > room:
                 del shown[column]
     return shown
 
 
-def _total(widths: dict[Column, int]) -> int:
+def _total(widths: dict[Shown, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _table(schedule: str, rows: list[Row], widths: dict[Column, int]) -> Table:
+def _table(title: str, groups: Sequence[tuple[str, Sequence[Row]]], widths: dict[Shown, int]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     look = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, GAP - 1, 0, 0)}
-    table = Table(title=Text(schedule, style="bold"), title_justify="left", **look)
+    table = Table(title=Text(title, style="bold"), title_justify="left", **look)
     for column, width in widths.items():
-        justify = "left" if column.head.lower() in ("method", "schedule", "tokens") else "right"
-        head = Text(f"{column.head}\n{column.unit}")
-        table.add_column(head, justify=justify, min_width=width, no_wrap=True)
-    for row in rows:
-        style = "dim" if row["unreduced"] else "bold" if row["stands_alone"] else ""
-        table.add_row(*(Text(column.text(row)) for column in widths), style=style)
+        justify = "left" if column.head in TEXT_COLUMNS else "right"
+        table.add_column(Text(f"{column.head}\n{column.unit}"), justify=justify, min_width=width, no_wrap=True)
+    for family, rows in groups:
+        if family:
+            table.add_row(Text(family, style="italic"))
+        for row in rows:
+            style = "dim" if row["unreduced"] else "bold" if row["stands_alone"] else ""
+            table.add_row(*(Text(column.text(row)) for column in widths), style=style)
     return table
 
 
 def _print(console: Console, what: RenderableType) -> None:
     """Print without reading markup into names and reasons."""
-    console.print(what, markup=False, highlight=False)
+    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))

@@ -20,13 +20,17 @@ S seeds, I images
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan, sqrt
 
 import numpy as np
 
 from tpbench.errors import UsageError
+from tpbench.outcomes import Outcomes, paired
 from tpbench.report.statistics import Difference, combined
+
+AT_ONCE = 4_000_000  # answers that are held at once
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ def with_images(over_seeds: Difference, points: np.ndarray) -> Difference:
         raise UsageError(
             f"{over_seeds.a} minus {over_seeds.b}: outcomes of {len(points)} seeds, top-1 of {over_seeds.seeds}"
         )
-    images = shared_images(points)
+    return _added(over_seeds, shared_images(points))
+
+
+def _added(over_seeds: Difference, images: Shared) -> Difference:
     parts = [(over_seeds.standard_error**2, over_seeds.df)]
     if images.covariance > 0:
         parts.append((images.covariance, images.df))
@@ -77,18 +84,84 @@ def shared_images(points: np.ndarray) -> Shared:
     as zero. The uncertainty of the estimate comes from the spread of the products over the images.
     """
     tested = ~np.isnan(points)
-    counts = tested.sum(axis=1).astype(float)  # [S]
     deviations = np.where(tested, points - _means(points)[:, None], 0.0)
+    return _shared(deviations[None], tested)[0]
+
+
+def _shared(deviations: np.ndarray, tested: np.ndarray) -> list[Shared]:
+    """The same for P differences of rows that were tested alike: deviations [P, S, I], 0 where not tested [S, I]."""
+    seeds, images = tested.shape
+    counts = tested.sum(axis=1).astype(float)  # [S]
     both = _off_diagonal(tested.astype(float) @ tested.T)  # [S, S] images that two seeds share
-    expected = both * (1 - 1 / counts - 1 / counts[:, None] + both / np.outer(counts, counts))
-    if not expected.sum() > 0:
-        return Shared(0.0, 0.0, nan)
-    products = deviations.sum(axis=0) ** 2 - (deviations**2).sum(axis=0)  # [I] over ordered pairs of seeds
-    variance = max(0.0, float(products.sum() / expected.sum()))
-    per_variance = float((both / np.outer(counts, counts)).sum() / (len(points) * (len(points) - 1)))
-    uncertainty = len(products) * float(products.var(ddof=1)) / expected.sum() ** 2
-    df = 2 * variance**2 / uncertainty if uncertainty > 0 else 0.0
-    return Shared(variance * per_variance, df, sqrt(variance))
+    expected = float((both * (1 - 1 / counts - 1 / counts[:, None] + both / np.outer(counts, counts))).sum())
+    if not expected > 0:
+        return [Shared(0.0, 0.0, nan)] * len(deviations)
+    per_variance = float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1)))
+    products = deviations.sum(axis=1) ** 2 - (deviations**2).sum(axis=1)  # [P, I] over ordered pairs of seeds
+    variances = np.maximum(products.sum(axis=1) / expected, 0.0)
+    uncertainties = images * products.var(axis=1, ddof=1) / expected**2
+    found = []
+    for variance, uncertainty in zip(variances.tolist(), uncertainties.tolist()):
+        df = 2 * variance**2 / uncertainty if uncertainty > 0 else 0.0
+        found.append(Shared(variance * per_variance, df, sqrt(variance)))
+    return found
+
+
+# ------------------------------------------------------------------------------------------ many rows
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The outcomes of one row over its seeds: deviations [S, I] of every answer in points from its seed's mean."""
+
+    outcomes: Mapping[int, Outcomes]
+    seeds: tuple[int, ...]
+    tested: np.ndarray
+    deviations: np.ndarray
+
+    def alike(self, other: Answers) -> bool:
+        """Whether two rows have the same seeds, each tested on the same images of one set."""
+        same = self.seeds == other.seeds and self.tested.shape == other.tested.shape
+        sets = {outcome.images for row in (self, other) for outcome in row.outcomes.values()}
+        return same and len(sets) == 1 and np.array_equal(self.tested, other.tested)
+
+
+def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
+    """The outcomes of one row, by seed. UsageError where they are not all of one set of images."""
+    seeds = tuple(sorted(by_seed))
+    paired(by_seed, by_seed)  # refuses several sets
+    tested = np.stack([by_seed[seed].tested for seed in seeds])
+    right = 100.0 * np.stack([by_seed[seed].right for seed in seeds])
+    means = right.sum(axis=1) / tested.sum(axis=1)
+    return Answers(by_seed, seeds, tested, np.where(tested, right - means[:, None], 0.0))
+
+
+def with_all_images(over_seeds: Sequence[Difference], rows: Mapping[str, Answers]) -> list[Difference]:
+    """`with_images` for many differences. Rows without answers, and rows without a common seed, keep theirs."""
+    found = list(over_seeds)
+    together: dict[str, list[int]] = {}
+    for number, difference in enumerate(over_seeds):
+        if difference.a not in rows or difference.b not in rows or not difference.seeds:
+            continue
+        a, b = rows[difference.a], rows[difference.b]
+        if a.alike(b) and difference.seeds == len(a.seeds):
+            together.setdefault(difference.a, []).append(number)
+        else:
+            found[number] = with_images(difference, paired(a.outcomes, b.outcomes))
+    for name, numbers in together.items():
+        for part in _parts(numbers, rows[name].tested.size):
+            others = np.stack([rows[over_seeds[number].b].deviations for number in part])
+            shared = _shared(rows[name].deviations - others, rows[name].tested)
+            for number, images in zip(part, shared):
+                found[number] = _added(over_seeds[number], images)
+    return found
+
+
+def _parts(numbers: list[int], size: int) -> Iterator[list[int]]:
+    """So many at a time that their answers fit into memory."""
+    step = max(1, AT_ONCE // size)
+    for first in range(0, len(numbers), step):
+        yield numbers[first : first + step]
 
 
 def _means(points: np.ndarray) -> np.ndarray:

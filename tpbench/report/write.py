@@ -1,53 +1,63 @@
-"""The report of a results folder: every table and figure, and the README that explains them."""
+"""The report of a results folder: every table and figure, and the README that opens with the findings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpbench.errors import UsageError
 from tpbench.record import Record, Store, replace_text
-from tpbench.report import bands, columns, learned, pareto, tables
-from tpbench.report.frame import by_machine, cells, comparison, pairs
+from tpbench.report import bands, columns, first, forest, learned, pareto, tables
+from tpbench.report.contrast import Contrast
+from tpbench.report.findings import findings
+from tpbench.report.frame import Comparison, compare
+from tpbench.report.layout import failure
+from tpbench.report.markdown import escape, table
 
 
-def write(folder: Path) -> list[Path]:
-    """Write OUT/README.md, OUT/tables and OUT/figures from OUT/records; return the paths written."""
-    machines = by_machine(Store.of(folder))
-    if not machines:
+def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
+    """Write OUT/README.md, OUT/tables and OUT/figures from OUT/records; return the paths written.
+
+    contrast: which method the others are compared with; by default what the records' recipe declares.
+    """
+    comparisons = compare(Store.of(folder), contrast)
+    if not comparisons:
         raise UsageError(f"{folder} holds no records")
-    methods = sorted({r.method for records in machines.values() for r in records if not r.unreduced})
     paths = [folder / "README.md"]
-    for machine, records in machines.items():
-        rows = cells(records)
-        frame = comparison(rows)
-        paths += tables.write(folder, rows, frame, pairs(rows))
-        paths.append(pareto.draw(frame, folder / "figures" / f"{machine}-pareto.png", methods))
+    for comparison in comparisons:
+        paths += tables.write(folder, comparison)
+        paths += filter(None, [forest.draw(comparison, folder / "figures" / f"{comparison.machine}-forest.png")])
+        paths.append(pareto.draw(comparison, folder / "figures" / f"{comparison.machine}-pareto.png"))
     paths += filter(None, [learned.draw(folder)])
     found = sorted((folder / "learned").glob("*.json"))
     learnt = {path.name: learned.summary(learned.read(path)) for path in found}
-    replace_text(folder / "README.md", readme(folder.resolve().name, machines, learnt))
+    replace_text(folder / "README.md", readme(folder.resolve().name, comparisons, learnt))
     return paths
 
 
-def readme(name: str, machines: dict[str, list[Record]], learnt: dict[str, str]) -> str:
-    """What lies in the folder, where it was measured, what each column means, how to make it again."""
-    lines = [f"# {name}", "", "Made from `records/` alone. To make it again, in this folder:", ""]
-    lines += ["    python -m tpbench report .", ""]
-    for machine, records in machines.items():
-        lines += _machine(machine, records)
+def readme(name: str, comparisons: Sequence[Comparison], learnt: dict[str, str]) -> str:
+    """The findings, then what lies in the folder, where it was measured, and what each column means."""
+    lines = [f"# {name}", ""]
+    for comparison in comparisons:
+        lines += _machine(comparison)
     if learnt:
         lines += ["## Learned counts", "", *(f"- [{file}](learned/{file}): {what}" for file, what in learnt.items())]
         lines += ["", "![K against depth](figures/learned.png)", ""]
+    lines += ["## How to make this again", "", "From `records/` alone, in this folder:", ""]
+    lines += ["    python -m tpbench report .", ""]
     lines += ["## Columns of `tables/MACHINE.csv`", "", INTRODUCTION, ""]
-    lines += _meanings(columns.MEANINGS)
-    lines += ["## Columns of `tables/MACHINE-pairs.csv`", "", *_meanings(columns.PAIR_MEANINGS)]
+    lines += _meanings(columns.meanings())
+    lines += ["## Columns of `tables/MACHINE-pairs.csv`", "", "`machine`, `schedule`, and:", ""]
+    lines += _meanings({column.name: column.meaning for column in columns.PAIRS})
     lines += ["## Columns of `tables/MACHINE-cells.csv`", "", CELLS, ""]
     return "\n".join(lines)
 
 
 INTRODUCTION = """One row for every schedule and method, over seeds; the base keeps every token and has schedule `none`.
-Intervals are Student's t over seeds at 95 %, n - 1 degrees of freedom: mean ± half-width. They are not corrected for
-the number of comparisons. Numbers are unrounded; `MACHINE.md` and `MACHINE.tex` show them rounded."""
+Intervals are at 95 %, of the linear model top-1 ~ method + seed with the residual that the rows of a table share; rows
+that scatter far more than the others keep their own. Where records hold outcomes, differences contain the noise of the
+test images too. Intervals are not corrected for the number of comparisons; verdicts and ranks are. Numbers are
+unrounded; `MACHINE.md` and `MACHINE.tex` show them rounded."""
 
 CELLS = """One row for every record, in the record's units: `macs_...` are multiply-adds per image, `..._top1` shares
 from 0 to 1, `..._loss` mean cross-entropy in nats (`..._validation_...`: on images set apart from training, the others
@@ -58,18 +68,50 @@ own settings as JSON. A failed record has an `error` and no numbers. Raw samples
 in the record itself."""
 
 
-def _machine(machine: str, records: list[Record]) -> list[str]:
+def _machine(comparison: Comparison) -> list[str]:
+    """Findings, the forest plot, the tables, then everything else that is known of one machine."""
+    machine = comparison.machine
+    lines = [f"## {machine}", "", *(f"- {escape(sentence)}" for sentence in findings(comparison)), ""]
+    if any(own.judgements for own in comparison.tables.values()):
+        lines += [f"![differences to the reference](figures/{machine}-forest.png)", ""]
+    lines += first_tables(comparison)
+    return [*lines, *_about(comparison)]
+
+
+def first_tables(comparison: Comparison, schedule: str | None = None) -> list[str]:
+    """The first tables with their notes, of one schedule or of all that are shown first."""
+    lines = []
+    for section in first.sections(comparison):
+        if schedule in (None, section.title):
+            lines += [f"### {section.title}", "", *_section(section)]
+            lines += [*(f"- {escape(note)}" for note in section.notes), ""]
+    return [*lines, *(f"- {escape(remark)}" for remark in first.remarks(comparison)), ""]
+
+
+def _section(section: first.Section) -> list[str]:
+    rows = []
+    for family, own in section.groups:
+        if family:
+            rows.append([f"*{family}*"])
+        for row in own:
+            texts = [escape(column.short(row)) for column in section.columns]
+            rows.append([escape(row["method"]), escape(failure(row))] if failure(row) else texts)
+    return table([column.heading for column in section.columns], rows)
+
+
+def _about(comparison: Comparison) -> list[str]:
+    """The files of one machine, and what the records were measured on."""
+    machine = comparison.machine
+    records = comparison.records
     failed = [record for record in records if record.error is not None]
     counts = f"{len(records)} records" + (f", {len(failed)} failed" if failed else "")
     return [
-        f"## {machine}",
-        "",
         f"Recipe {records[0].recipe} ({records[0].recipe_digest}), {counts}.",
         "",
         *dict.fromkeys(f"- {_environment(record)}" for record in records if record.environment),
         "",
-        f"[rounded tables](tables/{machine}.md), [LaTeX](tables/{machine}.tex), [all columns](tables/{machine}.csv),",
-        *(f"[by {axis.what}](tables/{machine}-by-{name}.md)," for name, axis in bands.axes(cells(records)).items()),
+        f"[wide tables](tables/{machine}.md), [LaTeX](tables/{machine}.tex), [all columns](tables/{machine}.csv),",
+        *(f"[by {axis.what}](tables/{machine}-by-{name}.md)," for name, axis in bands.axes(comparison.frame).items()),
         f"[records](tables/{machine}-cells.csv), [pairs of methods](tables/{machine}-pairs.csv)",
         "",
         f"![accuracy against cost](figures/{machine}-pareto.png)",
@@ -87,5 +129,5 @@ def _environment(record: Record) -> str:
 
 
 def _meanings(meanings: dict[str, str]) -> list[str]:
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in meanings.items()]
-    return ["| column | meaning and unit |", "|:--|:--|", *rows, ""]
+    rows = [[f"`{name}`", meaning] for name, meaning in meanings.items()]
+    return table(["column", "meaning and unit"], rows, left=2)

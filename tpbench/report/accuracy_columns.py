@@ -1,0 +1,240 @@
+"""The columns that say who a row is, how accurate it is, and what the statistics make of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import nan
+from typing import Any
+
+import pandas as pd
+
+from tpbench.report import layout
+from tpbench.report.column import Column, Source, cell, significant_p
+from tpbench.report.methods import NULL, family, null_of
+from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF
+
+
+def columns() -> list[Column]:
+    """In the order of the CSV file."""
+    return [*_identity(), *_training(), *_ranks(), *_seeds(), *_top1(), *_differences()]
+
+
+def _identity() -> list[Column]:
+    return [
+        cell("machine", "where it was measured; records of several machines are never averaged"),
+        cell("recipe", "the recipe's name"),
+        cell("recipe_digest", "twelve hexadecimal digits of everything in the recipe that can change a result"),
+        cell("schedule", "the token budget as the recipe writes it", head="Schedule", text=lambda row: row["schedule"]),
+        cell("method", "the method's name", head="Method", text=layout.marked, brief=_brief_method),
+        Column(
+            "family",
+            "clustering, merging, pruning, learned queries, grid or trivial; null row: the method of its name again, "
+            "fine-tuned with another seed",
+            lambda source: (
+                "" if source.first["unreduced"] else NULL if null_of(source.method) else family(source.method)
+            ),
+            head="Family",
+            text=lambda row: row["family"],
+            narrow=False,
+        ),
+        cell("title", "the method's name in words"),
+        cell("unreduced", "True for the base: the model that keeps every token"),
+        cell("site", "where in a block the method reduces: mid (before the MLP) or end"),
+        cell(
+            "count",
+            "exact: the requested tokens are met; at_most: fewer may be kept; masked: none is removed, about as many "
+            "as requested live",
+        ),
+    ]
+
+
+def _brief_method(row: layout.Row) -> str:
+    """A null row by the row that it repeats."""
+    return f"{null_of(row['method'])} again" if row["family"] == NULL else layout.marked(row)
+
+
+def _training() -> list[Column]:
+    return [
+        Column(
+            "new_parameters",
+            "parameters of the method's own, which start untrained; records of schema 1 do not say and count as 0",
+            lambda source: max(cell["new_parameters"] for cell in source.cells),
+        ),
+        Column(
+            "teacher",
+            "True where the method learns from the unreduced model",
+            lambda source: any(cell["teacher"] for cell in source.cells),
+        ),
+        cell(
+            "tuned",
+            "lines of the fine-tuning that were tuned for the method; blank where it has the recipe's",
+            head="Tuned",
+            unit="of fine-tuning",
+            text=lambda row: row["tuned"],
+            narrow=False,
+        ),
+    ]
+
+
+def _ranks() -> list[Column]:
+    return [
+        Column(
+            "rank",
+            "the best place that the data leave the method in its schedule: 1 + the methods that are significantly "
+            "better, after Holm over any two methods. Sets of ranks are simultaneous at 95 %. Blank below 2 degrees of "
+            "freedom",
+            lambda source: source.table.ranks[source.method].best if source.method in source.table.ranks else pd.NA,
+            head="Rank",
+            text=layout.rank,
+        ),
+        Column(
+            "rank_worst",
+            "the worst place: the number of methods minus those that are significantly worse",
+            lambda source: source.table.ranks[source.method].worst if source.method in source.table.ranks else pd.NA,
+        ),
+        Column(
+            "stands_alone",
+            "True where the method is significantly better than every other of its schedule",
+            lambda source: source.method in source.table.ranks and source.table.ranks[source.method].worst == 1,
+        ),
+    ]
+
+
+def _seeds() -> list[Column]:
+    return [
+        Column(
+            "seeds",
+            "n: seeds measured without failure",
+            lambda source: sum(cell["error"] == "" for cell in source.cells),
+            head="Seeds",
+            text=layout.seeds,
+        ),
+        Column("seeds_expected", "seeds met anywhere on this machine", lambda source: source.machine_seeds),
+    ]
+
+
+def _top1() -> list[Column]:
+    return [
+        *_estimated(
+            "off_the_shelf_top1_percent",
+            "top-1 with the base's weights as they are, percent, mean over seeds; blank where the method's own weights "
+            "are random",
+            lambda source: source.top1(OFF_THE_SHELF),
+            head="Off the shelf",
+            unit="top-1 %",
+            interval=False,
+        ),
+        *_estimated(
+            "fine_tuned_top1_percent",
+            "top-1 after fine-tuning with tokens reduced, percent, mean over the table's seeds (for a seed that the "
+            "row lacks the model's prediction counts)",
+            lambda source: source.top1(FINE_TUNED),
+            head="Fine-tuned",
+            unit="top-1 %",
+        ),
+    ]
+
+
+def _differences() -> list[Column]:
+    return [
+        *_estimated(
+            "base_difference_points",
+            "top-1 minus that of the base with the same seed, both fine-tuned equally long, percentage points",
+            Source.to_base,
+            head="To base",
+            unit="points",
+            sign="+",
+        ),
+        Column(
+            "reference",
+            "what the next difference is to: the recipe's reference, or the most accurate method where "
+            "that was not run; for a null row, the row that it repeats",
+            _reference,
+        ),
+        *_estimated(
+            "reference_difference_points",
+            "top-1 minus that of the reference, percentage points",
+            Source.to_reference,
+            head="To reference",
+            unit="points",
+            sign="+",
+        ),
+        *_verdicts(),
+    ]
+
+
+def _verdicts() -> list[Column]:
+    return [
+        Column(
+            "p_holm",
+            "two-sided p-value of that difference, by Holm over the schedule's methods; a null row's is its own",
+            lambda source: significant_p(_judged(source, "p_difference", nan)),
+        ),
+        Column(
+            "verdict",
+            "after Holm at 5 %: better or worse than the reference, else equivalent (within the margin), else not "
+            "inferior (above minus the margin), else undecided",
+            _verdict,
+            head="Verdict",
+            text=lambda row: row["verdict"],
+            narrow=False,
+        ),
+        Column("margin_points", "the recipe's margin, percentage points", lambda source: source.table.margin),
+        Column(
+            "smallest_difference_points",
+            "the smallest difference to the reference that the schedule's table can see: two-sided 5 %, power 0.8, for "
+            "one comparison, percentage points",
+            lambda source: nan if source.first["unreduced"] else source.table.smallest,
+        ),
+        Column(
+            "smallest_difference_in_family_points",
+            "the same at Holm's first step over the schedule's methods",
+            lambda source: nan if source.first["unreduced"] else source.table.smallest_in_family,
+        ),
+    ]
+
+
+def _estimated(
+    name: str,
+    meaning: str,
+    estimate: Callable[[Source], Any],
+    *,
+    head: str,
+    unit: str,
+    sign: str = "",
+    interval: bool = True,
+) -> list[Column]:
+    """A value with its half-width and n; interval: whether the first table shows the half-width."""
+    stem = name.removesuffix("_top1_percent").removesuffix("_points")
+    return [
+        Column(
+            name,
+            meaning,
+            lambda source: estimate(source).value,
+            head=head,
+            unit=unit,
+            text=layout.as_interval(name, sign),
+            brief=layout.as_short_interval(name, sign) if interval else layout.as_fixed(name, 1),
+        ),
+        Column(
+            layout.half_width_of(name),
+            "half-width of its 95 % interval, percentage points; blank below 2 degrees of freedom",
+            lambda source: estimate(source).half_width(),
+        ),
+        Column(f"{stem}_seeds", "seeds that it rests on", lambda source: estimate(source).seeds),
+    ]
+
+
+def _judged(source: Source, name: str, otherwise: Any) -> Any:
+    judgement = (source.table.judgements | source.table.nulls).get(source.method)
+    return otherwise if judgement is None else getattr(judgement, name)
+
+
+def _verdict(source: Source) -> str:
+    is_reference = source.method == source.table.reference and source.method in source.table.means[source.table.by]
+    return "reference" if is_reference else _judged(source, "verdict", "")
+
+
+def _reference(source: Source) -> str:
+    difference = source.to_reference()
+    return getattr(difference, "b", "")

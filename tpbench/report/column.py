@@ -1,0 +1,93 @@
+"""A column of a comparison, and what its values are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from tpbench.report.layout import Row
+from tpbench.report.standings import UNKNOWN, Standings
+from tpbench.report.statistics import Difference, Estimate
+
+Cell = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """What a row is made from: its seeds' cells, the statistics of its table, and what is known of its machine."""
+
+    cells: Sequence[Cell]
+    table: Standings
+    batches: Sequence[int]
+    machine_seeds: int
+
+    @property
+    def first(self) -> Cell:
+        return self.cells[0]
+
+    @property
+    def method(self) -> str:
+        return self.first["method"]
+
+    def mean(self, name: str, over: str | None = None) -> float:
+        """The mean over seeds of a quantity, or of its ratio to another; NaN where nothing was measured."""
+        values = [cell[name] if over is None else cell[name] / cell[over] for cell in self.cells]
+        known = [value for value in values if not isnan(value)]
+        return fmean(known) if known else nan
+
+    def top1(self, accuracy: str) -> Estimate:
+        """The mean of an accuracy, percent."""
+        return self.table.means.get(accuracy, {}).get(self.method, UNKNOWN)
+
+    def to_reference(self) -> Difference | Estimate:
+        """The difference to the reference; for a null row, to the row that it repeats."""
+        judgement = (self.table.judgements | self.table.nulls).get(self.method)
+        return UNKNOWN if judgement is None else judgement.difference
+
+    def to_base(self) -> Difference | Estimate:
+        return self.table.to_base.get(self.method, UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    name, meaning: in CSV files, with the unit there. value: from what a row is made of, unrounded.
+    head, unit: the two lines of its heading in readable tables; columns without a head are in CSV files alone.
+    text: a row's value as readable tables show it; brief, brief_unit: the same in the first table.
+    narrow: whether LaTeX, where a line holds 500 points, has it too.
+    """
+
+    name: str
+    meaning: str
+    value: Callable[[Source], Any]
+    head: str = ""
+    unit: str = ""
+    text: Callable[[Row], str] = str
+    brief: Callable[[Row], str] | None = None
+    brief_unit: str = ""
+    narrow: bool = True
+
+    @property
+    def heading(self) -> str:
+        return ", ".join(filter(None, (self.head, self.unit)))
+
+    @property
+    def short_unit(self) -> str:
+        return self.brief_unit or self.unit
+
+    def short(self, row: Row) -> str:
+        """The row's value in the first table."""
+        return (self.brief or self.text)(row)
+
+
+def cell(name: str, meaning: str, **shown: Any) -> Column:
+    """A column whose value all seeds share."""
+    return Column(name, meaning, lambda source: source.first[name], **shown)
+
+
+def significant_p(p: float) -> float:
+    """A p-value to six digits: scipy's versions differ in later ones."""
+    return float(f"{p:.6g}")

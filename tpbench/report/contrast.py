@@ -1,0 +1,26 @@
+"""What a recipe declares before its run: which method the others are compared with, and which margin is small."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from typing import NamedTuple
+
+from tpbench import recipe
+
+
+class Contrast(NamedTuple):
+    """The declared comparison. margin: points of top-1 within which two methods count as equivalent."""
+
+    reference: str
+    margin: float
+
+
+@cache
+def declared(name: str) -> Contrast:
+    """The contrast of a packaged recipe; for the name of any other recipe, a recipe's defaults."""
+    if name in recipe.names():
+        known = recipe.load(name)
+        return Contrast(known.reference, known.margin)
+    defaults = {field.name: field.default for field in fields(recipe.Recipe)}
+    return Contrast(defaults["reference"], defaults["margin"])

@@ -1,0 +1,196 @@
+"""Three to six sentences about one machine's records, with numbers and intervals. The records decide every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isnan
+
+import pandas as pd
+
+from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE, Judgement
+from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.layout import Row, fixed
+from tpbench.report.methods import NULL
+from tpbench.report.standings import Standings
+from tpbench.report.statistics import Estimate
+
+MOST_SCHEDULES = 2  # that have a sentence: the costliest and the cheapest
+EQUAL_COST = "macs="  # how schedules begin at which all methods cost the same
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """The sentences, the most important first."""
+    measured = [table for table in comparison.tables.values() if table.model is not None]
+    compared = [table for table in measured if table.judgements] or measured
+    shown = [table for table in compared if table.schedule.startswith(EQUAL_COST)] or compared
+    ends = shown if len(shown) <= MOST_SCHEDULES else [shown[0], shown[-1]]
+    found = [_scope(comparison, ends)]
+    found += [_verdicts(comparison, table) for table in ends if table.means[table.by].keys() - _bases(comparison)]
+    found += [*_to_base(comparison, ends[-1:]), *_clock(comparison, ends[-1:]), *_null(comparison)]
+    return found
+
+
+def _bases(comparison: Comparison) -> set[str]:
+    return {record.method for record in comparison.records if record.unreduced}
+
+
+def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
+    """What was compared, and what could have been seen."""
+    frame = comparison.frame
+    methods = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].nunique()
+    seeds = len({record.seed for record in comparison.records})
+    schedules = int(frame.loc[~frame["unreduced"], "schedule"].nunique())
+    counted = [_count(methods, "method"), _count(schedules, "schedule"), _count(seeds, "seed")]
+    said = f"{counted[0]} at {counted[1]} over {counted[2]} on {comparison.machine}"
+    smallest = [table for table in tables if not isnan(table.smallest)]
+    if not smallest:
+        why = "with one seed" if seeds == 1 else "with so few values"
+        return f"{said}: {why} there is no interval, and nothing is decided."
+    seen = ", ".join(
+        f"{table.smallest:.1f} points at {table.schedule} ({table.smallest_in_family:.1f} after Holm)"
+        for table in smallest
+    )
+    sentence = f"{said}; the smallest difference that could be seen (two-sided 5 %, power 0.8) is {seen}."
+    return sentence + _stand_in(comparison, tables)
+
+
+def _stand_in(comparison: Comparison, tables: Sequence[Standings]) -> str:
+    asked = comparison.contrast.reference
+    without = [table.schedule for table in tables if table.reference != asked]
+    if not without:
+        return ""
+    return f" The reference {asked} was not run at {', '.join(without)}; the most accurate method stands in for it."
+
+
+def _verdicts(comparison: Comparison, table: Standings) -> str:
+    """Who is better, worse, equivalent or undecided against the reference."""
+    own = table.means[table.by].get(table.reference)
+    if own is None:
+        return f"At {table.schedule} no method was measured that could serve as the reference."
+    if not table.judgements:
+        return f"At {table.schedule} {table.reference} ({_mean(own)}) is the only method."
+    if not any(judgement.difference.known for judgement in table.judgements.values()):
+        return _highest(comparison, table)
+    groups: dict[str, list[Judgement]] = {}
+    for judgement in table.judgements.values():
+        groups.setdefault(judgement.verdict, []).append(judgement)
+    parts = [_extremes(BETTER, groups.get(BETTER, [])), _extremes(WORSE, groups.get(WORSE, []))]
+    margin = f"±{table.margin:g} {'point' if table.margin == 1 else 'points'}"
+    for verdict, words in (
+        (EQUIVALENT, f"equivalent within {margin}"),
+        (NOT_INFERIOR, f"not inferior by {table.margin:g}"),
+        (UNDECIDED, "undecided"),
+    ):
+        if verdict in groups:
+            parts.append(f"{len(groups[verdict])} {_are(len(groups[verdict]))} {words}")
+    others = _count(len(table.judgements), "other method")
+    return (
+        f"At {table.schedule}{_share(comparison, table)}, of {others} compared with {table.reference} "
+        f"({_mean(own)}), {', '.join(parts)}."
+    )
+
+
+def _highest(comparison: Comparison, table: Standings) -> str:
+    """Who has the highest mean, where nothing can be decided."""
+    names = sorted({table.reference, *table.judgements})
+    best = max(names, key=lambda name: table.means[table.by][name].value)
+    leads = table.means[table.by][best].value
+    return f"At {table.schedule}{_share(comparison, table)} {best} has the highest mean, {leads:.1f} %: undecided."
+
+
+def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
+    """How many are better or worse, and the one that is farthest from the reference."""
+    if not judgements:
+        return f"none is {verdict}"
+    far = max(judgements, key=lambda judgement: abs(judgement.difference.value))
+    most = "" if len(judgements) == 1 else "most "
+    return f"{len(judgements)} {_are(len(judgements))} {verdict} ({most}{far.difference.a}: {_points(far.difference)})"
+
+
+def _share(comparison: Comparison, table: Standings) -> str:
+    frame = comparison.frame
+    share = frame.loc[(frame["schedule"] == table.schedule) & (frame["method"] == table.reference), "macs_share"]
+    return "" if share.empty or pd.isna(share.iloc[0]) else f" ({100 * share.iloc[0]:.0f} % of the MACs)"
+
+
+def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
+    for table in tables:
+        difference = table.to_base.get(table.reference)
+        base = next((table.means[table.by][name] for name in _bases(comparison) if name in table.means[table.by]), None)
+        if difference is None or base is None:
+            continue
+        low, high = difference.bounds()
+        verb = "may or may not differ from"
+        if high < 0:
+            verb = "is less accurate than"
+        elif low > 0:
+            verb = "is more accurate than"
+        if not difference.known:
+            verb = "is compared without an interval with"
+        yield (
+            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(base)}), trained alike: "
+            f"{_points(difference)}."
+        )
+
+
+def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
+    """Who is faster than the base, and by how much; ranges over seeds."""
+    batches = batch_sizes(comparison.frame)
+    if not batches:
+        return
+    name = f"latency_b{batches[-1]}_ratio"
+    for table in tables:
+        frame = comparison.frame
+        own = frame[(frame["schedule"] == table.schedule) & (frame["count"] != "masked")].dropna(subset=[name])
+        if own.empty:
+            continue
+        rows = own.sort_values(name).to_dict("records")
+        told = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
+        times = ", ".join(f"{row['method']} takes {_time(comparison, row, name)}" for row in told)
+        faster = sum(row[name] < 1 for row in rows)
+        yield (
+            f"By the clock at {table.schedule}, batch {batches[-1]}, {faster} of {len(rows)} take less time than the "
+            f"base: {times}."
+        )
+
+
+def _time(comparison: Comparison, row: Row, name: str) -> str:
+    cells = comparison.cells
+    own = 100 * cells.loc[(cells["schedule"] == row["schedule"]) & (cells["method"] == row["method"]), name].dropna()
+    least, most = f"{own.min():.0f}", f"{own.max():.0f}"
+    spread = f" ({least} to {most} % over seeds)" if least != most else ""
+    return f"{100 * row[name]:.0f} % of its time{spread}"
+
+
+def _null(comparison: Comparison) -> Iterator[str]:
+    nulls = [(table, null) for table in comparison.tables.values() for null in table.nulls.values()]
+    if not nulls:
+        return
+    table, null = nulls[-1]
+    rate = comparison.null_rate
+    called = (
+        f"; the suite would have called it a difference {rate.called} of {rate.of} times (exact 95 % interval "
+        f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %)"
+    )
+    yield (
+        f"The null row {null.difference.a}, the same method fine-tuned with another seed, differs by "
+        f"{_points(null.difference)} at {table.schedule}{called if rate.of else ''}."
+    )
+
+
+def _points(difference: Estimate) -> str:
+    low, high = (fixed(end, 1, "+") for end in difference.bounds())
+    return f"{fixed(difference.value, 1, '+')} points" + (f" [{low}, {high}]" if difference.known else "")
+
+
+def _mean(mean: Estimate) -> str:
+    low, high = (fixed(end, 1) for end in mean.bounds())
+    return f"{fixed(mean.value, 1)} %" + (f" [{low}, {high}]" if mean.known else "")
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"

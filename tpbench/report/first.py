@@ -1,0 +1,133 @@
+"""What a reader sees first: a table of at most eight columns for every schedule, in families, ordered by rank.
+
+The same sections are printed in the terminal and written to OUT/README.md. Wide tables are files of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from tpbench.report.column import Column
+from tpbench.report.columns import chosen
+from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.layout import NEW_PARAMETERS, TEACHER, Row, failure, fixed, left_out, plus_minus
+from tpbench.report.layout import sections as schedules
+from tpbench.report.methods import NULL
+
+MOST_SCHEDULES = 6  # of more, the first ones are shown and the others are in the files
+MOST_ROWS = 60  # of one schedule
+PADDED = 0.98  # a share of MACs this much lower without padding is worth saying
+MARKS = f"{NEW_PARAMETERS}: brings parameters that start untrained; {TEACHER}: learns from the unreduced model."
+NOT_COUNTED = (
+    "Counted as MACs are matrix products, convolutions and the reducers' own operators. Not counted: additions (the "
+    "means of merging are sums), norms, softmax, scores that need no product, sorting and gathering."
+)
+
+
+class Section(NamedTuple):
+    """One schedule. groups: (family, rows), the base first under ""; notes: sentences about this table."""
+
+    title: str
+    columns: list[Column]
+    groups: list[tuple[str, list[Row]]]
+    notes: list[str]
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """The first schedules, from costly to cheap."""
+    frame = comparison.frame
+    found = []
+    for schedule, rows in schedules(comparison.rows)[:MOST_SCHEDULES]:
+        shown = [row for row in rows if row["unreduced"] or (row["seeds"] and row["count"] != "masked")]
+        best = sorted(shown, key=_order)[: MOST_ROWS + 1]
+        notes = [comparison.tables[schedule].resolution(), *_notes(rows)]
+        if len(best) < len(shown):
+            notes.append(f"{len(shown) - len(best)} more rows are in the files.")
+        found.append(Section(schedule, _columns(frame, best), _grouped(best), notes))
+    return found
+
+
+def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
+    """At most eight, without those that have nothing to say."""
+    batches = batch_sizes(frame)
+    names = ["method", "macs_share", "off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
+    names += ["reference_difference_points", "verdict", *(f"latency_b{batch}_ratio" for batch in batches[-1:]), "rank"]
+    return [column for column in chosen(names, batches) if any(column.short(row) for row in rows)]
+
+
+def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """By family, the family of the best row first; null rows last."""
+    families: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=_order):
+        families.setdefault(row["family"], []).append(row)
+    return sorted(families.items(), key=lambda item: item[0] == NULL)
+
+
+def _order(row: Row) -> tuple[bool, float, float, float, str]:
+    """The base first, then by the best place, the worst place and the mean; rows without a rank last."""
+    best = float("inf") if pd.isna(row["rank"]) else float(row["rank"])
+    worst = float("inf") if pd.isna(row["rank_worst"]) else float(row["rank_worst"])
+    mean = (
+        row["off_the_shelf_top1_percent"] if pd.isna(row["fine_tuned_top1_percent"]) else row["fine_tuned_top1_percent"]
+    )
+    return not row["unreduced"], best, worst, float("inf") if pd.isna(mean) else -mean, row["method"]
+
+
+# ------------------------------------------------------------------------------------------ what to know beside it
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows that live below the budget, and rows without numbers."""
+    for row in rows:
+        if row["live_macs_share"] < PADDED * row["macs_share"] and row["count"] != "masked":
+            living = f"{row['tokens_live']} tokens and " if row["tokens_live"] else ""
+            share = f"{100 * row['live_macs_share']:.1f} % of the MACs"
+            yield f"{row['method']} lives below the budget: without padding, {living}{share}."
+    for row in rows:
+        if failure(row) and row["count"] != "masked":
+            yield f"{row['method']}: {failure(row)}"
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What holds for all of a machine's tables."""
+    frame = comparison.frame
+    found = [*_saves_nothing(frame), *_about_records(comparison)]
+    if left_out(comparison.rows):
+        found.append(f"Seeds left out: {'; '.join(left_out(comparison.rows))}.")
+    if (frame["new_parameters"] > 0).any() or frame["teacher"].any():
+        found.append(MARKS)
+    if len(comparison.tables) > MOST_SCHEDULES:
+        found.append(f"{len(comparison.tables) - MOST_SCHEDULES} more schedules are in the files.")
+    return [*found, NOT_COUNTED]
+
+
+def _saves_nothing(frame: pd.DataFrame) -> Iterator[str]:
+    masked = frame[frame["count"] == "masked"]
+    for method, own in masked.groupby("method", sort=False):
+        told = [_accuracies(row) for row in own[own["seeds"] > 0].to_dict("records")]
+        yield f"Saves nothing: {method}, which hides tokens and removes none; {'; '.join(told) or 'not run'}."
+
+
+def _accuracies(row: Row) -> str:
+    names = {"off_the_shelf_top1_percent": "off the shelf", "fine_tuned_top1_percent": "fine-tuned"}
+    told = [f"{plus_minus(row, name)} % {words}" for name, words in names.items() if not pd.isna(row[name])]
+    return f"at {row['schedule']} {fixed(100 * row['macs_share'], 1)} % of the MACs, {', '.join(told) or 'no accuracy'}"
+
+
+def _about_records(comparison: Comparison) -> Iterator[str]:
+    """Which records hold no outcomes, said once."""
+    healthy = [record for record in comparison.records if record.error is None]
+    without = [record for record in healthy if comparison.by not in record.outcomes]
+    old = (
+        "" if all(record.schema > 1 for record in healthy) else " Records of schema 1 do not say what a method brings."
+    )
+    if without and len(without) == len(healthy):
+        yield f"No record holds outcomes: intervals are over seeds and leave out the noise of the test images.{old}"
+    elif without:
+        yield (
+            f"{len(without)} of {len(healthy)} records hold no outcomes. Their rows are shown without intervals and "
+            f"take no part in differences, verdicts and ranks.{old}"
+        )

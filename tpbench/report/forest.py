@@ -1,0 +1,101 @@
+"""The forest plot: every method's difference to the reference with its interval, grouped by family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from tpbench.report import first
+from tpbench.report.families import BETTER, EQUIVALENT, WORSE
+from tpbench.report.frame import Comparison
+from tpbench.report.layout import Row
+from tpbench.report.pareto import GREY, INK, STYLE, family_colour, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = 3  # schedules side by side
+ROW_INCHES = 0.2
+DECIDED = (BETTER, WORSE, EQUIVALENT)
+Place = tuple[str, str]  # family, method; the method "" is the family's heading
+
+
+def draw(comparison: Comparison, path: Path) -> Path | None:
+    """A PNG with one panel for every schedule, the first three; None where there is nothing to compare."""
+    sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
+    sections = sections[:PANELS]
+    if not sections:
+        return None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot: it draws by Agg and keeps no state
+
+    places = _places(sections)
+    with rc_context(STYLE):
+        size = (3.0 + 3.2 * len(sections), 1.4 + ROW_INCHES * len(places))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, len(sections), sharey=True, squeeze=False)[0]
+        for panel, section in zip(panels, sections):
+            rows = {row["method"]: row for _, own in section.groups for row in own}
+            _panel(panel, comparison, section.title, [(place, rows.get(place[1])) for place in places])
+        _names(panels[0], places)
+        _title(figure, comparison)
+        save(figure, path)
+    return path
+
+
+def _places(sections: Sequence[first.Section]) -> list[Place]:
+    """The lines from the top down: families in the first panel's order, each headed by its name."""
+    families: dict[str, list[str]] = {}
+    for section in sections:
+        for family, rows in section.groups:
+            known = families.setdefault(family, [])
+            known += [row["method"] for row in rows if row["method"] not in known and not row["unreduced"]]
+    return [(family, name) for family, names in families.items() if names for name in ("", *names)]
+
+
+def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[tuple[Place, Row | None]]) -> None:
+    table = comparison.tables[schedule]
+    panel.axvspan(-table.margin, table.margin, color="#ECEEF0", zorder=0)
+    panel.axvline(0, color=INK, linewidth=0.9)
+    panel.grid(visible=False, axis="y")
+    differences = [row["reference_difference_points"] for _, row in lines if row is not None]
+    known = [difference for difference in differences if difference == difference]
+    for height, ((family, name), row) in enumerate(lines):
+        if name == table.reference:
+            panel.plot(0, height, "D", color=INK, markersize=5)
+        elif row is not None and row["reference_difference_points"] in known:
+            _line(panel, row, height, family_colour(family))
+    widths = [row["reference_difference_half_width_points"] for _, row in lines if row is not None]
+    usual = median([width for width in widths if width == width] or [0.0])
+    panel.set_xlim(min([*known, -table.margin]) - 1.2 * usual - 0.5, max([*known, table.margin]) + 1.2 * usual + 0.5)
+    panel.set_title(schedule, loc="left", fontsize=10, color=INK)
+    panel.set_xlabel(f"top-1 minus that of {table.reference}, points")
+
+
+def _line(panel: Axes, row: Row, height: int, colour: str) -> None:
+    """A mean with its 95 % interval; filled where Holm's procedure decides, hollow where it does not."""
+    mean, half_width = row["reference_difference_points"], row["reference_difference_half_width_points"]
+    if half_width == half_width:
+        panel.plot([mean - half_width, mean + half_width], [height, height], color=colour, linewidth=1.6)
+    face = colour if row["verdict"] in DECIDED else "white"
+    panel.plot(mean, height, "o", color=colour, markerfacecolor=face, markersize=5)
+
+
+def _names(panel: Axes, places: Sequence[Place]) -> None:
+    panel.set_yticks(range(len(places)), [name or family for family, name in places])
+    panel.set_ylim(len(places) - 0.4, -0.6)
+    panel.tick_params(axis="y", length=0)
+    for label, (family, name) in zip(panel.get_yticklabels(), places):
+        if not name:
+            label.set_color(family_colour(family))
+            label.set_fontweight("bold")
+
+
+def _title(figure: Figure, comparison: Comparison) -> None:
+    about = f"{comparison.records[0].recipe} on {comparison.machine}"
+    how = "95 % intervals, not corrected; filled: decided after Holm; grey: within the margin; cut at the frame"
+    figure.suptitle(about, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.supxlabel(how, fontsize=8.5, color=GREY)

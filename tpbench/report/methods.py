@@ -1,0 +1,51 @@
+"""What a report knows of a method beside its records: its family, and whether its row is a null row."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from tpbench import registry
+from tpbench.errors import UsageError
+
+FAMILIES = ("clustering", "merging", "pruning", "learned queries", "grid", "trivial")  # in the order they are shown
+OTHER = "other"
+NULL = "null row"
+# Until a method's card names its family.
+KNOWN = {
+    "clustering": ("kmeans", "kmedoids", "wkmeans", "wkmedoids", "wkpeaks", "dpcknn"),
+    "merging": ("tome", "pitome", "diffrate"),
+    "pruning": ("topk", "topk_cls", "evit", "ats", "avit", "dynamicvit", "importance"),
+    "learned queries": ("patchmerger", "sit", "sinkhorn"),
+    "grid": ("avgpool", "maxpool", "strided_conv"),
+    "trivial": ("random", "patch_dropout"),
+}
+SETTING = "finetune_seed"
+
+
+def family(method: str) -> str:
+    """The family of a row's method, by its card or else by the list above; "other" where neither knows it."""
+    name = method.partition("(")[0]
+    own = getattr(_cards().get(name), "family", "")
+    return own or next((kind for kind, members in KNOWN.items() if name in members), OTHER)
+
+
+@cache
+def _cards() -> dict[str, registry.Card]:
+    try:
+        return registry.catalogue()[0]
+    except UsageError:  # a report can be made where no method is installed
+        return {}
+
+
+def null_of(method: str) -> str:
+    """The row that a null row repeats with another fine-tuning seed; "" for every other row.
+
+    "wkmedoids(init=grid,finetune_seed=1)" repeats "wkmedoids(init=grid)".
+    """
+    match = re.fullmatch(r"([^(]+)\((.*)\)", method)
+    settings = match[2].split(",") if match else []
+    others = [setting for setting in settings if setting.partition("=")[0].strip() != SETTING]
+    if len(others) == len(settings):
+        return ""
+    return f"{match[1]}({','.join(others)})" if others else match[1]

@@ -1,0 +1,231 @@
+"""What the statistics say of the rows that share a table: one machine and one schedule, with the base.
+
+The family whose errors Holm's procedure bounds is declared before the run: every method of the table against the
+recipe's reference. Ranks are simultaneous over any two methods. The base, methods that only mask tokens and null rows
+take part in the linear model, which they help to estimate, and in neither family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import combinations
+from math import isnan, nan
+from statistics import fmean, median
+
+import pandas as pd
+
+from tpbench.errors import UsageError
+from tpbench.outcomes import unpack
+from tpbench.record import Record
+from tpbench.report import methods
+from tpbench.report.contrast import Contrast
+from tpbench.report.families import Judgement, Rank, judge, ranks
+from tpbench.report.statistics import Additive, Difference, Estimate, MeanTop1, fit
+from tpbench.report.two_way import Answers, answers, with_all_images
+
+FINE_TUNED, OFF_THE_SHELF = "fine_tuned", "off_the_shelf"
+MOST_RIVALS = 200  # methods of a table up to which any two are compared; of more, all with the reference
+UNKNOWN = Estimate(nan, nan, 0.0, 0)
+
+
+def judged(records: Sequence[Record]) -> str:
+    """The accuracy that rows are compared by: fine-tuned if any record has it, or else off the shelf."""
+    tuned = any("fine_tuned_top1" in record.metrics for record in records if record.error is None)
+    return FINE_TUNED if tuned else OFF_THE_SHELF
+
+
+@dataclass(frozen=True, eq=False)
+class Standings:
+    """One table's statistics. Differences are in points of the accuracy that `by` names.
+
+    means: by accuracy and row. to_reference: Holm's family, and the null rows (uncorrected) against what they repeat.
+    to_base: by row. pairs: any two methods, or those with the reference where there are more than MOST_RIVALS.
+    left_out: rows without outcomes where others have them; they are shown and take no part.
+    """
+
+    schedule: str
+    by: str
+    reference: str
+    margin: float
+    seeds: int = 0
+    model: Additive | None = None
+    means: dict[str, dict[str, MeanTop1]] = field(default_factory=dict)
+    judgements: dict[str, Judgement] = field(default_factory=dict)
+    nulls: dict[str, Judgement] = field(default_factory=dict)
+    to_base: dict[str, Difference] = field(default_factory=dict)
+    pairs: list[Difference] = field(default_factory=list)
+    ranks: dict[str, Rank] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    with_images: bool = False
+
+    @property
+    def rivals(self) -> int:
+        """How many methods the reference is compared with: the size of the family."""
+        return len(self.judgements)
+
+    @cached_property
+    def smallest(self) -> float:
+        """The smallest difference to the reference, in points, that this table can see: two-sided 5 %, power 0.8."""
+        return self._detectable(1)
+
+    @cached_property
+    def smallest_in_family(self) -> float:
+        """The same at Holm's first step over the table's methods."""
+        return self._detectable(max(1, self.rivals))
+
+    def _detectable(self, comparisons: int) -> float:
+        """By the median standard error of the differences to the reference."""
+        known = [judgement.difference for judgement in self.judgements.values() if judgement.difference.known]
+        if not known:
+            return nan if self.model is None else self.model.detectable(comparisons)
+        middle = median(difference.standard_error for difference in known)
+        df = median(difference.df for difference in known)
+        return Estimate(0.0, middle, df, self.seeds).detectable(comparisons)
+
+    def resolution(self) -> str:
+        """The model, its n and the smallest difference that the table can see, in one sentence."""
+        if self.model is None:
+            return "No accuracy was measured."
+        rows = f"top-1 ~ method + seed over {len(self.model.methods)} rows and {len(self.model.seeds)} seeds"
+        if isnan(self.smallest):
+            few = "One seed" if len(self.model.seeds) == 1 else "Too few values"
+            return f"{few}: no intervals, no ranks, and nothing is decided ({rows})."
+        own = ", ".join(f"{method} ({scatter.sd:.1f})" for method, scatter in self.model.apart.items())
+        corrected = f", {self.smallest_in_family:.2f} after Holm over {self.rivals}" if self.rivals > 1 else ""
+        return (
+            f"Model: {rows}; residual SD {self.model.pooled.sd:.2f} points on {self.model.pooled.df:.0f} degrees of "
+            f"freedom. The smallest difference to {self.reference} that it can see (two-sided 5 %, power 0.8) is "
+            f"{self.smallest:.2f} points{corrected}."
+            + (f" Rows with a residual SD of their own: {own}." if own else "")
+        )
+
+
+def standings(schedule: str, records: Sequence[Record], by: str, contrast: Contrast) -> Standings:
+    """The statistics of one schedule's records and those of the base.
+
+    Where some of the records hold outcomes, those without take no part: the noise of the images is known for the first
+    alone. UsageError where outcomes cannot be read or name different images.
+    """
+    healthy = [record for record in records if record.error is None]
+    with_images = any(by in record.outcomes for record in healthy)
+    part = [record for record in healthy if by in record.outcomes or not with_images]
+    left_out = tuple(sorted({record.method for record in healthy} - {record.method for record in part}))
+    alone = {name: _mean_alone([record for record in healthy if record.method == name], by) for name in left_out}
+    other = OFF_THE_SHELF if by == FINE_TUNED else FINE_TUNED
+    means = {by: alone, other: _means(_fitted(healthy, other))}
+    empty = Standings(schedule, by, contrast.reference, contrast.margin, means=means, left_out=left_out)
+    model = _fitted(part, by)
+    if model is None:
+        return empty
+    outside = {record.method for record in part if record.unreduced or record.count == "masked"}
+    bases = {record.method for record in part if record.unreduced}
+    differences = _Differences(model, _answers(part, by) if with_images else {})
+    judged_alone = replace(empty, model=model, means={**means, by: alone | _means(model)}, with_images=with_images)
+    return _compared(judged_alone, differences, bases, outside)
+
+
+def _compared(table: Standings, differences: _Differences, bases: set[str], outside: set[str]) -> Standings:
+    """The table with its differences, verdicts and ranks."""
+    model = differences.model
+    nulls = [name for name in model.methods if methods.null_of(name)]
+    rivals = [name for name in model.methods if name not in outside and name not in nulls]
+    reference = table.reference
+    if reference not in rivals and rivals:
+        reference = max(rivals, key=lambda name: model.mean(name).value)
+    family = differences.of([(name, reference) for name in rivals if name != reference])
+    repeated = differences.of(_null_pairs(nulls, model))
+    pairs = differences.of(_pairs(rivals, reference))
+    ranked = len(rivals) <= MOST_RIVALS and any(pair.known for pair in pairs)
+    to_base = [
+        difference
+        for base in bases
+        for difference in differences.of([(name, base) for name in model.methods if name not in bases])
+    ]
+    return replace(
+        table,
+        reference=reference,
+        seeds=len(model.seeds),
+        judgements=_by_row(judge(family, table.margin)),
+        nulls=_by_row([judge([null], table.margin)[0] for null in repeated]),
+        to_base={difference.a: difference for difference in to_base},
+        pairs=pairs,
+        ranks=ranks(pairs) if ranked else {},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Differences:
+    """Differences of the pooled model, with the noise of the images where outcomes are known."""
+
+    model: Additive
+    answers: dict[str, Answers]
+
+    def of(self, pairs: Sequence[tuple[str, str]]) -> list[Difference]:
+        return with_all_images(self.model.differences(pairs), self.answers)
+
+
+def _table(records: Sequence[Record], by: str) -> pd.DataFrame | None:
+    """Top-1 in percent, methods by seeds; None where there is none.
+
+    Off the shelf, methods that start untrained are left out.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for record in records:
+        value = record.metrics.get(f"{by}_top1", nan)
+        if not isnan(value) and not (by == OFF_THE_SHELF and record.new_parameters):
+            values.setdefault(record.method, {})[record.seed] = 100 * value
+    if not values:
+        return None
+    seeds = sorted({seed for own in values.values() for seed in own})
+    cells = [[values[method].get(seed, nan) for seed in seeds] for method in sorted(values)]
+    return pd.DataFrame(cells, index=sorted(values), columns=seeds)
+
+
+def _fitted(records: Sequence[Record], by: str) -> Additive | None:
+    top1 = _table(records, by)
+    return None if top1 is None else fit(top1)
+
+
+def _means(model: Additive | None) -> dict[str, MeanTop1]:
+    return {} if model is None else {method: model.mean(method) for method in model.methods}
+
+
+def _mean_alone(records: Sequence[Record], by: str) -> MeanTop1:
+    """A mean without an interval."""
+    known = [100 * record.metrics[f"{by}_top1"] for record in records if f"{by}_top1" in record.metrics]
+    return MeanTop1(fmean(known) if known else nan, nan, 0.0, len(known), records[0].method)
+
+
+def _answers(records: Sequence[Record], by: str) -> dict[str, Answers]:
+    """Every row's outcomes. One that cannot be read is refused by name."""
+    rows: dict[str, dict] = {}
+    for record in records:
+        try:
+            rows.setdefault(record.method, {})[record.seed] = unpack(record.outcomes[by])
+        except UsageError as error:
+            raise UsageError(f"{record.method} {record.schedule} seed {record.seed}: {error}") from error
+    return {method: answers(by_seed) for method, by_seed in rows.items()}
+
+
+def _pairs(rivals: Sequence[str], reference: str) -> list[tuple[str, str]]:
+    if len(rivals) <= MOST_RIVALS:
+        return list(combinations(rivals, 2))
+    return [(name, reference) for name in rivals if name != reference]
+
+
+def _null_pairs(nulls: Sequence[str], model: Additive) -> list[tuple[str, str]]:
+    """Every null row beside another row of its kind, each row in one pair at most."""
+    kinds: dict[str, list[str]] = {}
+    for name in nulls:
+        kinds.setdefault(methods.null_of(name), []).append(name)
+    found = []
+    for original, own in kinds.items():
+        rows = [original, *own] if original in model.methods else own
+        found += [(second, first) for first, second in zip(rows[::2], rows[1::2])]
+    return found
+
+
+def _by_row(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
+    return {judgement.difference.a: judgement for judgement in judgements}
