@@ -27,6 +27,8 @@ from tpbench.tokens import Tokens
     "the published code, but K of them (there always one for each patch)",
 )
 class ATS(Downsampler):
+    """Samples up to K different tokens of each image; the rest of the K places is padding, which is not alive."""
+
     needs = Needs.CLS | Needs.VALUES
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:

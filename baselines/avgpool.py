@@ -1,4 +1,4 @@
-"""Average pooling on the token grid: fixed windows, nothing learned, blind to the image."""
+"""Average pooling on the token grid: fixed windows, the same for every image, without parameters."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from tpbench.tokens import Tokens
 
 
 class GridPooling(Downsampler):
-    """A method that maps the token grid to a smaller one: the largest of at most K tokens.
+    """The base of methods that map the token grid to a smaller one: the largest with at most K tokens.
 
-    A side never shrinks more than twice as much as the other, so that no image is squeezed flat.
+    No side shrinks more than twice as much as the other, so that windows stay about square.
     """
 
     @classmethod
@@ -32,6 +32,7 @@ class GridPooling(Downsampler):
 
     @property
     def target(self) -> tuple[int, int]:
+        """The rows and columns of the smaller grid."""
         return self.reachable(self.setup.tokens, self.setup.k, self.setup.grid)[1]
 
     def on_grid(self, body: Tensor) -> Tensor:
@@ -69,5 +70,7 @@ def off_grid(image: Tensor) -> Tensor:
 
 @register("avgpool", title="Average pooling on the grid", count="at_most")
 class AveragePooling(GridPooling):
+    """Every token is the mean of a window of the grid."""
+
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         return self.from_grid(tokens, self.average(self.on_grid(tokens.body)))

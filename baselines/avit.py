@@ -1,9 +1,9 @@
 """A-ViT (Yin et al., CVPR 2022, https://arxiv.org/abs/2112.07658): every token decides when to halt.
 
 A token's first feature is its halting score; scores add up over the reducing blocks, and a token whose sum reaches 0.99
-is hidden from then on. Nothing is removed from the tensors, as in the published code: the row says how many live, and
-that they save nothing. The last tokens of an image may all reach 0.99 at once: the one with the lowest sum then stays,
-since average pooling, and attention without a class token, need one to read.
+is hidden from then on. Nothing is removed from the tensors, as in the published code: the row of the table shows how
+many tokens live, and that nothing is saved. The last tokens of an image may all reach 0.99 at once; the one with the
+lowest sum then stays, since average pooling, and attention without a class token, need at least one token.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from tpbench.tokens import Tokens
 
 
 def last_token(tokens: Tokens, halting: Tensor) -> Tensor:
-    """[B, N] true for the living token of each image with the lowest sum of halting scores [B, N]."""
+    """[B, N] true for the living token of each image that has the lowest sum of halting scores [B, N]."""
     if tokens.alive is not None:
         halting = halting.masked_fill(tokens.alive == 0, float("inf"))
     index = torch.arange(tokens.count, device=halting.device)
@@ -40,6 +40,8 @@ def last_token(tokens: Tokens, halting: Tensor) -> Tensor:
     "(DeiT-S)",
 )
 class AViT(Downsampler):
+    """Hides the tokens whose halting scores have added up to `halt`; none is removed."""
+
     masks = True
 
     @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class AViT(Downsampler):
         return replace(tokens, alive=alive, grid=None, carry=carry, aux=self.losses(tokens, alive, left))
 
     def losses(self, tokens: Tokens, alive: Tensor, left: Tensor) -> dict[str, Tensor]:
-        """What a living token costs, and how far the living are from the schedule's share."""
+        """The loss terms so far with this block's: the cost of the living tokens, and their distance from K."""
         off = (alive.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         ponder = tokens.aux.get("ponder", 0) + self.config.ponder_weight * left.mean()
         return {

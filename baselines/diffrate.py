@@ -35,14 +35,15 @@ class RateSearch(Search):
     class Config:
         target: Annotated[float, Interval(ge=0, le=1)] = 0.5  # share of the unreduced model's MACs
         weight: Annotated[float, Ge(0)] = 100.0  # of the squared distance to it; the paper's 5 per GFLOP^2, on DeiT-S
-        granularity: Annotated[int, Ge(1)] = 4  # candidates lie as many tokens apart
+        granularity: Annotated[int, Ge(1)] = 4  # tokens between two candidates
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__(setup, config)
         counts = torch.arange(setup.tokens, 0, -min(self.config.granularity, setup.tokens))
         self.register_buffer("candidates", counts / setup.tokens)
-        favour = -torch.arange(len(counts)).float()  # nothing leaves at first
-        self.pruning, self.merging = nn.Parameter(favour.clone()), nn.Parameter(favour.clone())
+        favour = -torch.arange(len(counts)).float()  # no token leaves at first
+        self.pruning = nn.Parameter(favour.clone())
+        self.merging = nn.Parameter(favour.clone())
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
@@ -57,7 +58,7 @@ class RateSearch(Search):
         return (logits.softmax(dim=0) * self.candidates).sum()
 
     def survival(self, logits: Tensor, alive: Tensor) -> Tensor:
-        """[B, N] 1 for the first of the living, up to the expected share; its gradient is that of the chance."""
+        """[B, N] 1 for the first living tokens, up to the expected share, with the gradient of their probability."""
         living = alive.detach().sum(dim=1, keepdim=True)
         rank = torch.arange(alive.shape[1], device=alive.device)
         soft = ((rank / living)[:, :, None] < self.candidates).float() @ logits.softmax(dim=0)
@@ -91,7 +92,7 @@ class RateSearch(Search):
         return arriving * self.share(self.pruning) * self.share(self.merging)
 
     def penalty(self, share: Tensor) -> Tensor:
-        """Once for all blocks: the last one's."""
+        """The squared distance to the target, for all blocks together: only the last one returns it."""
         last = self.setup.stage == self.setup.stages - 1
         return self.config.weight * (share - self.config.target) ** 2 if last else share * 0
 
@@ -107,6 +108,8 @@ class RateSearch(Search):
     "similarities count as 0, so that every key keeps a positive weight",
 )
 class DiffRate(Downsampler):
+    """Prunes a share of the tokens that leave, and merges the others into those that stay."""
+
     needs = Needs.CLS
     weighted_attention = True
     search = RateSearch
@@ -129,7 +132,7 @@ class DiffRate(Downsampler):
 
     @property
     def pruned_to(self) -> int:
-        """Tokens left behind the pruning."""
+        """Tokens that are left after pruning."""
         return self.setup.tokens - int(self.config.pruned * (self.setup.tokens - self.setup.k))
 
     def macs(self) -> int:

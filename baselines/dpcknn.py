@@ -28,6 +28,8 @@ from tpbench.tokens import Tokens
     "counts as denser, where the published code adds random noise",
 )
 class DPCKNN(Downsampler):
+    """Merges tokens into the K clusters around density peaks."""
+
     @dataclass(frozen=True)
     class Config:
         neighbours: Annotated[int, Ge(1)] = 5

@@ -1,9 +1,9 @@
-"""DynamicViT (Rao et al., NeurIPS 2021, https://arxiv.org/abs/2106.02034): predictors learn whom to keep.
+"""DynamicViT (Rao et al., NeurIPS 2021, https://arxiv.org/abs/2106.02034): predictors learn which tokens to keep.
 
-In training nothing is removed: hard Gumbel-softmax decisions mask the attention, with a gradient; an image of which
-every token is dropped keeps the likeliest one, since average pooling needs one to read. At inference the K
-tokens most likely kept stay. Three extra losses: the keep rate of every stage, and the frozen unreduced model's
-logits and tokens. The backbone stands still first and learns slowly later.
+In training nothing is removed: hard Gumbel-softmax decisions mask the attention, with a gradient. If every token of an
+image is dropped, the likeliest one is kept, since average pooling needs one. At inference the K tokens with the highest
+probability of being kept stay. There are three further losses: the keep rate of every stage, and the distances to the
+logits and to the tokens of the frozen unreduced model. The backbone is frozen first and learns slowly later.
 """
 
 from dataclasses import dataclass, replace
@@ -29,6 +29,8 @@ from tpbench.tokens import Tokens, stable_topk
     differs="reduces where the recipe says, not before the block; KL(teacher || student), as the logits' distillation",
 )
 class DynamicViT(Downsampler):
+    """Keeps the K tokens that a learned predictor finds most useful; in training the others are masked."""
+
     teacher = True
     backbone_lr_scale = 0.01
     frozen_share = 1 / 6  # the first 5 of 30 epochs
@@ -74,6 +76,7 @@ class DynamicViT(Downsampler):
         return self.decide(torch.cat([own, shared], dim=-1))
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
+        """The distillation losses: KL divergence of the logits, squared distance of the living tokens."""
         logits = F.kl_div(
             F.log_softmax(out.logits.float(), dim=-1),
             F.log_softmax(teacher.logits.float(), dim=-1),

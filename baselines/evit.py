@@ -22,6 +22,8 @@ from tpbench.tokens import Tokens, rows, stable_topk
     differs="the fused token is one of the K, so that its cost is counted as the others' are",
 )
 class EViT(Downsampler):
+    """Keeps the K - 1 tokens with the highest class attention and fuses the others into one."""
+
     needs = Needs.CLS
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:

@@ -20,6 +20,8 @@ from tpbench.tokens import Tokens
     differs="the paper's exact rule is not published; drawn without replacement in proportion to attention received",
 )
 class Importance(Downsampler):
+    """Keeps K tokens drawn at random, in proportion to the attention that they receive."""
+
     needs = Needs.RECEIVED
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:

@@ -1,4 +1,4 @@
-"""Max pooling on the token grid: avgpool's sibling, nothing learned."""
+"""Max pooling on the token grid: the windows of avgpool, without parameters."""
 
 from torch.nn import functional as F
 
@@ -10,5 +10,7 @@ from tpbench.tokens import Tokens
 
 @register("maxpool", title="Max pooling on the grid", count="at_most")
 class MaxPooling(GridPooling):
+    """Every token is the maximum, channel by channel, of a window of the grid."""
+
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         return self.from_grid(tokens, F.adaptive_max_pool2d(self.on_grid(tokens.body), self.target))

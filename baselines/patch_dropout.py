@@ -1,4 +1,4 @@
-"""Uniform patch dropout: evenly spaced tokens stay, the same ones for every image. The trivial control.
+"""Uniform patch dropout: evenly spaced tokens stay, the same ones for every image. A trivial control.
 
 PatchDropout (Liu et al., WACV 2023, https://arxiv.org/abs/2208.07220) drops at random at the input of training; what is
 kept here is fixed, so that inference is deterministic and `random` remains the random control.
@@ -21,7 +21,9 @@ from tpbench.tokens import Tokens
     differs="evenly spaced and the same for every image, in training and inference, at the schedule's blocks",
 )
 class PatchDropout(Downsampler):
+    """Keeps K evenly spaced tokens."""
+
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
-        k, n = self.setup.k, tokens.count
-        index = (2 * torch.arange(k, device=tokens.x.device) + 1) * n // (2 * k)
+        k = self.setup.k
+        index = (2 * torch.arange(k, device=tokens.x.device) + 1) * tokens.count // (2 * k)
         return tokens.keep(index.expand(tokens.x.shape[0], -1))

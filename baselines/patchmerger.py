@@ -18,6 +18,8 @@ from tpbench.tokens import Tokens, spread
     differs="reduces where the recipe says, between attention and MLP by default",
 )
 class PatchMerger(Downsampler):
+    """Replaces the tokens by K mixtures of them, one for each learned query."""
+
     def __init__(self, setup: Setup, config: Downsampler.Config | None = None):
         super().__init__(setup, config)
         self.norm = nn.LayerNorm(setup.width)

@@ -28,6 +28,8 @@ from tpbench.tokens import Tokens, cosine
     "attention ignores sizes, as the published DeiT code does, unless proportional=True",
 )
 class PiToMe(ToMe):
+    """Merges the most similar pairs among the tokens that have many similar ones."""
+
     weighted_attention = False
 
     @dataclass(frozen=True)

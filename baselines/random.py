@@ -1,4 +1,4 @@
-"""K random tokens per image and block: what any method must beat."""
+"""K random tokens for each image and block: the baseline that every method must beat."""
 
 import torch
 
@@ -9,6 +9,8 @@ from tpbench.tokens import Tokens
 
 @register("random", title="Random tokens")
 class Random(Downsampler):
+    """Keeps K tokens drawn at random, each with the same probability."""
+
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
         draw = torch.rand(tokens.size.shape, device=tokens.x.device)
         return tokens.keep(draw.argsort(dim=1)[:, : self.setup.k].sort(dim=1).values)

@@ -25,7 +25,10 @@ from tpbench.tokens import Tokens, spread
     "them with their unit vectors at every pass",
 )
 class Sinkhorn(Downsampler):
-    eps, iterations = 1.0, 3
+    """Replaces the tokens by K sums of unit tokens, weighted by the transport plan to K learned centres."""
+
+    eps = 1.0
+    iterations = 3
 
     def __init__(self, setup: Setup, config: Downsampler.Config | None = None):
         super().__init__(setup, config)

@@ -1,4 +1,4 @@
-"""SiT (Zong et al., ECCV 2022, https://arxiv.org/abs/2111.11733): a network says which tokens make a new one."""
+"""SiT (Zong et al., ECCV 2022, https://arxiv.org/abs/2111.11733): a network weighs the tokens in each new one."""
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from tpbench.tokens import Tokens, spread
     differs="the slimming module alone, without the paper's feature recalibration distillation",
 )
 class SiT(Downsampler):
+    """Replaces the tokens by K mixtures of them, with weights from a small network."""
+
     def __init__(self, setup: Setup, config: Downsampler.Config | None = None):
         super().__init__(setup, config)
         c = setup.width
@@ -29,5 +31,7 @@ class SiT(Downsampler):
         return tokens.with_body(share @ tokens.body, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
-        n, c, k = self.setup.tokens, self.setup.width, self.setup.k
+        n = self.setup.tokens
+        c = self.setup.width
+        k = self.setup.k
         return n * (c * (c // 2) + (c // 2) * k) + k * n * c

@@ -26,6 +26,8 @@ from tpbench.tokens import Tokens
     differs="width stays as it is; the class token passes through; Token Pooling does not state its baseline's kernel",
 )
 class StridedConv(GridPooling):
+    """Every token is a learned convolution of a window of the grid."""
+
     @dataclass(frozen=True)
     class Config:
         depthwise: bool = True
@@ -35,7 +37,7 @@ class StridedConv(GridPooling):
         stride = tuple(source // target for source, target in zip(setup.grid, self.target))
         kernel = tuple(s - (t - 1) * step for s, t, step in zip(setup.grid, self.target, stride))
         groups = setup.width if self.config.depthwise else 1
-        self.conv = nn.Conv2d(setup.width, setup.width, kernel, stride, groups=groups)
+        self.conv = nn.Conv2d(setup.width, setup.width, kernel_size=kernel, stride=stride, groups=groups)
         nn.init.zeros_(self.conv.bias)
         if self.config.depthwise:
             nn.init.constant_(self.conv.weight, 1 / (kernel[0] * kernel[1]))

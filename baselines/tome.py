@@ -27,6 +27,8 @@ from tpbench.tokens import Tokens, cosine
     "of A keeps its order in models without a class token too, as in the paper's listing",
 )
 class ToMe(Downsampler):
+    """Merges the N - K most similar pairs of tokens between two alternating sets."""
+
     needs = Needs.KEYS
     weighted_attention = True
 

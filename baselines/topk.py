@@ -51,6 +51,8 @@ class SoftExtract(Search):
     differs="K comes from the schedule; the paper's search writes one (learned:FILE) that any method can use",
 )
 class TopK(Downsampler):
+    """Keeps the K tokens that receive the most attention."""
+
     needs = Needs.RECEIVED
     search = SoftExtract
 

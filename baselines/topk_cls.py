@@ -18,6 +18,8 @@ from tpbench.tokens import Tokens, stable_topk
     differs="the dropped tokens are not fused into one",
 )
 class TopKClass(Downsampler):
+    """Keeps the K tokens with the highest class attention."""
+
     needs = Needs.CLS
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:

@@ -1,4 +1,4 @@
-"""Budgets: what is solved costs what was asked; what cannot be met is refused with the nearest that can."""
+"""Budgets: solved counts cost the share asked for; a share that cannot be met is rejected with the nearest one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def solve(text: str, price=cost) -> schedule.Schedule:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 12])
-def test_every_keep_rate_is_in_the_chain_and_nothing_else_is(stages):
+def test_the_chain_holds_the_counts_of_every_keep_rate_and_no_others(stages):
     chain = budget.rates(64, stages)
     draw = random.Random(stages)
     for _ in range(2000):
@@ -53,7 +53,7 @@ def test_every_keep_rate_is_in_the_chain_and_nothing_else_is(stages):
 
 @pytest.mark.parametrize("share", ["0.55", "0.6", "0.75", "0.9", "0.999", "1"])
 @pytest.mark.parametrize("blocks", ["5", "3,6,9", "0-11"])
-def test_what_is_solved_costs_what_was_asked(share, blocks):
+def test_solved_counts_cost_the_share_asked_for(share, blocks):
     solved = solve(f"macs={share}@{blocks}")
     assert solved.budget is None
     assert cost(solved) == pytest.approx(float(share), rel=budget.TOLERANCE)
@@ -62,7 +62,7 @@ def test_what_is_solved_costs_what_was_asked(share, blocks):
     assert cost(halved) != pytest.approx(float(share), rel=budget.TOLERANCE)  # control
 
 
-def test_coarse_steps_leave_the_keep_rate():
+def test_coarse_steps_are_solved_by_single_counts():
     """Counts come in steps of 28: no keep rate is within 1 %, single counts are."""
 
     def coarse(asked: schedule.Schedule) -> float:
@@ -73,7 +73,7 @@ def test_coarse_steps_leave_the_keep_rate():
     assert coarse(solve("macs=0.95@3,6,9", coarse)) == pytest.approx(0.95, rel=budget.TOLERANCE)
 
 
-def test_a_share_too_small_names_the_nearest():
+def test_a_share_that_is_too_small_is_rejected_with_the_nearest():
     with pytest.raises(
         Unreachable, match=r"cannot cost 0.4 of the .* MACs; the nearest it reaches is 0.503, by 1,1,1@"
     ):
@@ -82,7 +82,7 @@ def test_a_share_too_small_names_the_nearest():
 
 @pytest.mark.parametrize("floor", [98, 120, 150])
 def test_a_method_that_cannot_go_low_still_meets_a_budget_it_can(floor):
-    """As ToMe, which at most halves: one token is beyond it, 85 % of the MACs are not; 52 % are, and it says so."""
+    """Like ToMe, which removes at most half of the tokens: it meets 85 % of the MACs but not 52 %."""
 
     def limited(asked: schedule.Schedule) -> float:
         if asked.counts[0] < floor:
@@ -95,7 +95,7 @@ def test_a_method_that_cannot_go_low_still_meets_a_budget_it_can(floor):
         solve(f"macs={0.9 * nearest:.3f}@3,6,9", limited)
 
 
-def test_a_method_that_never_gets_there_says_so():
+def test_a_method_that_reaches_no_counts_is_reported():
     def never(asked: schedule.Schedule) -> float:
         raise Unreachable(f"not {asked.text}")
 
@@ -103,7 +103,7 @@ def test_a_method_that_never_gets_there_says_so():
         solve("macs=0.8@3,6,9", never)
 
 
-def test_an_unsolved_budget_is_no_schedule():
+def test_an_unsolved_budget_has_no_counts():
     for text, what in (("macs=0.5@3", "MACs"), ("latency=0.5@3", "latency")):
         with pytest.raises(ScheduleError, match=f"a share of {what} must be solved"):
             schedule.parse(text).requested(PATCHES, 12)
@@ -117,15 +117,15 @@ def test_an_unsolved_budget_is_no_schedule():
 def test_every_method_costs_the_same(make_vit, method, share):
     """In MACs as torch counts them, the reducer included."""
     model = make_vit()
-    whole = flops.counted(tpbench.reduce(model, "none")).total
+    unreduced = flops.counted(tpbench.reduce(model, "none")).total
     if registry.method(method).masks:
         with pytest.raises(Unreachable, match="the nearest it reaches is 1"):
             tpbench.reduce(model, method, f"macs={share}@0,1,2")
         return
     solved = tpbench.reduce(model, method, f"macs={share}@0,1,2")
-    assert flops.measured(solved).total / whole == pytest.approx(share, rel=budget.TOLERANCE)
+    assert flops.measured(solved).total / unreduced == pytest.approx(share, rel=budget.TOLERANCE)
     at_rate = tpbench.reduce(model, method, "0.9@0,1,2")  # control
-    assert flops.measured(at_rate).total / whole != pytest.approx(share, rel=budget.TOLERANCE)
+    assert flops.measured(at_rate).total / unreduced != pytest.approx(share, rel=budget.TOLERANCE)
 
 
 # ---------------------------------------------------------------- as a user runs it
@@ -162,7 +162,7 @@ def test_equal_cost_from_the_command_line(tmp_path, capsys, request):
     assert before == {path: path.read_bytes() for path in (tmp_path / "budgets").rglob("*.json")}
 
 
-def test_a_budget_below_the_first_reducing_block_is_refused_by_name(tmp_path, capsys, request):
+def test_a_budget_below_the_cost_of_the_first_blocks_is_rejected(tmp_path, capsys, request):
     request.getfixturevalue("monkeypatch").chdir(request.config.rootpath)
     assert run(tmp_path, "--methods", "topk", "--budget", "0.05") == WRONG
     error = capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_a_budget_below_the_first_reducing_block_is_refused_by_name(tmp_path, ca
 
 
 @pytest.mark.parametrize(("text", "says"), [("1.5", "outside (0, 1]"), ("half", "macs=SHARE"), ("0", "outside (0, 1]")])
-def test_a_budget_that_is_no_share_is_refused(tmp_path, capsys, request, text, says):
+def test_a_budget_that_is_not_a_share_is_rejected(tmp_path, capsys, request, text, says):
     request.getfixturevalue("monkeypatch").chdir(request.config.rootpath)
     assert run(tmp_path, "--methods", "topk", "--budget", text) == WRONG
     assert says.split("(")[0].lower() in capsys.readouterr().err.lower()

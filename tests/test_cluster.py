@@ -46,7 +46,8 @@ def squared(a: list[float], b: list[float]) -> float:
 
 def medoids_by_hand(x, w, first, iterations):
     """One set: x list of points, w list of weights, first list of token indices -> medoids, assignment."""
-    n, k = len(x), len(first)
+    n = len(x)
+    k = len(first)
     d = [[squared(a, b) for b in x] for a in x]
 
     def assign(medoids):
@@ -67,7 +68,8 @@ def medoids_by_hand(x, w, first, iterations):
 
 def means_by_hand(x, w, first, iterations):
     """One set -> share [K][N] (centres = share @ x), centres [K][C], assignment."""
-    n, k = len(x), len(first)
+    n = len(x)
+    k = len(first)
     share = [[float(i == f) for i in range(n)] for f in first]
 
     def centres():
@@ -97,7 +99,8 @@ def by_hand(rule, x: Tensor, weight: Tensor, first: Tensor, iterations: int) -> 
 
 def cost(x: Tensor, weight: Tensor, centres: Tensor, assignment: Tensor) -> Tensor:
     """sum_i w_i |x_i - c_a(i)|^2 in float64: [B]"""
-    x, centres = x.double().cpu(), centres.double().cpu()
+    x = x.double().cpu()
+    centres = centres.double().cpu()
     mine = torch.stack([c[a] for c, a in zip(centres, assignment.cpu())])
     return (weight.double().cpu() * (x - mine).square().sum(-1)).sum(-1)
 
@@ -141,12 +144,14 @@ SHAPES = [(2, 1, 1), (1, 5, 1), (3, 9, 4), (2, 12, 11), (2, 8, 8), (1, 13, 2)]
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kmedoids_is_the_loops(shape, kind):
+def test_kmedoids_equals_the_loops(shape, kind):
     b, n, k = shape
     for iterations in range(7):
         for c in (1, 3, 8):
             seed = 10 * iterations + c
-            x, w, first = gaussian(b, n, c, seed), weights(kind, b, n, seed), start(b, n, k, seed)
+            x = gaussian(b, n, c, seed)
+            w = weights(kind, b, n, seed)
+            first = start(b, n, k, seed)
             medoids, assignment = cluster.kmedoids(x, w, k, iterations, first)
             want_medoids, want_assignment = by_hand(medoids_by_hand, x, w, first, iterations)
             assert torch.equal(medoids, want_medoids), (iterations, c)
@@ -159,8 +164,12 @@ def test_kmedoids_breaks_exact_ties_as_the_loops(dtype, kind, device):
     """Small integers: float32 arithmetic on them could be exact, so every tie must be seen and go to the lowest."""
     wrong = []
     for seed in range(25):
-        b, n, k = 2, 6 + seed % 7, 1 + seed % 5
-        x, w, first = integers(b, n, 1 + seed % 3, seed), weights(kind, b, n, seed, whole=True), start(b, n, k, seed)
+        b = 2
+        n = 6 + seed % 7
+        k = 1 + seed % 5
+        x = integers(b, n, 1 + seed % 3, seed)
+        w = weights(kind, b, n, seed, whole=True)
+        first = start(b, n, k, seed)
         given = x.to(dtype).to(device), w.float().to(device)
         got = cluster.kmedoids(*given, k, seed % 7, first.to(device))
         want = by_hand(medoids_by_hand, x, w, first, seed % 7)
@@ -206,9 +215,11 @@ def test_a_common_offset_does_not_drown_the_distances(device):
 # ---------------------------------------------------------------- K-Medoids: properties, and their controls
 
 
-def holds(clustering, x, w, first, iterations=6) -> list[str]:
-    """The promises of `kmedoids` that a clustering (x, w, first, iterations) -> medoids, assignment breaks."""
-    k, broken, before = first.shape[1], [], None
+def violations(clustering, x, w, first, iterations=6) -> list[str]:
+    """The documented properties of `kmedoids` that a clustering(x, w, first, iterations) does not have."""
+    k = first.shape[1]
+    broken = []
+    before = None
     for t in range(iterations + 1):
         medoids, assignment = clustering(x, w, first, t)
         if any(len(set(row)) < k for row in medoids.tolist()):
@@ -219,9 +230,10 @@ def holds(clustering, x, w, first, iterations=6) -> list[str]:
             broken.append("a medoid belongs to its own cluster")
         chosen = points_at(x, medoids)
         apart = (x[:, :, None].double() - chosen[:, None].double()).square().sum(-1)  # [B, N, K]
-        mine, least = apart.gather(2, assignment[:, :, None])[..., 0], apart.min(-1).values
+        mine = apart.gather(2, assignment[:, :, None])[..., 0]
+        least = apart.min(-1).values
         if not torch.all(mine <= least * (1 + 1e-4) + 1e-6 * apart.max()):
-            broken.append("everybody is with the nearest medoid")
+            broken.append("every token is with the nearest medoid")
         now = cost(x, w, chosen, assignment)
         if before is not None and not torch.all(now <= before * (1 + 1e-5) + 1e-9):
             broken.append("the objective never increases")
@@ -236,7 +248,7 @@ def ours(x, w, first, iterations):
     return cluster.kmedoids(x, w, first.shape[1], iterations, first)
 
 
-def peers(x, w, first, iterations):
+def by_all_tokens(x, w, first, iterations):
     """The wrong update found elsewhere: distances to ALL tokens, times the CANDIDATE's own weight."""
     d = (x[:, :, None].double() - x[:, None].double()).square().sum(-1)
     medoids = first
@@ -259,7 +271,7 @@ def in_bf16(x, w, first, iterations):
     return clustering.iterate_medoids(d, w.float(), first, iterations)
 
 
-def own_cluster_forgotten(x, w, first, iterations):  # noqa: ARG001
+def medoids_may_leave(x, w, first, iterations):  # noqa: ARG001
     d = (x[:, :, None] - x[:, None]).square().sum(-1)
     return first, d.gather(1, first[:, :, None].expand(-1, -1, d.shape[2])).argmin(1)
 
@@ -269,24 +281,30 @@ def own_cluster_forgotten(x, w, first, iterations):  # noqa: ARG001
 @pytest.mark.parametrize("autocast", [False, True])
 def test_kmedoids_keeps_its_promises(kind, dtype, autocast, device):
     for n, k, c in [(40, 5, 8), (40, 39, 8), (64, 1, 3), (50, 20, 33)]:
-        x, w, first = gaussian(2, n, c, n, dtype) + 3, weights(kind, 2, n, k).float(), start(2, n, k, c)
+        x = gaussian(2, n, c, n, dtype) + 3
+        w = weights(kind, 2, n, k).float()
+        first = start(2, n, k, c)
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            broken = holds(ours, x.to(device), w.to(device), first.to(device))
+            broken = violations(ours, x.to(device), w.to(device), first.to(device))
         assert [b for b in broken if b != "beats its own start" or k < n - 1] == []
 
 
-def test_control_the_peers_update_breaks_them():
-    x, w, first = gaussian(2, 40, 8, 0), weights("random", 2, 40, 0), start(2, 40, 5, 0)
-    assert holds(ours, x, w, first) == []
-    assert {"the objective never increases", "beats its own start"} & set(holds(peers, x, w, first))
+def test_control_an_update_by_all_tokens_breaks_them():
+    x = gaussian(2, 40, 8, 0)
+    w = weights("random", 2, 40, 0)
+    first = start(2, 40, 5, 0)
+    assert violations(ours, x, w, first) == []
+    assert {"the objective never increases", "beats its own start"} & set(violations(by_all_tokens, x, w, first))
     want = by_hand(medoids_by_hand, x, w, first, 5)[0]
-    assert not torch.equal(peers(x, w, first, 5)[0], want)
+    assert not torch.equal(by_all_tokens(x, w, first, 5)[0], want)
 
 
 def test_control_bf16_distances_break_them():
-    x, w, first = (gaussian(2, 40, 8, 0) * 0.2 + 3).bfloat16(), weights("random", 2, 40, 0), start(2, 40, 5, 0)
-    assert holds(ours, x, w, first) == []
-    assert "everybody is with the nearest medoid" in holds(in_bf16, x, w, first)
+    x = (gaussian(2, 40, 8, 0) * 0.2 + 3).bfloat16()
+    w = weights("random", 2, 40, 0)
+    first = start(2, 40, 5, 0)
+    assert violations(ours, x, w, first) == []
+    assert "every token is with the nearest medoid" in violations(in_bf16, x, w, first)
 
 
 def duplicates(n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,22 +316,23 @@ def duplicates(n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
 def test_duplicates_leave_no_cluster_empty(device):
     x, w, first = (t.to(device) for t in duplicates())
     empty = {"no empty cluster", "a medoid belongs to its own cluster", "distinct medoids"}
-    assert not empty & set(holds(ours, x, w, first))
+    assert not empty & set(violations(ours, x, w, first))
 
 
 def test_control_duplicates_do_empty_a_cluster_when_a_medoid_may_leave():
-    assert "no empty cluster" in holds(own_cluster_forgotten, *duplicates())
+    assert "no empty cluster" in violations(medoids_may_leave, *duplicates())
 
 
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
-def test_reduced_precision_stays_outside(function, monkeypatch):
+def test_distances_of_bfloat16_tokens_are_computed_in_float32(function, monkeypatch):
     """bf16 tokens cluster as the same values in float32, and autocast changes nothing.
 
     A machine with bfloat16 matrix products uses them for such tokens: tests/test_native.py says how well.
     """
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         monkeypatch.setattr(clustering, "native_room", lambda x: None)  # noqa: ARG005
-    x, w = gaussian(2, 50, 16, 5, torch.bfloat16) + 3, weights("random", 2, 50, 5).float()
+    x = gaussian(2, 50, 16, 5, torch.bfloat16) + 3
+    w = weights("random", 2, 50, 5).float()
     choice, assignment = function(x, w, 12)
     with torch.autocast("cpu", torch.bfloat16):
         same, same_assignment = function(x, w, 12)
@@ -327,8 +346,10 @@ def test_reduced_precision_stays_outside(function, monkeypatch):
 
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
 def test_same_input_same_answer(function, device):
-    x, w = gaussian(2, 64, 16, 5, torch.float32).to(device), weights("random", 2, 64, 5).float().to(device)
-    once, again = function(x, w, 20), function(x, w, 20)
+    x = gaussian(2, 64, 16, 5, torch.float32).to(device)
+    w = weights("random", 2, 64, 5).float().to(device)
+    once = function(x, w, 20)
+    again = function(x, w, 20)
     assert all(torch.equal(a, b) for a, b in zip(once, again))
 
 
@@ -337,12 +358,14 @@ def test_same_input_same_answer(function, device):
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kmeans_is_the_loops(shape, kind):
+def test_kmeans_equals_the_loops(shape, kind):
     b, n, k = shape
     for iterations in range(7):
         for c in (1, 3, 8):
             seed = 10 * iterations + c
-            x, w, first = gaussian(b, n, c, seed), weights(kind, b, n, seed), start(b, n, k, seed)
+            x = gaussian(b, n, c, seed)
+            w = weights(kind, b, n, seed)
+            first = start(b, n, k, seed)
             centres, assignment = cluster.kmeans(x, w, k, iterations, first)
             _, want_centres, want_assignment = by_hand(means_by_hand, x, w, first, iterations)
             torch.testing.assert_close(centres, want_centres, rtol=1e-9, atol=1e-9)
@@ -353,7 +376,8 @@ def test_kmeans_is_the_loops(shape, kind):
 def test_kmeans_breaks_exact_ties_to_the_first_centre(dtype, device):
     wrong = []
     for seed in range(20):
-        x, first = integers(2, 9, 2, seed), start(2, 9, 4, seed)
+        x = integers(2, 9, 2, seed)
+        first = start(2, 9, 4, seed)
         _, got = cluster.kmeans(x.to(dtype).to(device), torch.ones(2, 9, device=device), 4, 0, first.to(device))
         wrong += [seed] * (not torch.equal(got.cpu(), by_hand(means_by_hand, x, torch.ones(2, 9), first, 0)[2]))
     assert not wrong
@@ -368,7 +392,9 @@ def descends(clustering, x, w, first) -> bool:
 @pytest.mark.parametrize("kind", ["ones", "random", "zeros_among"])
 def test_kmeans_descends(kind, device):
     for seed in range(5):
-        x, w, first = gaussian(2, 50, 6, seed, torch.float32), weights(kind, 2, 50, seed).float(), start(2, 50, 9, seed)
+        x = gaussian(2, 50, 6, seed, torch.float32)
+        w = weights(kind, 2, 50, seed).float()
+        first = start(2, 50, 9, seed)
         given = (t.to(device) for t in (x, w, first))
         assert descends(lambda x, w, first, t: cluster.kmeans(x, w, 9, t, first), *given)
 
@@ -386,7 +412,9 @@ def test_control_means_by_the_wrong_weights_do_not_descend():
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("iterations", [0, 1, 3])
 def test_kmeans_gradient_is_that_of_the_weighted_mean(kind, iterations):
-    x, w, first = gaussian(2, 12, 3, 4), weights(kind, 2, 12, 4), start(2, 12, 5, 4)
+    x = gaussian(2, 12, 3, 4)
+    w = weights(kind, 2, 12, 4)
+    first = start(2, 12, 5, 4)
     upstream = gaussian(2, 5, 3, 9)
     leaf = x.clone().requires_grad_()
     (cluster.kmeans(leaf, w, 5, iterations, first)[0] * upstream).sum().backward()
@@ -399,7 +427,9 @@ def test_kmeans_gradient_is_that_of_the_weighted_mean(kind, iterations):
 
 def test_control_gradient_through_the_returned_assignment_differs():
     """Before convergence the centres returned are means over the assignment before the returned one."""
-    x, w, first = gaussian(2, 12, 3, 4).requires_grad_(), torch.ones(2, 12).double(), start(2, 12, 5, 4)
+    x = gaussian(2, 12, 3, 4).requires_grad_()
+    w = torch.ones(2, 12).double()
+    first = start(2, 12, 5, 4)
     centres, assignment = cluster.kmeans(x, w, 5, 1, first)
     (right,) = torch.autograd.grad(centres.square().sum(), x)
     member = (assignment[:, None] == torch.arange(5)[None, :, None]).double()
@@ -411,9 +441,6 @@ def test_control_gradient_through_the_returned_assignment_differs():
 def test_kmedoids_carries_no_gradient():
     x = gaussian(1, 6, 2, 0).requires_grad_()
     assert not any(t.requires_grad for t in cluster.kmedoids(x, torch.ones(1, 6), 2))
-
-
-# ---------------------------------------------------------------- both: edges, cost, errors
 
 
 # ---------------------------------------------------------------- where to start
@@ -448,7 +475,7 @@ def start_by_hand(name: str, x: Tensor, w: Tensor, k: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("name", STARTS)
-def test_starts_are_the_loops(name, kind, device):
+def test_starts_equal_the_loops(name, kind, device):
     """On Gaussian points, and on small integers full of duplicates and exact ties."""
     for b, n, k in SHAPES:
         for seed in range(6):
@@ -459,13 +486,15 @@ def test_starts_are_the_loops(name, kind, device):
                 want = start_by_hand(name, x, w, k)
                 assert got.tolist() == want, (b, n, k, seed)
                 for function in (cluster.kmedoids, cluster.kmeans):
-                    named, told = (function(*given, k, 2, init) for init in (name, torch.tensor(want, device=device)))
-                    assert all(torch.equal(a, b) for a, b in zip(named, told))
+                    named = function(*given, k, iterations=2, init=name)
+                    indexed = function(*given, k, iterations=2, init=torch.tensor(want, device=device))
+                    assert all(torch.equal(a, b) for a, b in zip(named, indexed))
 
 
-def test_control_other_starts_are_others():
+def test_control_different_starts_choose_different_tokens():
     """Distances without weights, weights without distances, and either rule in place of the other."""
-    x, w = gaussian(3, 40, 3, 0), weights("random", 3, 40, 0)
+    x = gaussian(3, 40, 3, 0)
+    w = weights("random", 3, 40, 0)
     d = cluster.squared_distances(x)
     starts = [cluster.initial(name, score, 9, d) for name in STARTS for score in (w, torch.ones_like(w))]
     starts += [cluster.initial("topk", w, 9), cluster.initial("grid", w, 9)]
@@ -475,19 +504,22 @@ def test_control_other_starts_are_others():
 
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
 @pytest.mark.parametrize("init", ["topk", "peaks", "farthest"])
-def test_a_start_goes_by_score_where_one_is_given(function, init):
-    x, w, score = gaussian(2, 20, 4, 0), weights("random", 2, 20, 0), weights("random", 2, 20, 5)
+def test_the_start_uses_the_score_if_one_is_given(function, init):
+    x = gaussian(2, 20, 4, 0)
+    w = weights("random", 2, 20, 0)
+    score = weights("random", 2, 20, 5)
     first = cluster.initial(init, score, 6, cluster.squared_distances(x))
-    by_score, told, by_weight = (function(x, w, 6, 1, *how) for how in ((init, score), (first,), (init,)))
-    assert all(torch.equal(a, b) for a, b in zip(by_score, told))
+    by_score, indexed, by_weight = (function(x, w, 6, 1, *how) for how in ((init, score), (first,), (init,)))
+    assert all(torch.equal(a, b) for a, b in zip(by_score, indexed))
     assert not torch.equal(by_score[1], by_weight[1])  # control
 
 
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
 @pytest.mark.parametrize("init", ["given", "topk", "peaks", "farthest"])
-def test_sets_are_alone_whatever_shares_the_cache(function, init, monkeypatch):
+def test_sets_do_not_depend_on_those_clustered_with_them(function, init, monkeypatch):
     """In chunks of one, of two (the last is smaller) and in one piece: the same to the last bit."""
-    x, w = gaussian(5, 20, 4, 0, torch.float32), weights("random", 5, 20, 0).float()
+    x = gaussian(5, 20, 4, 0, torch.float32)
+    w = weights("random", 5, 20, 0).float()
     init = start(5, 20, 6, 0) if init == "given" else init
     results = []
     for sets in (1, 2, 5):
@@ -512,8 +544,9 @@ def test_topk_starts_from_the_heaviest_ties_to_the_lowest():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
 @pytest.mark.parametrize("init", cluster.INITIALISATIONS)
-def test_bad_numbers_stay_in_range_and_in_their_own_set(function, bad, init, device):
-    x, w = gaussian(3, 20, 4, 0, torch.float32), weights("random", 3, 20, 0).float()
+def test_nan_and_infinity_give_indices_in_range_and_leave_other_sets_alone(function, bad, init, device):
+    x = gaussian(3, 20, 4, 0, torch.float32)
+    w = weights("random", 3, 20, 0).float()
     if init == "random":
         init = start(3, 20, 6, 0).to(device)
     clean = function(x.to(device), w.to(device), 6, 5, init)
@@ -545,7 +578,7 @@ def test_bad_numbers_stay_in_range_and_in_their_own_set(function, bad, init, dev
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(function, shape, weight, k, init):
+def test_arguments_that_do_not_fit_are_rejected(function, shape, weight, k, init):
     with pytest.raises(ValueError, match=r"\w"):
         function(torch.zeros(shape), torch.ones(weight), k, 1, init)
 
@@ -563,30 +596,39 @@ def peak_bytes(call) -> int:
 
 @pytest.mark.parametrize("function", [cluster.kmedoids, cluster.kmeans])
 def test_no_temporary_beyond_pairs(function):
-    b, n, k = 2, 96, 48
-    x, w, pairs = gaussian(b, n, 16, 0, torch.float32), torch.ones(b, n), b * n * n * 4
+    b = 2
+    n = 96
+    k = 48
+    x = gaussian(b, n, 16, 0, torch.float32)
+    w = torch.ones(b, n)
+    pairs = b * n * n * 4
     if "tpbench.kernels.native.engine" in sys.modules:
         sys.modules["tpbench.kernels.native.engine"].release()  # what it keeps from earlier calls would not show
     assert pairs < peak_bytes(lambda: function(x, w, k, 3)) < 8 * pairs
 
 
-def test_control_the_meter_sees_a_temporary_of_k_pairs():
-    b, n, k = 2, 96, 48
-    d, mine = torch.rand(b, n, n), torch.rand(b, k, n) > 0.5
+def test_control_a_temporary_of_k_times_the_pairs_is_measured():
+    b = 2
+    n = 96
+    k = 48
+    d = torch.rand(b, n, n)
+    mine = torch.rand(b, k, n) > 0.5
     assert peak_bytes(lambda: (d[:, None] * mine[..., None]).sum(2)) >= b * k * n * n * 4
 
 
 @pytest.mark.parametrize(("n", "k", "c", "t"), [(20, 5, 8, 5), (16, 16, 4, 3), (9, 1, 2, 0)])
-def test_the_counter_sees_the_cost(n, k, c, t):
-    x, w, pairs = gaussian(2, n, c, 0, torch.float32), torch.ones(2, n), 2 * n * n
+def test_the_flop_counter_counts_the_clustering(n, k, c, t):
+    x = gaussian(2, n, c, 0, torch.float32)
+    w = torch.ones(2, n)
+    pairs = 2 * n * n
     for function, extra in ((cluster.kmedoids, 0), (cluster.kmeans, 2 * k * n * c)):
         with FlopCounterMode(display=False) as counter:
             function(x, w, k, t)
         assert counter.get_total_flops() == 2 * (pairs * (c + t) + extra)
 
 
-def test_control_the_counter_does_not_see_cdist():
-    """Why distances are matrix products: the same pairs through cdist look free."""
+def test_control_the_flop_counter_does_not_count_cdist():
+    """This is why distances are computed by matrix products: those of cdist seem to cost nothing."""
     with FlopCounterMode(display=False) as counter:
         torch.cdist(torch.rand(2, 20, 8), torch.rand(2, 20, 8))
     assert counter.get_total_flops() == 0
@@ -597,7 +639,9 @@ def test_control_the_counter_does_not_see_cdist():
 @pytest.mark.parametrize("iterations", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_operators_fakes_agree(name, init, iterations, dtype):
-    x, w, first = gaussian(2, 9, 3, 0, dtype), weights("random", 2, 9, 0).float(), start(2, 9, 4, 0)
+    x = gaussian(2, 9, 3, 0, dtype)
+    w = weights("random", 2, 9, 0).float()
+    first = start(2, 9, 4, 0)
     arguments = (x, w, w, first if init == "given" else None, init, 4, iterations)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(getattr(torch.ops.tpbench, name), arguments, test_utils=checks)

@@ -60,7 +60,7 @@ def test_a_plan_is_printed_and_runs_nothing(tmp_path, capsys, monkeypatch):
     assert "2 cells" in out
     assert "measured here: the base at" in out
     assert out.count("estimated: ") == (1 if torch.cuda.is_available() else 2)
-    assert "not in it" in out
+    assert "not included" in out
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The benchmark as a user runs it: records, tables, continuing after a kill, holes, and folders that do not fit."""
+"""The benchmark as a user runs it: records, tables, continued runs, failed cells, and folders of other recipes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def spawn(out: Path) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """One whole run of the tiny recipe in its own process."""
+    """A complete run of the tiny recipe in its own process."""
     out = tmp_path_factory.mktemp("run") / "results"
     process = spawn(out)
     stdout, stderr = process.communicate(timeout=300)
@@ -78,7 +78,8 @@ def test_a_record_holds_everything(finished):
         assert record.evaluation == {"test": 60, "validation": 32}
         assert record.data["fingerprint"]
         assert record.environment["packages"]["torch"]
-    exact, grid = cells["wkmedoids"].tokens, cells["avgpool"].tokens
+    exact = cells["wkmedoids"].tokens
+    grid = cells["avgpool"].tokens
     assert exact["requested"] == exact["achieved"] == exact["after_block"] == [8, 4]
     assert all(reached <= asked for reached, asked in zip(grid["achieved"], grid["requested"]))
     assert cells["none"].schedule == "none"
@@ -89,8 +90,8 @@ def test_a_record_holds_everything(finished):
     assert len(seen) == 2, "every method saw as many of the same images"
 
 
-def test_hidden_tokens_are_counted_and_what_they_would_save(finished):
-    """The price without padding is the closed form where the living are whole numbers, plus what reducing costs."""
+def test_hidden_tokens_are_counted_with_the_macs_that_removing_them_would_save(finished):
+    """For whole numbers of living tokens, the MACs without padding are those of the closed form."""
     import timm
     import torch
 
@@ -98,14 +99,15 @@ def test_hidden_tokens_are_counted_and_what_they_would_save(finished):
     from tpbench.measure import cell
 
     base = timm.create_model("test_vit").eval()
-    kept, avit = tpbench.reduce(base, "random", "50,20@1,2"), tpbench.reduce(base, "avit", "50,20@1,2")
+    kept = tpbench.reduce(base, "random", "50,20@1,2")
+    avit = tpbench.reduce(base, "avit", "50,20@1,2")
     assert cell.live_macs(avit, [50.0, 20.0]) == sum(kept.macs().values())
     assert cell.live_macs(avit, [50.0, 10.0]) < sum(kept.macs().values())
     ats = tpbench.reduce(base, "ats", "50,20@1,2")
-    told = cell.token_counts(ats, torch.randn(4, 3, 160, 160))
-    assert len(told["live"]) == 2
-    assert all(0 < live <= k for live, k in zip(told["live"], told["achieved"]))
-    assert cell.live_macs(ats, told["live"]) <= sum(ats.macs().values())
+    tokens = cell.token_counts(ats, torch.randn(4, 3, 160, 160))
+    assert len(tokens["live"]) == 2
+    assert all(0 < live <= k for live, k in zip(tokens["live"], tokens["achieved"]))
+    assert cell.live_macs(ats, tokens["live"]) <= sum(ats.macs().values())
     assert "live" not in next(record for record in read_all(finished[0]) if record.method == "wkmedoids").tokens
 
 
@@ -130,8 +132,9 @@ def test_report_rebuilds_the_same_tables(finished, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in the base", "in a cell", "between cells"])
-def test_killed_at_any_moment_it_continues_to_the_same_numbers(finished, tmp_path, moment):
-    whole, out = finished[0], tmp_path / "results"
+def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path, moment):
+    uninterrupted = finished[0]
+    out = tmp_path / "results"
     process = spawn(out)
     sign = {
         "in the base": lambda: list((out / "work").glob("base_seed0/progress.json")),
@@ -147,12 +150,12 @@ def test_killed_at_any_moment_it_continues_to_the_same_numbers(finished, tmp_pat
     again = spawn(out)
     _, stderr = again.communicate(timeout=300)
     assert again.returncode == DONE, stderr
-    expected = {name: record["metrics"] for name, record in records(whole).items()}
+    expected = {name: record["metrics"] for name, record in records(uninterrupted).items()}
     assert {name: record["metrics"] for name, record in records(out).items()} == expected
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_says_so_and_continues_to_the_same_numbers(finished, tmp_path, sign):
+def test_a_stopped_run_says_so_and_continues_to_the_same_numbers(finished, tmp_path, sign):
     out = tmp_path / "results"
     process = spawn(out)
     while not list(out.glob("records/*/*.json")):
@@ -168,8 +171,8 @@ def test_asked_to_stop_it_says_so_and_continues_to_the_same_numbers(finished, tm
     assert {name: record["metrics"] for name, record in records(out).items()} == expected
 
 
-def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(finished, tmp_path, capsys, monkeypatch):
-    """Every sitting ends after ten steps and goes on in a copy of the folder, as on another machine."""
+def test_a_run_stopped_by_a_time_limit_continues_elsewhere_to_the_same_numbers(finished, tmp_path, capsys, monkeypatch):
+    """Every part of the run ends after ten steps and continues in a copy of the folder, as on another machine."""
     import shutil
 
     from tpbench.training.train import Run
@@ -195,8 +198,8 @@ def test_stopped_by_a_time_limit_it_continues_elsewhere_to_the_same_numbers(fini
         assert record["training"]["images"] == 2 * (128 // 16) * 16
 
 
-def test_a_time_limit_ends_a_cell_between_its_parts_too(finished, tmp_path, capsys, monkeypatch):
-    """Trained but not yet evaluated, or evaluated but not yet measured: the checkpoint stands, nothing differs."""
+def test_a_time_limit_also_ends_a_cell_after_its_training_or_evaluation(finished, tmp_path, capsys, monkeypatch):
+    """The checkpoint is kept, and the numbers are those of an uninterrupted run."""
     from tpbench.bench.workspace import Workspace
     from tpbench.errors import OutOfTime
 
@@ -220,7 +223,7 @@ def test_a_time_limit_ends_a_cell_between_its_parts_too(finished, tmp_path, caps
     assert {name: record["metrics"] for name, record in records(tmp_path).items()} == expected
 
 
-def test_a_time_limit_that_has_passed_begins_nothing(tmp_path, capsys):
+def test_after_the_time_limit_nothing_is_started(tmp_path, capsys):
     out = tmp_path / "results"
     assert run(out, "--time-limit", "0.001s") == DONE
     printed = capsys.readouterr()
@@ -230,8 +233,8 @@ def test_a_time_limit_that_has_passed_begins_nothing(tmp_path, capsys):
     assert not list((out / "work").glob("base_seed*"))
 
 
-def test_images_of_another_folder_are_refused(tmp_path, capsys):
-    """A recipe names its files' folder, `--data` another: what lies there may differ, the digest cannot tell."""
+def test_images_of_another_folder_are_rejected(tmp_path, capsys):
+    """The recipe names a folder and `--data` another with other images, which the digest of the recipe cannot show."""
     from test_data import encoded, write_parquet
 
     text = Path(TINY).read_text()
@@ -261,21 +264,21 @@ from dataclasses import replace
 from tpbench.recipe import Measure, load
 
 def recipe():
-    whole = load("imagenet-deit-ti")
+    full = load("imagenet-deit-ti")
     model = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 2}
     return replace(
-        whole, name="imagenet-tiny", model="vit_tiny_patch16_224", model_args=whole.model_args | model,
+        full, name="imagenet-tiny", model="vit_tiny_patch16_224", model_args=full.model_args | model,
         pretrained=False,
-        data=replace(whole.data, image_size=32, classes=2, validation=0.2, loader_processes=1),
-        finetune=replace(whole.finetune, epochs=1, batch_size=4, compile=False),
+        data=replace(full.data, image_size=32, classes=2, validation=0.2, loader_processes=1),
+        finetune=replace(full.finetune, epochs=1, batch_size=4, compile=False),
         schedules=("0.5@0,1",), seeds=1, measure=Measure(batch_sizes=(1, 4), repeats=3, warmup=1),
     )
 """
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-def test_the_imagenet_recipes_way_is_whole(odd_folder, tmp_path, capsys):
-    """All of imagenet-deit-ti but its size: an ImageFolder, RandAugment, erasing, mixing, averaging, ZeRO, bf16."""
+def test_the_imagenet_recipe_runs_end_to_end(odd_folder, tmp_path, capsys):
+    """imagenet-deit-ti in a small size: an ImageFolder, RandAugment, erasing, mixing, averaging, ZeRO, bfloat16."""
     (tmp_path / "mine.py").write_text(IMAGENET)
     words = ["run", "--recipe", str(tmp_path / "mine.py"), "--methods", "none,wkmedoids", "--data", str(odd_folder)]
     words += ["--out", str(tmp_path / "out")]
@@ -292,7 +295,7 @@ def test_the_imagenet_recipes_way_is_whole(odd_folder, tmp_path, capsys):
     assert "Traceback" not in said
 
 
-def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_diverging_cell_fails_and_the_others_run(tmp_path, capsys, monkeypatch):
     from tpbench.bench import runner
 
     def poisoned(model, *rest, **more):
@@ -300,7 +303,8 @@ def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monke
             model.head.weight.data.fill_(float("nan"))
         return train(model, *rest, **more)
 
-    train, out = runner.train, tmp_path / "results"
+    train = runner.train
+    out = tmp_path / "results"
     monkeypatch.setattr(runner, "train", poisoned)
     assert run(out, methods="none,topk,random") == FAILED
     printed = capsys.readouterr()
@@ -316,7 +320,7 @@ def test_a_diverging_cell_is_a_hole_and_the_rest_goes_on(tmp_path, capsys, monke
     assert any("no longer finite" in table for table in tables)
 
 
-def test_another_recipe_in_the_folder_is_refused(finished, tmp_path, capsys):
+def test_another_recipe_in_the_folder_is_rejected(finished, tmp_path, capsys):
     out, _ = finished
     before = records(out)
     assert main(["run", "--recipe", "smoke", "--methods", "none", "--out", str(out)]) == WRONG
@@ -358,7 +362,7 @@ def test_a_record_that_cannot_be_read_is_named(finished, tmp_path, capsys, spoil
     assert "random" not in table
 
 
-def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_path, capsys):
+def test_a_damaged_file_of_base_weights_is_rejected(finished, tmp_path, capsys):
     import shutil
 
     out = tmp_path / "copy"
@@ -373,7 +377,7 @@ def test_base_weights_of_another_recipe_or_in_pieces_are_refused(finished, tmp_p
 def test_a_flipped_bit_in_a_base_is_found(tmp_path, capsys):
     assert run(tmp_path, methods="none") == DONE
     base = next(tmp_path.glob("work/base_seed0.safetensors"))
-    assert run(tmp_path, methods="none,avgpool") == DONE, "control: whole, it is used"
+    assert run(tmp_path, methods="none,avgpool") == DONE, "control: undamaged, it is used"
     content = bytearray(base.read_bytes())
     content[-3] ^= 1
     base.write_bytes(content)
@@ -382,7 +386,7 @@ def test_a_flipped_bit_in_a_base_is_found(tmp_path, capsys):
     assert "base_seed0.safetensors was changed since it was written" in capsys.readouterr().err
 
 
-def test_what_a_killed_writer_left_is_swept(tmp_path):
+def test_the_temporary_file_of_a_killed_run_is_deleted(tmp_path):
     assert run(tmp_path, methods="none") == DONE
     left = tmp_path / "records" / "some-machine" / ".none_none_seed0.json.123.part"
     left.parent.mkdir()
@@ -406,7 +410,7 @@ def test_a_run_with_nothing_to_do_builds_and_reads_nothing(tmp_path, monkeypatch
         run(tmp_path, methods="none,random")
 
 
-def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, capsys, monkeypatch):
+def test_a_failed_cell_is_shown_with_its_reason_and_is_tried_again(tmp_path, capsys, monkeypatch):
     from tpbench.bench import runner
 
     def out_of_memory(model, *rest, **more):
@@ -414,7 +418,8 @@ def test_a_failed_cell_is_a_hole_with_a_reason_and_is_tried_again(tmp_path, caps
             raise RuntimeError("out of memory, they say")
         return measure(model, *rest, **more)
 
-    measure, out = runner.measure, tmp_path / "results"
+    measure = runner.measure
+    out = tmp_path / "results"
     monkeypatch.setattr(runner, "measure", out_of_memory)
     assert run(out, methods="none,wkmedoids") == FAILED
     printed = capsys.readouterr()
@@ -441,7 +446,7 @@ def test_fresh_measures_again(tmp_path, capsys):
     assert {n: r["latency"] for n, r in after.items()} != {n: r["latency"] for n, r in before.items()}
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
+def test_a_second_run_in_the_same_folder_is_rejected(tmp_path, capsys):
     from tpbench.bench.look import locked
 
     out = tmp_path / "results"

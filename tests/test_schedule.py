@@ -1,4 +1,4 @@
-"""Schedules: exact integers, and every bad request refused in words."""
+"""Schedules: exact integers, and every bad request rejected with an explanation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.schedule import parse, parse_all, spell
+from tpbench.schedule import Kind, parse, parse_all, spell
 
 DEPTH = 12
 
@@ -62,16 +62,40 @@ def test_schedules_read_as_written(text, blocks, want):
     assert schedule.requested(196, DEPTH) == want
 
 
+KINDS = {
+    "none": Kind.NONE,
+    "0.7@3": Kind.RATE,
+    "137@3": Kind.COUNTS,
+    "-13@3": Kind.STEP,
+    "macs=0.5@3": Kind.MACS,
+    "latency=0.5@3": Kind.LATENCY,
+}
+
+
+@pytest.mark.parametrize("text", KINDS)
+def test_a_schedule_knows_its_kind_and_has_its_value_alone(text):
+    schedule = parse(text)
+    values = {
+        Kind.RATE: schedule.rate,
+        Kind.COUNTS: schedule.counts,
+        Kind.STEP: schedule.step,
+        Kind.MACS: schedule.budget if schedule.kind is Kind.MACS else None,
+        Kind.LATENCY: schedule.budget if schedule.kind is Kind.LATENCY else None,
+    }
+    assert schedule.kind is KINDS[text]
+    assert {kind for kind, value in values.items() if value is not None} == {KINDS[text]} - {Kind.NONE}
+
+
 def test_several_schedules():
     assert [s.text for s in parse_all("0.7@3,6,9; -13@0-11;;")] == ["0.7@3,6,9", "-13@0-11"]
     assert parse_all(["0.7@3"]) == (parse("0.7@3"),)
 
 
-def test_spelling_reads_back():
+def test_counts_are_written_as_they_are_read():
     assert requested(spell((137, 96), (3, 6))) == (137, 96)
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- what is rejected
 
 
 @pytest.mark.parametrize(
@@ -107,7 +131,7 @@ def test_spelling_reads_back():
         ("137,96,67@3,6", "3 counts for 2 blocks"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_words(text, says):
+def test_a_text_that_is_no_schedule_is_rejected_with_an_explanation(text, says):
     with pytest.raises(ScheduleError, match=re.escape(says)) as caught:
         parse(text)
     assert repr(text) in str(caught.value)
@@ -126,7 +150,7 @@ def test_what_cannot_be_read_is_refused_in_words(text, says):
         ("macs=0.6@3,6,9", 196, "must be solved"),
     ],
 )
-def test_what_cannot_be_reached_is_refused_in_words(text, patches, says):
+def test_counts_that_a_model_cannot_reach_are_rejected_with_an_explanation(text, patches, says):
     with pytest.raises(ScheduleError, match=re.escape(says)) as caught:
         requested(text, patches)
     assert repr(text) in str(caught.value)
@@ -143,7 +167,7 @@ def learned(tmp_path, **change) -> str:
 
 def test_learned_counts_are_those_of_the_file_where_tokens_leave(tmp_path):
     schedule = parse(learned(tmp_path))
-    assert (schedule.text, schedule.blocks) == ("learned:soft_extract", (1, 3))
+    assert (schedule.text, schedule.blocks, schedule.kind) == ("learned:soft_extract", (1, 3), Kind.LEARNED)
     assert schedule.requested(196, 4) == (150, 40)
     assert parse(learned(tmp_path, counts=[196, 150, 120, 40])).blocks == (1, 2, 3)  # control: the file decides
 

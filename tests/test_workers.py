@@ -1,9 +1,11 @@
-"""What the user is told of the time ahead."""
+"""Jobs in worker processes, and what the user sees of them: bars on a terminal, quiet lines elsewhere."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,80 @@ from tpbench.training.train import Update
 
 
 def job(name: str, work: float) -> Job:
-    return Job(name, print, None, work=work)
+    return Job(name, function=print, argument=None, work=work)
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Put a terminal in the place of standard error. Not a fixture: pytest sets standard error anew for each test."""
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    for name, value in {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}.items():
+        monkeypatch.setenv(name, value)
+    return stderr
+
+
+def reporting(progress: Progress) -> None:
+    """Two jobs, one of which is done, as a run reports them."""
+    progress.start(3, 1, [job("base", 10), job("topk [a] seed 0", 2)])
+    progress.update("base", "epoch 1, loss 2.100", 0.1)
+    progress.update("topk [a] seed 0", share=0.5)
+    progress.finish("base", counts=False)
+    progress.update("topk [a] seed 0", "epoch 2, loss 0.500")
+    progress.finish("topk [a] seed 0", counts=True)
+    progress.stop()
+
+
+def test_elsewhere_than_on_a_terminal_every_finished_job_is_one_line(capsys):
+    reporting(Progress())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("1 of 3 cells have been measured before and are kept")
+    assert lines[1:] == ["[1/3] 0:00 base: epoch 1, loss 2.100", "[2/3] 0:00 topk [a] seed 0: epoch 2, loss 0.500"]
+
+
+def test_a_terminal_shows_bars_and_keeps_the_lines_of_finished_jobs(monkeypatch):
+    stderr = terminal(monkeypatch)
+    reporting(Progress())
+    shown = stderr.getvalue()
+    for text in ("cells", "1/3 0:00", "epoch 1, loss 2.100", "[2/3] 0:00 topk [a] seed 0: epoch 2, loss 0.500"):
+        assert text in shown
+    assert "━" in shown, "a bar"
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again"
+
+
+def failing(context: object, argument: None, update: Update) -> None:  # noqa: ARG001
+    update("begun")
+    raise KeyboardInterrupt
+
+
+def test_the_terminal_is_restored_when_a_run_is_interrupted(monkeypatch):
+    stderr = terminal(monkeypatch)
+    jobs = [Job("a", function=failing, argument=None)]
+    progress = Progress()
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(jobs, workers=1, here=None, make=dict, progress=progress)
+    shown = stderr.getvalue()
+    assert "begun" in shown, "control: it was drawn"
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def test_an_update_that_comes_after_its_job_draws_nothing(monkeypatch):
+    stderr = terminal(monkeypatch)
+    progress = Progress()
+    progress.update("a", "early")
+    progress.finish("a", counts=True)
+    before = stderr.getvalue()
+    progress.update("a", "late")
+    assert stderr.getvalue() == before
+    progress.update("b", "next")
+    assert "next" in stderr.getvalue(), "control"
+    progress.stop()
 
 
 def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
@@ -28,7 +103,7 @@ def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
     ahead.note("base", 0.6, now=104.0)  # one of ten epochs in four seconds
     assert ahead.seconds() == pytest.approx(4 * (4 + 2 + 2))
     ahead.drop("base")
-    assert ahead.seconds() == pytest.approx(4 * 4), "the last speed serves until another is known"
+    assert ahead.seconds() == pytest.approx(4 * 4), "the last speed is used until another is known"
     ahead.note("a", 0.0, now=200.0)
     ahead.note("b", 0.0, now=200.0)
     ahead.note("a", 0.5, now=202.0)
@@ -36,12 +111,12 @@ def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
     assert ahead.seconds() == pytest.approx(2 / (0.5 + 0.5)), "two at once are twice as fast"
 
 
-def test_times_are_spelled():
+def test_durations_are_written_as_on_a_clock():
     assert [spell(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
 
 
 def stuck(context: object, argument: str, update: Update) -> None:  # noqa: ARG001
-    """Report without a pause until killed."""
+    """Report without a pause until the process is killed."""
     Path(argument, str(os.getpid())).touch()
     while True:
         update("still at it")
@@ -49,7 +124,7 @@ def stuck(context: object, argument: str, update: Update) -> None:  # noqa: ARG0
 
 @pytest.mark.parametrize("moment", [0.0, 0.02, 0.05])
 def test_a_killed_worker_ends_the_run(tmp_path, moment):
-    """Killed while it reports: the others must not wait for what it held."""
+    """It is killed while it reports; the others must not wait for a lock that it held."""
 
     def kill() -> None:
         while len(list(tmp_path.iterdir())) < 2:
@@ -62,7 +137,7 @@ def test_a_killed_worker_ends_the_run(tmp_path, moment):
     jobs = [Job(name, stuck, str(tmp_path)) for name in ("a", "b", "c")]
     began = time.monotonic()
     with pytest.raises(CellFailed, match="a worker process died"):
-        side_by_side(jobs, 2, None, dict, Progress())
+        side_by_side(jobs, workers=2, here=None, make=dict, progress=Progress())
     killer.join()
     assert time.monotonic() - began < 60, "it hung"
 
@@ -80,7 +155,7 @@ def test_jobs_of_the_first_seed_come_before_the_base_of_the_third(tmp_path):
         jobs.append(Job(f"base {seed}", noted, (str(file), f"base {seed}")))
         cells = [f"cell {seed} {number}" for number in range(3)]
         jobs += [Job(name, noted, (str(file), name), needs=(f"base {seed}",)) for name in cells]
-    side_by_side(jobs, 2, None, dict, Progress())
+    side_by_side(jobs, workers=2, here=None, make=dict, progress=Progress())
     order = file.read_text().split("\n")
     assert len(order) == 17
     assert order.index("cell 0 0") < order.index("base 2"), "a partial run is a comparison"

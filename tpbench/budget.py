@@ -1,6 +1,7 @@
-"""Budgets: the token counts with which a method costs a given share of the unreduced model. Pure integers; no torch.
+"""Budgets: the token counts with which a method costs a given share of the unreduced model. Integers, without torch.
 
-What a schedule costs is the caller's to say, by counting MACs or by the clock; here is only where to look next.
+The caller supplies the cost of a schedule, by counting MACs or by measuring latency; this module decides which counts
+to try next.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from itertools import product
 from tpbench.errors import Unreachable
 from tpbench.schedule import Schedule, spell
 
-STARTS = 16  # keep rates from which single counts may depart
+STARTS = 16  # keep rates from which the search for single counts may start
 TOLERANCE = 0.01  # how far a solved share of MACs may be off, as a share of the budget
 
 Counts = tuple[int, ...]
 
 
 def solve(schedule: Schedule, cost: Callable[[Schedule], float], patches: int) -> Schedule:
-    """The counts whose model costs the schedule's share of MACs, within TOLERANCE.
+    """Find the counts whose model costs the schedule's share of MACs, within TOLERANCE.
 
-    cost gives a schedule's MACs as a share of the unreduced model's, and raises Unreachable where the method cannot
-    go. Keep rates are tried first; where their steps are too coarse (grids), single counts depart from the rate. A
-    share that no counts meet is Unreachable; the message names the nearest that some do.
+    cost(schedule) returns the MACs of a schedule as a share of the unreduced model's, and raises Unreachable for counts
+    that the method cannot reach. patches is the number of body tokens that the model starts with. Keep rates are tried
+    first; where their steps are too coarse (as on grids), single counts are changed from there. Raises Unreachable if
+    no counts meet the share; the message names the nearest share that was found.
     """
     search = BudgetSearch(schedule, lambda counts: cost(schedule.counting(counts)))
     for start in search.by_rate(patches)[:STARTS]:
@@ -34,16 +36,20 @@ def solve(schedule: Schedule, cost: Callable[[Schedule], float], patches: int) -
 
 
 class BudgetSearch:
-    """Counts whose cost is nearest to a target: what was tried, at which cost, and what comes next.
+    """A search for the counts whose cost is nearest to a target. It remembers what was tried, at which cost.
 
-    cost maps counts to a share of the unreduced model's; it rises with the counts, and Unreachable means too few.
+    cost(counts) returns a share of the unreduced model's cost, which rises with the counts, and raises Unreachable for
+    fewer tokens than the method can reach.
     """
 
     def __init__(self, schedule: Schedule, cost: Callable[[Counts], float]):
-        self.schedule, self.cost, self.target = schedule, cost, float(schedule.budget)
-        self.tried: dict[Counts, float] = {}  # 0 where the method cannot go: a budget, if any, lies above
+        self.schedule = schedule
+        self.cost = cost
+        self.target = float(schedule.budget)
+        self.tried: dict[Counts, float] = {}  # 0 for counts that are too few: those that cost enough lie above
 
     def price(self, counts: Counts) -> float:
+        """The cost of these counts, asked for only once; 0 for counts that the method cannot reach."""
         if counts not in self.tried:
             try:
                 self.tried[counts] = self.cost(counts)
@@ -52,32 +58,37 @@ class BudgetSearch:
         return self.tried[counts]
 
     def off(self, counts: Counts) -> float:
-        """How far from the target, as a share of it."""
+        """The distance of these counts' cost from the target, as a share of the target."""
         return abs(self.price(counts) - self.target) / self.target
 
     def by_rate(self, patches: int) -> list[Counts]:
-        """The counts that keep rates ask for, from those of the nearest cost outwards."""
+        """The counts of all keep rates: first those whose cost is nearest to the target, then outwards from there."""
         chain = rates(patches, len(self.schedule.blocks))
-        low, high = -1, len(chain) - 1
-        while high - low > 1:  # chain[low] costs too little or cannot be; chain[high] costs enough, or is the last
+        low = -1
+        high = len(chain) - 1
+        while high - low > 1:  # chain[low] costs too little or is unreachable; chain[high] costs enough, or is the last
             middle = (low + high) // 2
-            low, high = (middle, high) if self.price(chain[middle]) < self.target else (low, middle)
+            if self.price(chain[middle]) < self.target:
+                low = middle
+            else:
+                high = middle
         nearest = min(range(max(low, 0), high + 1), key=lambda place: self.off(chain[place]))
         return [chain[place] for place in sorted(range(len(chain)), key=lambda place: abs(place - nearest))]
 
     def refined(self, counts: Counts, patches: int) -> Counts:
-        """The counts, or if they are off by more than TOLERANCE nearer ones, changed one by one from the last on."""
+        """These counts, changed one at a time, the last first, until they are within TOLERANCE or nothing helps."""
         changed = True
         while changed and self.off(counts) > TOLERANCE:
             changed = False
             for stage in reversed(range(len(counts))):
                 better = min(neighbours(counts, stage, patches), key=self.off)
                 if self.off(better) < self.off(counts):
-                    counts, changed = better, True
+                    counts = better
+                    changed = True
         return counts
 
     def unreachable(self) -> Unreachable:
-        """The error that names the nearest that was met."""
+        """The error for a target that was not met. It names the nearest share that was."""
         reached = {counts: price for counts, price in self.tried.items() if price}
         asked = f"{self.target:g} of the unreduced model's {self.schedule.unit}"
         start = f"schedule {self.schedule.text!r}: the method cannot cost {asked}"
@@ -90,19 +101,20 @@ class BudgetSearch:
 
 @cache
 def rates(patches: int, stages: int) -> tuple[Counts, ...]:
-    """Every list of counts that a keep rate in (0, 1] can ask for, at least 1 each, from the fewest tokens on."""
+    """Every tuple of counts that a keep rate in (0, 1] can ask for, at least 1 each, from the fewest tokens up."""
     places = product(range(1, stages + 1), range(2, patches + 1))
     steps = sorted(((k / patches) ** (1 / stage), stage, k) for stage, k in places)
-    counts, chain = [1] * stages, [(1,) * stages]
+    counts = [1] * stages
+    chain = [tuple(counts)]
     for (rate, stage, k), following in zip(steps, [*steps[1:], (2.0, 0, 0)]):
         counts[stage - 1] = k
-        if following[0] - rate > 1e-12:  # steps that fall together are one
+        if following[0] - rate > 1e-12:  # steps at the same rate are one
             chain.append(tuple(counts))
     return tuple(chain)
 
 
 def neighbours(counts: Counts, stage: int, patches: int) -> Iterator[Counts]:
-    """The counts with one of them changed in every way that leaves no block more than arrives."""
+    """The counts with that of one stage replaced by every value that does not exceed what arrives at a block."""
     most = counts[stage - 1] if stage else patches
     least = counts[stage + 1] if stage + 1 < len(counts) else 1
     return ((*counts[:stage], k, *counts[stage + 1 :]) for k in range(least, most + 1))

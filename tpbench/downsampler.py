@@ -1,8 +1,10 @@
 """The contract between the harness and a method of token reduction.
 
-A method is one subclass of Downsampler, registered under its name. The harness makes one instance for every block
-that reduces, gives it the tokens and what it asked to see of the block's attention, and takes fewer tokens back.
-It asks a method for its flags and never for its name.
+A method is a subclass of Downsampler, registered under a name. The harness makes one instance for every block that
+reduces, passes it the tokens and the parts of the block's attention that it needs, and gets fewer tokens back. The
+harness decides by the flags of a method, never by its name.
+
+B batch, P prefix tokens, N body tokens that arrive, K body tokens that are left, H heads, D head width, C width.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Site(StrEnum):
 
 
 class Needs(Flag):
-    """What a method must see of the block's attention; it is paid for only when asked for."""
+    """What a method must see of the block's attention. What no method needs is not computed."""
 
     NONE = 0
     KEYS = auto()
@@ -34,7 +36,7 @@ class Needs(Flag):
 
 
 class Probe(NamedTuple):
-    """The attention of the block that reduces (H heads, D head width); what was not asked for is None.
+    """The attention of the block that reduces; what the method does not need is None.
 
     keys, values [B, H, P + N, D]  after any query/key normalisation, before any rotation
     cls      [B, N]  attention that the class token pays to each body token, mean over heads
@@ -50,7 +52,7 @@ class Probe(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """The place of one instance: what it will meet and what it must reach."""
+    """The place of one instance in the model: the tokens that arrive and the number that must be left."""
 
     block: int  # 0-based index of the block
     stage: int  # 0-based index among the blocks that reduce
@@ -75,29 +77,21 @@ class Output(NamedTuple):
     counts: tuple[int, ...]
 
 
-class Count(StrEnum):
-    """How a method meets the requested number of tokens."""
-
-    EXACT = "exact"
-    AT_MOST = "at_most"
-    MASKED = "masked"  # no token is removed; about K stay alive
-
-
 class Downsampler(nn.Module):
-    """One instance per reducing block; a subclass is a method."""
+    """The base of all methods. The harness makes one instance for every block that reduces."""
 
     needs: ClassVar[Needs] = Needs.NONE
     reduces: ClassVar[bool] = True  # False: the method is the unreduced model and has no schedule
     weighted_attention: ClassVar[bool] = False  # later keys count by size or key_weight (proportional attention)
-    masks: ClassVar[bool] = False  # tokens are hidden and none is removed; K is the number meant to stay alive
-    teacher: ClassVar[bool] = False  # the harness supplies the unreduced model's Output to `objective`
+    masks: ClassVar[bool] = False  # tokens are hidden and none is removed; about K stay alive
+    teacher: ClassVar[bool] = False  # `objective` is called with the unreduced model's Output
     backbone_lr_scale: ClassVar[float] = 1.0  # learning rate of the backbone relative to the method's parameters
     search: ClassVar[type[Search] | None] = None  # how the method's paper learns K, if it does
-    frozen_share: ClassVar[float] = 0.0  # share of the fine-tuning during which the backbone stands still
+    frozen_share: ClassVar[float] = 0.0  # share of the fine-tuning during which the backbone is not trained
 
     @dataclass(frozen=True)
     class Config:
-        """The method's own knobs; defaults stand here and nowhere else."""
+        """The method's own settings, with their types, ranges and defaults."""
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__()
@@ -112,51 +106,58 @@ class Downsampler(nn.Module):
 
     @property
     def leaves(self) -> int:
-        """Body tokens that leave: K, or all that arrived where tokens are only hidden."""
+        """Body tokens that go on to the next layer: K, or all that arrived where tokens are only hidden."""
         return self.setup.tokens if self.masks else self.setup.k
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
-        """tokens with setup.tokens body tokens -> tokens with setup.k of them.
+        """Reduce tokens with setup.tokens body tokens (x of shape [B, P + N, C]) to tokens with setup.k of them.
 
-        A method that draws uses torch's default generator: the harness seeds it before every epoch, evaluation and
-        measurement, alike for all methods.
+        A method that draws at random uses torch's default generator. The harness seeds it before every epoch,
+        evaluation and measurement, in the same way for all methods.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it reduces")
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:  # noqa: ARG002
-        """Extra loss terms from the student's and the frozen teacher's output; asked of the last instance."""
+        """Further loss terms (scalars, by name) from the outputs of the student and of the frozen teacher.
+
+        The harness calls it on the last instance only, if the class sets `teacher`.
+        """
         return {}
 
     def macs(self) -> int:
-        """Multiply-adds this instance spends on one image at inference, in closed form.
+        """Multiply-adds of this instance for one image at inference, in closed form.
 
-        The same as the counter must find: matrix products and registered custom operators; sorting, gathering
-        and adding count nothing. The probe's own cost is the harness's to count.
+        They must equal what the counter finds: those of matrix products and registered custom operators; sorting,
+        gathering and adding count nothing. The harness counts the cost of the probe.
         """
         return 0
 
     @classmethod
     def reachable(cls, tokens: int, k: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
-        """Body tokens (and their grid) that come out when k are asked for. Exact methods: k of them, on no grid."""
+        """The number of body tokens that come out when k are asked for, and their grid (None: on no grid).
+
+        By default exactly k, on no grid. Raises Unreachable for a k that the method cannot meet.
+        """
         del tokens, grid
         return k, None
 
     def extra_repr(self) -> str:
+        """The block, the numbers of tokens and the settings, as torch prints them."""
         return f"block={self.setup.block}, tokens={self.setup.tokens} -> {self.setup.k}, {self.config}"
 
 
 class Search(Downsampler):
-    """One instance for every block while K is learned (`tpbench search`); no token is removed meanwhile.
+    """The base of searches for K (`tpbench search`), with one instance for every block. No token is removed meanwhile.
 
-    Its parameters and its Config are the search's own. What is learned are counts that any method can then use.
+    The parameters and the Config are those of the search. The counts that it learns work with any method.
     """
 
     masks = True
 
     def kept(self, arriving: Tensor) -> Tensor:
-        """Tokens to keep of those that arrive, as learned so far: scalars, not whole numbers; differentiable."""
+        """Tokens to keep of those that arrive, as learned so far: scalars with a gradient, not whole numbers."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it has learned")
 
     def penalty(self, share: Tensor) -> Tensor:
-        """This block's term of the loss; share is that of the unreduced model's MACs which all `kept` together cost."""
+        """This block's term of the loss. share is the cost of all blocks' `kept` as a share of the unreduced MACs."""
         raise NotImplementedError(f"{type(self).__name__} has no reason to keep fewer tokens")

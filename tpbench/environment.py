@@ -21,7 +21,10 @@ GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of the
 
 
 def device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one; "cuda" without one is refused."""
+    """The device of a name: auto (the GPU if there is one), cpu or cuda.
+
+    Under torchrun, each rank has a GPU of its own. Raises UsageError for an unknown name, and for cuda without a GPU.
+    """
     import torch  # here and below, because a run that finds nothing to do loads none
 
     if name not in ("auto", "cpu", "cuda"):
@@ -34,7 +37,10 @@ def device(name: str) -> torch.device:
 
 
 def begin(workers: int, name: str) -> None:
-    """Refuse a device that is not there; beside one-thread workers this process keeps to one thread too."""
+    """Check the device, and keep this process to one thread if workers of one thread each run beside it.
+
+    Raises UsageError as `device` does.
+    """
     import torch
 
     if device(name).type == "cpu" and workers > 1:
@@ -42,7 +48,7 @@ def begin(workers: int, name: str) -> None:
 
 
 def dtype(name: str, where: torch.device) -> torch.dtype:
-    """The recipe's dtype; "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    """The dtype of a name: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16. Raises UsageError."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,7 +60,7 @@ def dtype(name: str, where: torch.device) -> torch.dtype:
 
 
 def machine(where: torch.device, host: str) -> str:
-    """A name for file names: the GPU or the CPU and its cores, and this checkout's host id."""
+    """The machine's name in file names: the GPU, or the CPU and its cores, and this checkout's host id."""
     if where.type == "cuda":
         import torch
 
@@ -63,23 +69,23 @@ def machine(where: torch.device, host: str) -> str:
 
 
 def machine_of(name: str, host: str) -> str:
-    """The same by the name of a device: "auto", "cpu" or "cuda". Loads torch only where there may be a GPU to ask for.
+    """The machine's name by the name of a device: auto, cpu or cuda. Loads torch only if there may be a GPU.
 
-    There is plainly none where Linux has no driver's device file.
+    On Linux there is none without a device file of its driver.
     """
-    plain = sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
-    if name == "cpu" or (name == "auto" and plain):
+    no_gpu = sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
+    if name == "cpu" or (name == "auto" and no_gpu):
         return f"{slug(cpu_name())}-{cores()}c-{host}"
     return machine(device(name), host)
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor's model name as the system gives it."""
+    """The processor's model name, as the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -89,7 +95,7 @@ def cpu_name() -> str:
 
 
 def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
-    """Hardware, threads, dtype and package versions, as a record keeps them."""
+    """The hardware, threads, dtype and package versions of a measurement, as a record keeps them."""
     import torch
 
     return {
@@ -106,7 +112,7 @@ def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
 
 
 def git() -> dict[str, Any]:
-    """The commit the code runs from and whether it was changed since; empty outside a checkout."""
+    """The commit that the code runs from, and whether it was changed since; empty outside a checkout."""
     folder = Path(__file__).parent
 
     def ask(*words: str) -> str | None:
@@ -122,6 +128,7 @@ def git() -> dict[str, Any]:
 
 
 def version_of(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """The request cannot be carried out as given: unknown name, unreachable budget, wrong folder (exit code 2)."""
+    """A request that cannot be carried out: unknown name, unreachable budget, wrong folder (exit code 2)."""
 
 
 class ScheduleError(UsageError):
@@ -15,7 +15,7 @@ class ScheduleError(UsageError):
 
 
 class Unreachable(ScheduleError):
-    """A sound budget that one method cannot meet; the message names the nearest that it can."""
+    """A valid budget that a method cannot meet. The message names the nearest budget that it can."""
 
 
 class UnsupportedModel(UsageError):
@@ -23,23 +23,23 @@ class UnsupportedModel(UsageError):
 
 
 class DataError(UsageError):
-    """A data set that is missing, unreadable or not what the recipe says."""
+    """A data set that is missing, unreadable or other than the recipe describes."""
 
 
 class CellFailed(RuntimeError):
-    """One cell of the benchmark went wrong (diverged, ran out of memory); the others go on."""
+    """One cell of the benchmark failed (diverged, ran out of memory). The other cells run all the same."""
 
 
 class OutOfTime(Exception):
-    """The time limit came. Everything is saved, and the same command continues."""
+    """The time limit was reached. Everything is saved, and the same command continues."""
 
 
 @contextmanager
 def explain_out_of_memory(where: str, images: int, remedy: str, kind: type[Exception] = CellFailed) -> Iterator[None]:
-    """Raise CellFailed for an out-of-memory error of torch and suggest a batch that may fit; sizes never shrink alone.
+    """Turn torch's out-of-memory errors into CellFailed and suggest a batch that may fit. No size is changed here.
 
-    where says what ran ("in training"), with how many images at a time; remedy names the recipe line or flag to change;
-    kind replaces CellFailed where the user named the batch on the command line.
+    where names what ran ("in training") and images how many it took at a time; remedy names the recipe line or flag to
+    change; kind is raised instead of CellFailed where the user chose the batch on the command line.
     """
     import torch  # here, because errors are also raised where torch is never loaded
 

@@ -1,8 +1,9 @@
-"""The register of methods: who they are (read without importing anything) and, when needed, their classes.
+"""The register of methods: their cards, which are read without importing anything, and their classes when needed.
 
-A method file says `@register("name", paper="...", ...)` over its class, in literals. `catalogue()` reads these cards
-from the source, so listing costs no import of torch; `discover()` imports the files and checks each against its card.
-Files are found through the entry-point group `tpbench.methods`, each entry naming a module or a package of them.
+A method file has `@register("name", paper="...", ...)` over its class, with literal arguments. `catalogue()` reads
+these cards from the source, so that a list of the methods does not import torch; `discover()` imports the files and
+checks each against its card. Files are found through the entry-point group `tpbench.methods`, of which every entry
+names a module or a package of modules.
 """
 
 from __future__ import annotations
@@ -26,30 +27,31 @@ if TYPE_CHECKING:
     from tpbench.downsampler import Downsampler
 
 GROUP = "tpbench.methods"
+COUNTS = ("exact", "at_most", "masked")  # how a method meets the requested number of tokens; masked: none is removed
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a method says of itself."""
+    """What is known of a method without importing it."""
 
     name: str
     title: str
-    count: str = "exact"  # exact | at_most: how requested tokens are met
+    count: str = "exact"  # one of COUNTS
     paper: str = ""
     venue: str = ""
     year: int = 0
     url: str = ""
     differs: str = ""  # where the implementation departs from the paper, and why
     module: str = ""
-    unreduced: bool = False  # the baseline itself
+    unreduced: bool = False  # whether it is the unreduced model
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with settings of its own: what one row of a table is. Written "wkmedoids(init=grid,site=end)"."""
+    """A method with settings, which is one row of a table: "wkmedoids(init=grid,site=end)"."""
 
     method: str
-    settings: tuple[tuple[str, Any], ...] = ()  # fields of the method's Config, and `site`
+    settings: tuple[tuple[str, Any], ...] = ()  # (name, value): fields of the method's Config, and `site`
 
     def __str__(self) -> str:
         inside = ",".join(f"{name}={value}" for name, value in self.settings)
@@ -57,11 +59,12 @@ class Variant:
 
     @cached_property  # reading the cards parses every method file, and a plan asks for them at every cell
     def card(self) -> Card:
+        """The card of the method."""
         return select([self.method])[0]
 
     @property
     def title(self) -> str:
-        """The method's title, with the settings that depart from its defaults."""
+        """The method's title, with the settings that differ from its defaults."""
         return ", ".join([self.card.title, *(f"{name} = {value}" for name, value in self.settings)])
 
 
@@ -79,7 +82,10 @@ _cards: dict[str, Card] = {}
 
 
 def register(name: str, **card: str | int | bool) -> Callable[[type[Downsampler]], type[Downsampler]]:
-    """Class decorator: enter a Downsampler under a name. A second class of the same name is refused."""
+    """Class decorator: register a Downsampler under a name, with the fields of its card.
+
+    Raises UsageError for a second class of the same name.
+    """
 
     def enter(cls: type[Downsampler]) -> type[Downsampler]:
         known = _classes.get(name)
@@ -113,7 +119,10 @@ def plug(path: str) -> None:
 
 
 def catalogue() -> tuple[dict[str, Card], list[Broken]]:
-    """Every method's card by name, in order of the files, without importing them; and what could not be read."""
+    """The cards of all methods by name (the unreduced model first, then in alphabetical order), and the broken files.
+
+    No method file is imported.
+    """
     cards: dict[str, Card] = {}
     broken: list[Broken] = []
     for module, path in _files():
@@ -130,7 +139,7 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
 
 
 def discover() -> dict[str, type[Downsampler]]:
-    """Import every method file and return the classes by name; a broken file is fatal and named."""
+    """Import every method file and return the classes by name. Raises UsageError that names all broken files."""
     cards, broken = catalogue()
     modules = [module for module, _ in _files()]
     for module in modules:
@@ -151,7 +160,10 @@ def discover() -> dict[str, type[Downsampler]]:
 
 
 def method(name: str) -> type[Downsampler]:
-    """The class registered under a name. Imports only the file whose card carries it."""
+    """The class registered under a name. Only the file with its card is imported.
+
+    Raises UsageError for an unknown name and for a file that cannot be imported.
+    """
     if name not in _classes or _classes[name].__module__ not in sys.modules:  # its file may have failed half-way
         card = select([name])[0]
         try:
@@ -162,9 +174,9 @@ def method(name: str) -> type[Downsampler]:
 
 
 def configure(cls: type[Downsampler], knobs: dict[str, Any]) -> Downsampler.Config:
-    """A method's settings, each checked against the type, the choices and the range beside its field.
+    """Make a method's Config of these settings; each is checked against the type, choices and range of its field.
 
-    Raises UsageError for an unknown setting, and for a value that does not fit, with what would.
+    Raises UsageError for an unknown setting, and for a value that does not fit, with those that would.
     """
     try:
         config = cls.Config(**knobs)
@@ -172,7 +184,7 @@ def configure(cls: type[Downsampler], knobs: dict[str, Any]) -> Downsampler.Conf
         known = ", ".join(cls.Config.__dataclass_fields__) or "none"
         raise UsageError(f"{cls.__name__} has no such setting: {error}; known: {known}") from error
     for name, kind in get_type_hints(cls.Config, include_extras=True).items():
-        _check_setting(cls.__name__, name, getattr(config, name), kind)
+        _check_setting(cls.__name__, name=name, value=getattr(config, name), kind=kind)
     return config
 
 
@@ -190,7 +202,7 @@ def _check_setting(method: str, name: str, value: Any, kind: Any) -> None:
 
 
 def select(names: str | Iterable[str]) -> list[Card]:
-    """The cards of "all" or of some names; an unknown name is refused with the nearest ones."""
+    """The cards of all methods ("all"), or of those named. Raises UsageError for an unknown name, with similar ones."""
     cards, broken = catalogue()
     if names == "all":
         _refuse(broken)
@@ -203,9 +215,9 @@ def select(names: str | Iterable[str]) -> list[Card]:
 
 
 def variants(text: str | Iterable[str]) -> list[Variant]:
-    """The variants that a text names: "all", or names separated by commas, each with settings in parentheses or none.
+    """The variants that a text names: "all", or names separated by commas, each with or without (SETTING=VALUE,...).
 
-    Raises UsageError for unknown names and for settings that cannot be read; their values are the method's to check.
+    Raises UsageError for unknown names and for settings that cannot be read; `configure` checks their values.
     """
     if text == "all":
         return [Variant(card.name) for card in select("all")]
@@ -222,7 +234,7 @@ def _variant(text: str) -> Variant:
     for part in filter(None, (match[2] or "").split(",")):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not (name and equals and value):
-            raise UsageError(f"method {text!r}: {part.strip()!r} is no SETTING=VALUE")
+            raise UsageError(f"method {text!r}: {part.strip()!r} is not SETTING=VALUE")
         setting = _value(value)
         if not isinstance(setting, bool | int | float | str):
             raise UsageError(f"method {text!r}: {name} takes a number, True, False or a word, not {value}")
@@ -231,7 +243,7 @@ def _variant(text: str) -> Variant:
 
 
 def _value(text: str) -> Any:
-    """A setting's value: a number or truth value where it reads as one, else a word."""
+    """A setting's value: a number or a truth value if the text is one, otherwise the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -244,13 +256,14 @@ def _refuse(broken: list[Broken]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase that names what the caller may have meant."""
+    """A phrase with the names that the caller may have meant."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 def _import(module: str) -> None:
+    """Import a method file; a plug-in from its path."""
     if module in _plugins and module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, _plugins[module])
         sys.modules[module] = importlib.util.module_from_spec(spec)
@@ -264,7 +277,7 @@ def _import(module: str) -> None:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    """(module, source file) of every module that the entry points name, packages opened, nothing imported."""
+    """(module, source file) of every module that the entry points name or contain. Nothing is imported."""
     entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     if not entries:
         raise UsageError("no methods are installed: run `python -m pip install -e .` in the checkout")
@@ -294,6 +307,7 @@ def _cards_in(module: str, path: Path, changed: int) -> tuple[Card, ...]:  # noq
 
 
 def _read_cards(module: str, path: Path) -> Iterator[Card]:
+    """The cards in a file's source. Raises SyntaxError, ValueError or TypeError for those that cannot be read."""
     for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
         if not isinstance(node, ast.ClassDef):
             continue

@@ -1,9 +1,9 @@
-"""What a plan will cost, before it runs: its cells, their multiply-adds, and hours by a few steps of the base.
+"""The cost of a plan before it runs: its cells, their multiply-adds, and an estimate of the hours.
 
-Estimates, and they say so. Counted: the multiply-adds of every cell's training, three forward passes' worth for each
-image and epoch. Measured: the speed of the unreduced base over a few steps on this machine, on images that are there
-already. Assumed: that reduced models train faster as their multiply-adds say, and, where this machine has no GPU, what
-a GPU sustains. Left out: evaluation, latency samples, reading and decoding images, compiling.
+Counted: the multiply-adds of every cell's training, three forward passes for each image and epoch. Measured: the speed
+of the unreduced base over a few training steps on this machine, with random images in memory. Assumed: that training
+time is proportional to multiply-adds and, on a machine without a GPU, the throughput of a GPU. Left out: evaluation,
+latency samples, reading and decoding images, compilation.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from tpbench.training import data
 from tpbench.training.pace import WARM_UP
 from tpbench.training.train import Conditions, train
 
-FORWARD_PASSES = 3  # one step of training in units of a forward pass: backward counts twice
+FORWARD_PASSES = 3  # the cost of a training step in forward passes: the backward pass counts as two
 TIMED = 3  # steps
 SMALL_BATCH = 8  # images in a step of the dry run on a CPU
-# Sustained in bfloat16 by one data-centre GPU of the H100 and H200 class on models of DeiT's widths. Assumed, not
-# measured: from the lower for DeiT-Ti at small batches to the upper for wide models, compiled.
+# FLOP/s that one data-centre GPU (H100, H200) sustains in bfloat16 on models of DeiT's widths. Assumed, not measured:
+# the lower value for DeiT-Ti at small batches, the upper for wide models that are compiled.
 GPU_FLOPS = (40e12, 180e12)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method and schedule; macs of one image's forward pass, None where the method cannot meet the schedule."""
+    """One method at one schedule.
+
+    macs are those of one image's forward pass; None if the method cannot meet the schedule.
+    """
 
     method: str
     schedule: str
@@ -42,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A plan in numbers; train_macs are those of all bases and cells together."""
+    """The cost of a plan. rows are those of one seed; base_macs are those of one image's forward pass."""
 
     plan: Plan
     device: torch.device
@@ -54,43 +57,63 @@ class Forecast:
 
     @property
     def seeds(self) -> int:
+        """The number of seeds of the plan."""
         return self.plan.seeds
 
     def seconds(self, macs: float, epochs: int) -> float:
-        """Of training one model for so many epochs on this machine."""
+        """The estimated seconds of training a model with these MACs for so many epochs on this machine."""
         return epochs * self.train_images * macs / (self.base_macs * self.images_per_second)
 
     @property
     def train_macs(self) -> float:
+        """The multiply-adds of the training of all bases and cells together."""
         recipe = self.plan.recipe
         cells = recipe.finetune.epochs * sum(row.macs or 0.0 for row in self.rows)
         return self.seeds * self.train_images * FORWARD_PASSES * (recipe.base.epochs * self.base_macs + cells)
 
 
 def forecast(plan: Plan) -> Forecast:
-    """Count a plan's cells and try its base for a few steps; nothing is written or downloaded."""
+    """Count a plan's cells and train its base for a few steps. Nothing is written or downloaded.
+
+    Raises UsageError for a plan that cannot run, as `check_rows` and `train_images` do.
+    """
     check_rows(plan, plan.rows())
     recipe = replace(plan.recipe, pretrained=False)
     where = environment.device(plan.device)
     model = build_base(recipe, seed=0)
-    whole = sum(vit.reduce(model, "none").macs().values())
-    rows = [Row(str(c.variant), c.schedule.text, _macs(recipe, model, c, whole)) for c in plan.cells if c.seed == 0]
+    base_macs = sum(vit.reduce(model, "none").macs().values())
+    rows = [
+        Row(str(cell.variant), cell.schedule.text, _macs(recipe, model, cell=cell, base_macs=base_macs))
+        for cell in plan.cells
+        if cell.seed == 0
+    ]
     rate, batch = dry_run(recipe, model.to(where), where)
-    return Forecast(plan, where, rows, train_images(recipe.data, where), whole, rate, batch)
+    return Forecast(
+        plan=plan,
+        device=where,
+        rows=rows,
+        train_images=train_images(recipe.data, where),
+        base_macs=base_macs,
+        images_per_second=rate,
+        batch=batch,
+    )
 
 
-def _macs(recipe: Recipe, model: torch.nn.Module, cell: Cell, whole: int) -> float | None:
-    """A cell's multiply-adds; where the clock is to solve its schedule, that share of the base's."""
-    if cell.schedule.latency_share is not None and not cell.variant.card.unreduced:
-        return float(cell.schedule.latency_share) * whole
+def _macs(recipe: Recipe, model: torch.nn.Module, *, cell: Cell, base_macs: int) -> float | None:
+    """A cell's multiply-adds; for a share of the latency, which is yet to be measured, that share of the base's."""
+    if cell.needs_clock:
+        return float(cell.schedule.budget) * base_macs
     try:
-        return sum(reduced(recipe, model, cell.variant, cell.schedule).macs().values())
+        return sum(reduced(recipe, model, variant=cell.variant, schedule=cell.schedule).macs().values())
     except ScheduleError:
         return None
 
 
 def train_images(lines: Data, where: torch.device) -> int:
-    """Images of the training part: counted where the files are at hand, else as the recipe says."""
+    """Images of the training part: counted if the files are there, otherwise as many as the recipe says.
+
+    Raises UsageError if neither says.
+    """
     if lines.source == "digits" or (lines.root and Path(lines.root).exists()):
         return len(data.load(lines, where).train)
     if lines.train_images is None:
@@ -99,16 +122,17 @@ def train_images(lines: Data, where: torch.device) -> int:
 
 
 def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tuple[float, int]:
-    """Images per second of the unreduced model in training on random images, and the images of a step."""
+    """Train the unreduced model on random images; its images per second, and the images of a step."""
     optim = recipe.finetune if recipe.base.epochs == 0 else recipe.base
     batch = optim.batch_size // optim.accumulation
     if where.type == "cpu":
         batch = min(batch, SMALL_BATCH)
     changes = {"compile": optim.compile and where.type != "cpu", "warmup_epochs": 0.0, "zero_stage": 0}
     optim = replace(optim, epochs=1, batch_size=batch, accumulation=1, **changes)
-    channels, size = recipe.data.channels, recipe.data.image_size
-    images = torch.randint(256, (batch * (WARM_UP + TIMED), channels, size, size), dtype=torch.uint8)
-    part = data.Resident(recipe.data, images, torch.arange(len(images)) % recipe.data.classes, where)
+    size = recipe.data.image_size
+    images = torch.randint(256, (batch * (WARM_UP + TIMED), recipe.data.channels, size, size), dtype=torch.uint8)
+    labels = torch.arange(len(images)) % recipe.data.classes
+    part = data.Resident(recipe.data, images=images, labels=labels, device=where)
     dtype = environment.dtype(recipe.dtype, where)
     conditions = Conditions(data.Parts(part, part, part), dtype)
     training = train(vit.reduce(model, "none"), conditions, optim, seed=0)
@@ -116,9 +140,9 @@ def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tupl
 
 
 def lines(what: Forecast) -> Iterator[str]:
-    """A forecast in lines of text."""
+    """A forecast as lines of text."""
     recipe = what.plan.recipe
-    bases = f"{what.seeds} bases of {recipe.base.epochs} epochs" if recipe.base.epochs else "bases as they are given"
+    bases = f"{what.seeds} bases of {recipe.base.epochs} epochs" if recipe.base.epochs else "bases with given weights"
     yield f"recipe {recipe.name} ({recipe.digest}): {bases}, {len(what.plan.cells)} cells of {recipe.finetune.epochs}"
     yield f"epochs ({len(what.rows)} rows x {what.seeds} seeds), {what.train_images:,} training images; nothing is run"
     yield ""
@@ -153,12 +177,12 @@ def _estimates(what: Forecast) -> Iterator[str]:
         yield f"estimated: {duration(here)} on this machine"
         yield f"estimated: {duration(fast)} to {duration(slow)} on 1 data-centre GPU,"
         yield f"           {duration(fast / 8)} to {duration(slow / 8)} on 8 of them, assuming"
-        yield f"           {low:g} to {high:g} TFLOP/s each in bfloat16 and even scaling: no GPU was asked"
-    yield "not in it: evaluation, latency samples, reading and decoding images, compilation"
+        yield f"           {low:g} to {high:g} TFLOP/s each in bfloat16 and even scaling (not measured)"
+    yield "not included: evaluation, latency samples, reading and decoding images, compilation"
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:

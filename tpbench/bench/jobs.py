@@ -21,36 +21,43 @@ from tpbench.bench.progress import Progress
 from tpbench.errors import CellFailed
 from tpbench.training.train import Update
 
-_context: Any = None  # one worker process's own, made when it starts
+_context: Any = None  # of this worker process, made when it starts
 _updates: Connection | None = None  # where a worker process writes its progress
 
-MESSAGE_BYTES = 4096  # a pipe takes so many at once (POSIX's PIPE_BUF on Linux), so that two workers never mix theirs
+MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to so many bytes at once, so workers never mix their messages
 
 
 @dataclass(frozen=True)
 class Job:
-    """A call function(context, argument, update) under a name."""
+    """A call function(context, argument, update) with a name."""
 
     name: str
     function: Callable[[Any, Any, Update], None]
     argument: Any
-    needs: tuple[str, ...] = ()  # the names of the jobs that must be done before
+    needs: tuple[str, ...] = ()  # the names of the jobs that must be done first
     counts: bool = True  # whether it is one of the cells that the user waits for
-    work: float = 0.0  # in a unit that jobs share, such as epochs
+    work: float = 0.0  # in a unit that all jobs share, such as epochs
 
 
 def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[], Any], progress: Progress) -> None:
     """Run jobs on `workers` processes: whichever is free takes the first job whose needs are done.
 
-    Each process has its own context, make(), which must pickle; with one worker that is this process, and `here` its
-    context. The first error ends everything, since jobs handle the errors that they expect. CellFailed is raised when
-    a worker dies (killed, out of memory); what was finished is kept.
+    Each process makes its own context by make(), which must pickle. A single worker is this process, with the context
+    `here`. The first error ends everything, since jobs handle the errors that they expect. Raises CellFailed when a
+    worker dies (killed, out of memory); what was finished is kept.
     """
-    if workers <= 1 or not jobs:
-        for job in jobs:
-            job.function(here, job.argument, partial(progress.update, job.name))
-            progress.finish(job.name, job.counts)
-        return
+    try:
+        if workers <= 1 or not jobs:
+            for job in jobs:
+                job.function(here, job.argument, partial(progress.update, job.name))
+                progress.finish(job.name, job.counts)
+        else:
+            _in_processes(jobs, workers, make=make, progress=progress)
+    finally:
+        progress.stop()
+
+
+def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Any], progress: Progress) -> None:
     # Forked, so that the many seconds of imports are paid once. This is safe here because this process has computed on
     # one thread only, has no GPU in use and starts its own threads later.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -75,7 +82,7 @@ def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[]
         raise CellFailed(
             "a worker process died (killed, or out of memory); finished cells are kept, the same command continues"
         ) from error
-    except (KeyboardInterrupt, SystemExit):  # stop now: what the workers write appears as a whole or not at all
+    except (KeyboardInterrupt, SystemExit):  # stop now: no file that the workers write is ever left half written
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
@@ -87,7 +94,7 @@ def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[]
 
 
 def _begin(make: Callable[[], Any], updates: Connection, parent: int) -> None:
-    """Start a worker process: one thread for computing, and one that ends the process when its parent has ended."""
+    """Start a worker process: one thread computes, another ends the process when its parent has ended."""
     global _context, _updates
     import torch
 
@@ -99,6 +106,8 @@ def _begin(make: Callable[[], Any], updates: Connection, parent: int) -> None:
 
 
 def _work(job: Job) -> Job:
+    """Run a job in a worker process, which reports its progress through the pipe; return the job."""
+
     def update(text: str = "", share: float | None = None) -> None:
         message = json.dumps([job.name, text, share]).encode() + b"\n"
         if len(message) <= MESSAGE_BYTES:

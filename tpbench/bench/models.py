@@ -1,4 +1,4 @@
-"""The models of a recipe: its unreduced base, and that base reduced as one row of the table says."""
+"""The models of a recipe: its unreduced base, and that base reduced as a row of the table describes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tpbench.errors import Unreachable, UsageError
 from tpbench.recipe import Recipe
 from tpbench.record import Seeds
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule
+from tpbench.schedule import Kind, Schedule
 
 MOST_FINETUNE_SEEDS = 1_000
 FINETUNE_SEED_STEP = 1_000_000  # larger than any cell's seed
 
 
 class Settings(NamedTuple):
-    """What a variant asks for: where it reduces, which of several fine-tuning seeds, and its method's settings."""
+    """The settings of a variant: the site where it reduces, its fine-tuning seed, and those of the method."""
 
     site: str
     finetune_seed: int
@@ -29,7 +29,7 @@ class Settings(NamedTuple):
 
 
 def settings(recipe: Recipe, variant: Variant) -> Settings:
-    """The settings of a variant: its own before the recipe's. Raises UsageError for an impossible finetune_seed."""
+    """The settings of a variant; its own replace the recipe's. Raises UsageError for an impossible finetune_seed."""
     method = recipe.knobs.get(variant.method, {}) | dict(variant.settings)
     site = method.pop("site", recipe.site)
     finetune_seed = method.pop("finetune_seed", 0)
@@ -39,28 +39,31 @@ def settings(recipe: Recipe, variant: Variant) -> Settings:
 
 
 def seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
-    """What a cell's seed stands for.
+    """The seeds of a cell's split, base and fine-tuning, all of which follow from its one seed.
 
-    Everything follows from the one number, save that finetune_seed=1, 2, ... fine-tunes the same base once more with
-    another order and augmentation of the images: a row that shows what no difference looks like.
+    The setting finetune_seed=1, 2, ... fine-tunes the same base again, with another order and augmentation of the
+    images: such a row shows how much two runs of one method differ.
     """
     again = settings(recipe, variant).finetune_seed
     return {"split": split(recipe, seed), "base": seed, "finetune": seed + again * FINETUNE_SEED_STEP}
 
 
 def split(recipe: Recipe, seed: int) -> int:
-    """The seed of the split into training and test images; recipes without folds have one split."""
+    """The seed of the split into training and test images. A recipe without folds has a single split."""
     return seed if recipe.data.folds else 0
 
 
 def reduced(recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedule) -> vit.TokenViT:
-    """A recipe's model reduced as one row of its table says."""
+    """A recipe's model reduced by a variant at a schedule. Raises what `vit.reduce` raises."""
     own = settings(recipe, variant)
     return vit.reduce(model, variant.method, schedule, site=own.site, **own.method)
 
 
 def build_base(recipe: Recipe, seed: int) -> nn.Module:
-    """The recipe's unreduced timm model with the seed's first weights."""
+    """The recipe's unreduced timm model, with the initial weights of a seed or pretrained ones.
+
+    Raises UsageError for the hub's weights where the head would stay random, as nothing is trained.
+    """
     torch.manual_seed(seed)
     if recipe.pretrained is True and not recipe.finetune.epochs:
         own = recipe.model_args.get("num_classes", vit.hub_classes(recipe.model))
@@ -69,24 +72,30 @@ def build_base(recipe: Recipe, seed: int) -> nn.Module:
                 f"the hub's weights of {recipe.model} are for {vit.hub_classes(recipe.model)} classes, recipe"
                 f" {recipe.name} has {own}: without training the head would be random; give --pretrained a file"
             )
-    return vit.create(recipe.model, recipe.model_args, recipe.pretrained, recipe.sincos)
+    return vit.create(recipe.model, recipe.model_args, pretrained=recipe.pretrained, sincos=recipe.sincos)
 
 
 def check_rows(plan: Plan, rows: Iterable[tuple[Variant, Schedule]]) -> None:
-    """Build every row once, untrained, so that what cannot be reached or built is refused before any training."""
+    """Build every row once, untrained, so that a row that cannot be built is rejected before any training.
+
+    Raises ScheduleError or UsageError, except for budgets that a method cannot meet if the plan allows holes.
+    """
     model = build_base(plan.recipe, seed=0)
     for schedule in plan.reducing_schedules:
         schedule.check(len(model.blocks))
     for variant, schedule in rows:
         try:
-            reduced(plan.recipe, model, variant, trial(schedule, model))
+            reduced(plan.recipe, model, variant=variant, schedule=trial(schedule, model))
         except Unreachable:
             if not plan.holes:
                 raise
 
 
 def trial(schedule: Schedule, model: nn.Module) -> Schedule:
-    """A schedule with which to build a method before anything runs; for a share of latency, nothing is reduced."""
-    if schedule.latency_share is None:
-        return schedule
-    return schedule.counting([model.patch_embed.num_patches] * len(schedule.blocks))
+    """The schedule with which to build a method before anything is measured.
+
+    A share of the latency, whose counts are not known yet, is replaced by counts that keep every token.
+    """
+    if schedule.kind is Kind.LATENCY:
+        return schedule.counting([model.patch_embed.num_patches] * len(schedule.blocks))
+    return schedule

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tpbench.recipe import Recipe
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule, parse
+from tpbench.schedule import Kind, Schedule, parse
 
 NOTHING_REDUCED = parse("none")
 
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
     @property
     def needs_clock(self) -> bool:
         """Whether the cell's token counts must first be found by measuring latency."""
-        return self.schedule.latency_share is not None
+        return self.schedule.kind is Kind.LATENCY
 
 
 @dataclass(frozen=True)

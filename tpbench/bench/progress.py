@@ -1,4 +1,4 @@
-"""What the user sees while jobs run."""
+"""What the user sees while jobs run: bars on a terminal, otherwise one line for each job that is done."""
 
 from __future__ import annotations
 
@@ -12,66 +12,130 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Progress on standard error: one line that changes on a terminal, one line per finished job elsewhere."""
+    """Progress on standard error, with an estimate of the training that is left."""
 
     def __init__(self) -> None:
         self.total = 0
         self.done = 0
         self.began = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-        self.now: dict[str, str] = {}
+        self.texts: dict[str, str] = {}  # the last text of every running job
+        self.finished: set[str] = set()
         self.ahead = Ahead()
+        self.bars = Bars() if sys.stderr.isatty() else None
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
         """Begin to count: `done` of `total` cells were measured before, and these jobs are to run."""
         self.total = total
         self.done = done
         self.ahead = Ahead(jobs)
+        self.finished = set()
         if done:
             self.say(f"{done} of {total} cells have been measured before and are kept; --fresh measures them again")
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
-        """Show where a job stands: a text (empty: unchanged) and the share of its work that is done, if known."""
-        self.now[name] = text or self.now.get(name, "")
+        """Show how far a job is: a text (empty: unchanged) and the share of its work that is done, if known."""
+        if name in self.finished:  # read from a worker's pipe after its job was done
+            return
+        self.texts[name] = text or self.texts.get(name, "")
         first = not self.ahead.speeds
         if share is not None:
             self.ahead.note(name, share, time.monotonic())
         if first and self.ahead.speeds:
             self.say(f"about {spell(self.ahead.seconds())} of training ahead, by the first steps")
-        if self.terminal:
-            running = " | ".join(f"{job}: {state}" for job, state in self.now.items())
-            print(
-                f"\r\033[K[{self.done}/{self.total}] {self.clock()} {running}"[:160],
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+        if self.bars is not None:
+            self.bars.draw(name, self.texts[name], share)
+            self.bars.draw_total(self.done, self.total, self.clock())
 
     def finish(self, name: str, counts: bool) -> None:
         """Show that a job is done. Jobs that train bases or find budgets do not count as cells."""
-        last = self.now.pop(name, "")
+        self.finished.add(name)
+        last = self.texts.pop(name, "")
         self.done += counts
         self.ahead.drop(name)
+        if self.bars is not None:
+            self.bars.remove(name)
+            self.bars.draw_total(self.done, self.total, self.clock())
         self.say(f"[{self.done}/{self.total}] {self.clock()} {name}{': ' + last if last else ''}")
 
+    def stop(self) -> None:
+        """Remove the bars from the terminal. The next update draws them again."""
+        if self.bars is not None:
+            self.bars.stop()
+
     def say(self, text: str) -> None:
-        print(("\r\033[K" if self.terminal else "") + text, file=sys.stderr, flush=True)
+        """Print a line that stays, above the bars if there are any."""
+        if self.bars is not None:
+            self.bars.say(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def clock(self) -> str:
-        left = f" (training left: about {spell(self.ahead.seconds())})" if self.ahead.speeds and self.ahead.work else ""
-        return spell(time.monotonic() - self.began) + left
+        """The time since the start, and what is left of the training where that can be estimated."""
+        elapsed = spell(time.monotonic() - self.began)
+        if not (self.ahead.speeds and self.ahead.work):
+            return elapsed
+        return f"{elapsed} (training left: about {spell(self.ahead.seconds())})"
+
+
+class Bars:
+    """One bar for all cells and one for every running job, drawn by rich on the terminal of standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # here, because most runs have no terminal
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Display
+
+        self.display = Display(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}", markup=False),
+            console=Console(stderr=True),
+            auto_refresh=False,  # a thread that draws must not run when this process forks its workers
+            transient=True,
+            redirect_stdout=False,
+        )
+        self.all = self.display.add_task("cells", total=None, state="")
+        self.tasks: dict[str, int] = {}
+
+    def draw(self, name: str, text: str, share: float | None) -> None:
+        """Draw a job's text and the share of its work that is done; None leaves its bar as it is."""
+        self.display.start()
+        if name not in self.tasks:
+            self.tasks[name] = self.display.add_task(name, total=None, state="")
+        if share is not None:
+            self.display.update(self.tasks[name], total=1.0, completed=share)
+        self.display.update(self.tasks[name], state=text)
+
+    def draw_total(self, done: int, total: int, clock: str) -> None:
+        """Draw how many of all cells are done, and the time."""
+        self.display.update(self.all, total=total, completed=done, state=f"{done}/{total} {clock}", refresh=True)
+
+    def remove(self, name: str) -> None:
+        """Remove the bar of a job, if it has one."""
+        task = self.tasks.pop(name, None)
+        if task is not None:
+            self.display.remove_task(task)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was before the first bar."""
+        self.display.stop()
 
 
 class Ahead:
-    """Estimates the time of the training still to do from the speed of the running jobs; other work is left out."""
+    """Estimates how long the rest of the training takes, from the speed of the running jobs. Other work is left out."""
 
     def __init__(self, jobs: Sequence[Job] = ()):
         self.work = {job.name: job.work for job in jobs if job.work}
         self.begun: dict[str, tuple[float, float]] = {}  # the first share that a job reported, and when
         self.shares: dict[str, float] = {}
-        self.speeds: dict[str, float] = {}  # work per second; those of the last jobs where none is running
+        self.speeds: dict[str, float] = {}  # work per second of the running jobs, or else of the last ones
 
     def note(self, name: str, share: float, now: float) -> None:
+        """Take in the share of its work that a job has done at a time, in seconds."""
         first, when = self.begun.setdefault(name, (share, now))
         self.shares[name] = share
         if share > first and now > when:
@@ -79,9 +143,9 @@ class Ahead:
             self.speeds[name] = (share - first) * self.work.get(name, 0.0) / (now - when)
 
     def drop(self, name: str) -> None:
-        """A job is done."""
-        self.work.pop(name, None)
-        self.shares.pop(name, None)
+        """Leave out a job that is done."""
+        self.work.pop(name, 0.0)
+        self.shares.pop(name, 0.0)
 
     def seconds(self) -> float:
         """Seconds of training still to do; 0 while no speed is known."""

@@ -1,7 +1,7 @@
-"""Learning how many tokens each block keeps: a method's search, trained on the base, leaves counts for every method.
+"""Learning how many tokens each block keeps, by the search of a method's paper; the counts work with any method.
 
-OUT/learned/METHOD_seedS.json: {"counts": K behind every block, "patches", "kept": the learned real numbers, ...}; used
-by `--schedules learned:FILE`.
+The result is OUT/learned/METHOD_seedS.json: {"counts": K after every block, "patches", "kept": the learned real
+numbers, ...}. The schedule `learned:FILE` reads it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from tpbench.training.train import Update, train
 
 
 def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
-    """Learn K for every block by a method's search, on the base of a seed (trained if need be); the file that holds it.
+    """Learn K for every block by a method's search on the base of a seed, which is trained first if it is missing.
 
-    Raises UsageError where the method has no search or the recipe does not say how to run it, ScheduleError where
-    every block has learned to keep everything.
+    Returns the path of the file with the result. Raises UsageError if the method has no search or the recipe does not
+    configure it, and ScheduleError if every block has learned to keep all tokens.
     """
     searching(method)
     if method not in plan.recipe.search:
@@ -44,21 +44,24 @@ def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
     with locked(plan.out):
         workspace.prepare(fresh=False)
         jobs = [replace(base_job(workspace, seed), counts=True), Job(f"search of {method}", search, (method, seed))]
-        progress.start(len(jobs), 0, jobs)
-        side_by_side(jobs, 1, workspace, partial(Workspace, plan), progress)
+        progress.start(total=len(jobs), done=0, jobs=jobs)
+        side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
     return learned_path(workspace, method, seed)
 
 
 def learned_path(workspace: Workspace, method: str, seed: int) -> Path:
+    """The file with the counts that a method's search has learned on the base of a seed."""
     return workspace.out / "learned" / f"{method}_seed{seed}.json"
 
 
 def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None:
-    """Train a method's search on the trained base of a seed, and write down what it has learned."""
+    """Train a method's search on the trained base of a seed, and write the counts that it has learned."""
     method, seed = which
-    cls, how = searching(method), workspace.recipe.search[method]
+    cls = searching(method)
+    how = workspace.recipe.search[method]
     base = load_base(workspace, seed)
-    patches, depth = base.patch_embed.num_patches, len(base.blocks)
+    patches = base.patch_embed.num_patches
+    depth = len(base.blocks)
     everywhere = spell([patches] * depth, range(depth))
     torch.manual_seed(seed)
     model = vit.reduce(base, cls, everywhere, site=workspace.recipe.site, **how.knobs)
@@ -77,17 +80,28 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
     if counts[-1] == patches:
         raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
     path = learned_path(workspace, method, seed)
-    found = {"method": method, "search": cls.__name__, "recipe": workspace.recipe.name, "machine": workspace.machine}
-    found |= {"seed": seed, "patches": patches, "counts": counts, "kept": kept}
-    found |= {"config": asdict(model.reducers[0].config), "optim": asdict(how.optim)}
-    found |= {"backbone_lr_scale": how.backbone_lr_scale, "training": asdict(training)}
-    found |= {"environment": environment.describe(workspace.device, workspace.dtype), "git": environment.git()}
-    found["off_the_shelf"] = judged(workspace, method, seed, spell(counts, range(depth)))
+    found = {
+        "method": method,
+        "search": cls.__name__,
+        "recipe": workspace.recipe.name,
+        "machine": workspace.machine,
+        "seed": seed,
+        "patches": patches,
+        "counts": counts,
+        "kept": kept,
+        "config": asdict(model.reducers[0].config),
+        "optim": asdict(how.optim),
+        "backbone_lr_scale": how.backbone_lr_scale,
+        "training": asdict(training),
+        "environment": environment.describe(workspace.device, workspace.dtype),
+        "git": environment.git(),
+    }
+    found["off_the_shelf"] = judged(workspace, method, seed=seed, schedule=spell(counts, range(depth)))
     write_json(path, found, indent=1)
 
 
 def searching(method: str) -> type[Search]:
-    """The search of a method; a method without one is refused with those that have one."""
+    """The search of a method. Raises UsageError for a method without one, with the methods that have one."""
     cls = registry.method(method).search
     if cls is None:
         able = [name for name, other in registry.discover().items() if other.search is not None]
@@ -96,24 +110,24 @@ def searching(method: str) -> type[Search]:
 
 
 def leaving(model: vit.TokenViT) -> list[Tensor]:
-    """Tokens that leave every block as learned so far; they never rise from block to block."""
+    """The tokens that are left after every block, as learned so far: scalars with a gradient, which never rise."""
     n = torch.tensor(float(model.patch_embed.num_patches), device=next(model.parameters()).device)
     return list(accumulate((block.kept for block in model.reducers), lambda k, kept: kept(k), initial=n))[1:]
 
 
 def penalty(model: vit.TokenViT) -> Tensor:
-    """The blocks' terms of the loss, told what share of the unreduced model's MACs they ask for together."""
+    """The sum of all blocks' penalties, given the share of the unreduced model's MACs that their counts cost."""
     kept = leaving(model)
-    whole = torch.full_like(kept[0], model.patch_embed.num_patches)
-    share = model.macs_leaving(kept) / model.macs_leaving([whole] * len(kept))
+    every = torch.full_like(kept[0], model.patch_embed.num_patches)
+    share = model.macs_leaving(kept) / model.macs_leaving([every] * len(kept))
     return sum(block.penalty(share) for block in model.reducers)
 
 
 def judged(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[str, float]:
-    """What the learned counts do to the base as it is, under the method itself: MACs share and validation top-1."""
+    """The share of MACs and the validation top-1 of the method at the learned counts, without fine-tuning."""
     base = load_base(workspace, seed)
     model = vit.reduce(base, method, schedule, site=workspace.recipe.site)
-    whole = sum(vit.reduce(base, "none").macs().values())
+    unreduced = sum(vit.reduce(base, "none").macs().values())
     batch_size = workspace.recipe.finetune.batch_size
-    score = evaluate(model, workspace.data(seed).validation, batch_size, workspace.dtype, seed)
-    return {"macs_share": sum(model.macs().values()) / whole, "validation_top1": score.top1}
+    score = evaluate(model, workspace.data(seed).validation, batch_size, dtype=workspace.dtype, seed=seed)
+    return {"macs_share": sum(model.macs().values()) / unreduced, "validation_top1": score.top1}

@@ -21,7 +21,7 @@ from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort, Watch, unwatched
 from tpbench.measure.speeds import Ratio, Speed
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule
+from tpbench.schedule import Kind, Schedule
 from tpbench.training.data import Part
 from tpbench.training.evaluate import evaluate
 
@@ -136,7 +136,7 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
     return Advice(
         model=subject.name,
         weights=subject.weights,
-        latency=float(wish.schedule.latency_share),
+        latency=float(wish.schedule.budget),
         batch=group.batch,
         dtype=group.dtype,
         choices=choices,
@@ -233,7 +233,7 @@ def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: 
 def timed_everywhere(subject: Subject, wish: Wish, winner: Variant, best: Choice, clock: Clock) -> list[Place]:
     """The winner in every way of running it that was asked for."""
     counts = tuple(int(k) for k in best.schedule.partition("@")[0].split(","))
-    schedule = Schedule(best.schedule, wish.schedule.blocks, counts=counts)
+    schedule = Schedule(best.schedule, wish.schedule.blocks, kind=Kind.COUNTS, counts=counts)
     grid = Grid((winner,), (schedule,), wish.batch_sizes, wish.dtypes, wish.modes)
     timed = timed_alone(subject, grid, {}, clock, PLACES)
     return [

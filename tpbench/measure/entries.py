@@ -21,7 +21,7 @@ from tpbench.measure.images import Images
 from tpbench.measure.modes import Mode
 from tpbench.measure.timings import TIMM, Key, Row
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule
+from tpbench.schedule import Kind, Schedule
 
 Call = Callable[[], object]
 Reduce = Callable[[nn.Module, Variant, Schedule], vit.TokenViT]
@@ -212,7 +212,8 @@ class Plan:
 
     def entry(self, model: nn.Module | None, images: Tensor, mode: Mode, solved_here: bool) -> Entry:
         """solved_here: whether a share of latency, if one is asked for, was solved in just these circumstances."""
-        share = self.schedule.latency_share if solved_here else None
+        by_latency = solved_here and self.schedule.kind is Kind.LATENCY
+        share = self.schedule.budget if by_latency else None
         about = {"method": str(self.variant), "schedule": self.schedule.text, "counts": self.counts}
         about |= {"macs": self.macs, "asked": None if share is None else float(share), "error": self.error}
         return entry(model, images, mode, **about)

@@ -24,7 +24,7 @@ from tpbench.measure.modes import Mode
 from tpbench.measure.session import Watch, one_round, unchecked, uncollected, unwatched, warmed
 from tpbench.measure.speeds import NEAR
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule, spell
+from tpbench.schedule import Kind, Schedule, spell
 
 FARTHEST = 0.05  # farther from its share than this, a method counts as unable to meet it
 PASSES = 9
@@ -92,7 +92,7 @@ class Pursuit:
     def __init__(self, variant: Variant, schedule: Schedule):
         self.variant = variant
         self.schedule = schedule
-        self.target = float(schedule.latency_share)
+        self.target = float(schedule.budget)
         self.tried: dict[tuple[int, ...], Candidate] = {}
         self.now: Candidate | None = None  # being timed
         self.exhausted = False  # no other candidate is left to try
@@ -153,7 +153,7 @@ class Pursuit:
         for halving in range(HALVINGS):
             nearer = share + (known - share) * (1 - 0.5**halving)
             wanted = Fraction(nearer).limit_denominator(10_000)
-            schedule = Schedule(self.schedule.text, self.schedule.blocks, macs_share=wanted)
+            schedule = Schedule(self.schedule.text, self.schedule.blocks, kind=Kind.MACS, budget=wanted)
             try:
                 return course.subject.reduce(course.subject.model, self.variant, schedule)
             except Unreachable as error:

@@ -15,7 +15,7 @@ from tpbench.measure.session import Effort, Watch, unchecked, unwatched
 from tpbench.measure.timings import Session
 from tpbench.record import host_id
 from tpbench.registry import Variant
-from tpbench.schedule import Schedule
+from tpbench.schedule import Kind, Schedule
 
 SOLVING = 0.5  # of the time limit, at most, goes into meeting shares of latency
 
@@ -69,7 +69,7 @@ def solve(
 
     Those that an interrupted session of the same model has found already are kept.
     """
-    pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.latency_share is not None]
+    pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
     known = found_before(path)
     solved: dict[tuple[Variant, Schedule], Schedule | str] = {}
     for variant, schedule in pairs:

@@ -40,9 +40,9 @@ def kmedoids(
     [0, K). One iteration assigns every token to its nearest medoid, then makes the member i of every cluster with the
     least sum_j w_j |x_i - x_j|^2 over the members j its medoid. The assignment returned belongs to the medoids
     returned; a medoid always belongs to its own cluster, so that no cluster is empty.
-    init: a name (see `initial`) or token indices [B, K]; score [B, N] is what named starts go by, the weight unless
-    given. Raises ValueError for shapes that do not fit or K outside 1..N. NaN tokens give indices in range and
-    nothing else.
+    init is a name (see `initial`) or token indices [B, K]; score [B, N] is that of `initial`, by default the weight.
+    Raises ValueError for shapes that do not fit and for K outside 1..N. For tokens with NaN only the range of the
+    indices is guaranteed.
     """
     _check(x, weight, k, init, score)
     with without_gradient(), without_autocast(x.device):
@@ -106,9 +106,9 @@ def objective(x: Tensor, weight: Tensor, centres: Tensor, assignment: Tensor) ->
 def _start(
     init: Initialisation | Tensor, weight: Tensor, k: int, score: Tensor | None
 ) -> tuple[Tensor, Tensor | None, str]:
-    """Score, tokens to start from and name of the start, as the operators take them.
+    """The score, the tokens to start from and the name of the start, as the operators take them.
 
-    What goes by score is left to them: they hold the distances, and a fused way to choose.
+    Starts that depend on the score are left to the operators, which have the distances and fused code for them.
     """
     score = weight if score is None else score
     if isinstance(init, Tensor):

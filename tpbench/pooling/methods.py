@@ -1,8 +1,8 @@
 """Token Pooling: K-Means, K-Medoids and their weighted forms (Marin et al., arXiv 2110.03860, WACV 2023).
 
-The paper leaves open whether the token's attention to itself counts, where the clustering starts, what a cluster is
-replaced by, and whether tokens are normalised first. Each is a knob here; its default is the likeliest reading. What
-each is worth, the recipe `ablations` measures.
+The paper leaves open whether a token's attention to itself counts, where the clustering starts, what replaces a
+cluster, and whether tokens are normalised first. Each is a setting here, with the likeliest reading as the default; the
+recipe `ablations` measures their effect.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class TokenPooling(Downsampler):
         return Needs.CLS if config.weights == "class" else Needs.RECEIVED
 
     def significance(self, probe: Probe) -> Tensor:
-        """[B, N] float32: attention received (PoWER-BERT's significance score), or that of the class token alone."""
+        """[B, N] float32: attention received (PoWER-BERT's significance score), or that of the class token only."""
         if self.config.weights == "class":
             return probe.cls
         received = probe.received if self.config.weights == "received" else probe.received - probe.own
         return received.clamp(min=0)
 
     def clustering(self, tokens: Tokens, probe: Probe) -> tuple[Tensor, Tensor, Tensor]:
-        """What to cluster [B, N, C], by which weights [B, N], started by which score [B, N].
+        """The points to cluster [B, N, C], their weights [B, N], and the score [B, N] for the start of the clustering.
 
-        The start goes by significance for the unweighted forms too.
+        The score is the significance, also where all weights are equal.
         """
         significance = self.significance(probe)
         weight = significance if self.weighted else torch.ones_like(significance)
@@ -84,8 +84,9 @@ class WeightedKMedoids(TokenPooling):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         points, weight, score = self.clustering(tokens, probe)
-        how = (self.setup.k, self.config.iterations, self.config.init)
-        medoids, assignment = cluster.kmedoids(points, weight, *how, score)
+        medoids, assignment = cluster.kmedoids(
+            points, weight, self.setup.k, iterations=self.config.iterations, init=self.config.init, score=score
+        )
         if self.config.output == "medoid":
             return tokens.keep(medoids, assignment=assignment)
         return tokens.merge(assignment, self.setup.k, weight if self.config.output == "weighted_mean" else None)
@@ -104,6 +105,8 @@ class WeightedKMedoids(TokenPooling):
     differs="as wkmedoids; every token weighs the same, the start is still top-K by significance",
 )
 class KMedoids(WeightedKMedoids):
+    """K-Medoids in which every token weighs the same; the start is that of the weighted form."""
+
     weighted = False
 
 
@@ -113,7 +116,7 @@ class KMedoids(WeightedKMedoids):
     differs="not the paper's: wkmedoids with a start from significance peaks instead of top-K, and two iterations",
 )
 class PeaksKMedoids(WeightedKMedoids):
-    """Token Pooling with a start that already covers the tokens, so that two iterations reach a lower objective."""
+    """Token Pooling with a start that already covers the tokens: two iterations reach a lower objective."""
 
     @dataclass(frozen=True)
     class Config(WeightedKMedoids.Config):
@@ -135,9 +138,10 @@ class WeightedKMeans(TokenPooling):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         points, weight, score = self.clustering(tokens, probe)
-        how = (self.setup.k, self.config.iterations, self.config.init)
-        centres, assignment = cluster.kmeans(points, weight, *how, score)
-        if self.config.normalise:  # centres of directions are no tokens: average the tokens themselves
+        centres, assignment = cluster.kmeans(
+            points, weight, self.setup.k, iterations=self.config.iterations, init=self.config.init, score=score
+        )
+        if self.config.normalise:  # the centres are directions: average the tokens themselves
             return tokens.merge(assignment, self.setup.k, weight)
         size = segment_sum(tokens.size, assignment, self.setup.k)
         return tokens.with_body(centres, size, assignment=assignment)
@@ -156,4 +160,6 @@ class WeightedKMeans(TokenPooling):
     differs="as wkmeans; every token weighs the same, the start is still top-K by significance",
 )
 class KMeans(WeightedKMeans):
+    """K-Means in which every token weighs the same; the start is that of the weighted form."""
+
     weighted = False

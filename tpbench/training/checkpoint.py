@@ -1,8 +1,8 @@
 """Checkpoints of a training run: after an epoch, or between two steps where a time limit ends it.
 
-FOLDER/progress.json   how far the run is, of which recipe and data, and which checkpoint holds it
+FOLDER/progress.json   how far the run is, its recipe and data, and the name of its checkpoint
 FOLDER/epoch2          the engine's weights and optimiser after two epochs
-FOLDER/epoch2-step31   the same 31 steps into the third, with every rank's random state
+FOLDER/epoch2-step31   the same, 31 steps into the third epoch, with every rank's random state
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tpbench.errors import UsageError
 from tpbench.record import replace_text
 from tpbench.training.ranks import agreed
 
-COSTLY = 10  # a checkpoint that can wait is left out while the last one took more than a tenth of the time since
+COSTLY = 10  # a checkpoint that can wait is skipped if the last one took more than a tenth of the time since then
 
 
 @dataclass
 class Training:
-    """What one run did: images seen, seconds of its epochs, mean loss of every epoch, and its pace (training.pace)."""
+    """What a run has done: images, epochs, optimiser steps, seconds, the mean loss of every epoch, and its pace."""
 
     images: int = 0
     epochs: int = 0
@@ -43,28 +43,41 @@ class Training:
 
 @dataclass
 class State:
-    """How far a run is: what it did, and where it is in the epoch under way."""
+    """How far a run is: what it has done, and where it is in the current epoch."""
 
     training: Training = field(default_factory=Training)
-    step: int = 0  # optimiser steps done of the epoch under way
-    losses: list[float] = field(default_factory=list)  # of its micro batches
-    random: dict[str, Any] | None = None  # this rank's generators there; between epochs they are seeded anew
+    step: int = 0  # optimiser steps done in the current epoch
+    losses: list[float] = field(default_factory=list)  # of the micro batches of the current epoch
+    random: dict[str, Any] | None = None  # this rank's generators at that step; None between epochs, which seed them
 
     @property
     def tag(self) -> str:
-        return f"epoch{self.training.epochs}" + (f"-step{self.step}" if self.step else "")
+        """The name of the checkpoint's folder."""
+        step = f"-step{self.step}" if self.step else ""
+        return f"epoch{self.training.epochs}{step}"
 
 
 class Keeper:
-    """Writes and reads the checkpoints of one run. `identity` says of which recipe and data they are."""
+    """Writes and reads the checkpoints of one run; without a folder, none.
 
-    def __init__(self, folder: Path | None, engine: Any, identity: str, device: torch.device):
-        self.folder, self.engine, self.identity, self.device = folder, engine, identity, device
-        self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.written, self.cost = time.monotonic(), 0.0
+    identity names the recipe and the data; a checkpoint of another identity is not continued.
+    """
+
+    def __init__(self, folder: Path | None, engine: Any, *, identity: str, device: torch.device):
+        self.folder = folder
+        self.engine = engine
+        self.identity = identity
+        self.device = device
+        self.rank = torch.distributed.get_rank()
+        self.ranks = torch.distributed.get_world_size()
+        self.written = time.monotonic()
+        self.cost = 0.0  # seconds that the last checkpoint took
 
     def save(self, state: State, extra: dict[str, Any], can_wait: bool = False) -> None:
-        """Write a checkpoint, then point `progress.json` at it, then drop the one before."""
+        """Write a checkpoint, then name it in `progress.json`, then delete the previous one. All ranks call this.
+
+        extra is kept beside the weights; a checkpoint that can wait may be skipped (see COSTLY).
+        """
         began = time.monotonic()
         if self.folder is None or (can_wait and agreed(began - self.written < COSTLY * self.cost, self.device)):
             return
@@ -78,23 +91,34 @@ class Keeper:
         self.cost = self.written - began
 
     def point(self, state: State) -> None:
-        about = {"tag": state.tag, "identity": self.identity, "ranks": self.ranks}
-        about |= {"training": asdict(state.training), "step": state.step, "losses": state.losses}
-        about |= {"checksums": checksums(self.folder / state.tag)}
+        """Name the checkpoint of a state in `progress.json`, and delete all others."""
+        about = {
+            "tag": state.tag,
+            "identity": self.identity,
+            "ranks": self.ranks,
+            "training": asdict(state.training),
+            "step": state.step,
+            "losses": state.losses,
+            "checksums": checksums(self.folder / state.tag),
+        }
         replace_text(self.folder / "progress.json", json.dumps(about))
         for old in self.folder.glob("epoch*"):
             if old.name != state.tag:
                 shutil.rmtree(old)
 
     def load(self) -> tuple[State, dict[str, Any]]:
-        """The last state with what was saved beside it, loaded into the engine; or the beginning."""
+        """Load the last checkpoint into the engine; its state, and the extra that was saved with it.
+
+        Without a checkpoint the state is the beginning and the extra empty. Raises UsageError for a checkpoint that
+        is damaged or belongs to another run.
+        """
         if self.folder is None or not (self.folder / "progress.json").exists():
             return State(), {}
         try:
             about = json.loads((self.folder / "progress.json").read_text())
             self.check(about)
-            check_files(self.folder / about["tag"], about.get("checksums", {}))
-            state = State(Training(**about["training"]), about["step"], about["losses"])
+            check_files(self.folder / about["tag"], expected=about.get("checksums", {}))
+            state = State(Training(**about["training"]), step=about["step"], losses=about["losses"])
             with tensors_only():
                 _, extra = self.engine.load_checkpoint(str(self.folder), tag=state.tag, load_lr_scheduler_states=False)
             if state.step:
@@ -110,7 +134,7 @@ class Keeper:
             ) from error
 
     def check(self, about: dict[str, Any]) -> None:
-        """Refuse what would not end with the numbers of an uninterrupted run."""
+        """Raise UsageError for a checkpoint from which a run would end with other numbers than an uninterrupted one."""
         if about["identity"] != self.identity:
             raise UsageError(
                 f"checkpoint {self.folder} belongs to another recipe or other data; run with --fresh or another --out"
@@ -124,7 +148,7 @@ class Keeper:
 
 @contextlib.contextmanager
 def tensors_only() -> Iterator[None]:
-    """Read checkpoints as tensors and plain values alone, so that no code in a file is executed."""
+    """Read nothing but tensors and plain values from checkpoints, so that no code in a file is executed."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # DeepSpeed has no argument for it
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -138,7 +162,7 @@ def tensors_only() -> Iterator[None]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint, by name."""
+    """The SHA-256 checksum of every file of a checkpoint, by name."""
     found = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
@@ -158,17 +182,20 @@ def check_files(folder: Path, expected: dict[str, str]) -> None:
 
 
 def generators(device: torch.device) -> dict[str, Any]:
-    """The states of every generator that augmentation, mixup, dropout or a method may draw from."""
+    """The states of all random generators that augmentation, mixup, dropout or a method may draw from."""
     kind, keys, *rest = np.random.get_state()
     states = {
         "torch": torch.get_rng_state(),
         "random": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
     }
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def set_generators(states: dict[str, Any], device: torch.device) -> None:
+    """Put all random generators into the states that `generators` returned."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["random"])
     kind, keys, *rest = states["numpy"]

@@ -1,4 +1,4 @@
-"""How fast a training loop is: images per second, and the share of its time that is not the model's."""
+"""How fast a training loop is: images per second, and the share of the time that is spent outside the model."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from typing import Any
 
 import torch
 
-WARM_UP = 3  # steps of every sitting that are not timed: they compile, allocate and fill caches
-ASK_EVERY = 5.0  # seconds between two looks at the GPU's own utilisation counter
+WARM_UP = 3  # untimed steps whenever a run starts or continues: they compile, allocate and fill caches
+ASK_EVERY = 5.0  # seconds between two readings of the GPU's own utilisation counter
 
 
 class Pace:
-    """Seconds of the timed steps altogether, and of them inside the model: its forward and backward pass.
+    """Measures the seconds of the timed steps, and how many of them the model's forward and backward passes took.
 
-    On a GPU the model's seconds lie between events on its stream, read at the end of an epoch, so timing waits for
-    nothing. The rest is data, augmentation, the optimiser, and a GPU that waits for its next kernel between them.
+    On a GPU the model's seconds are those between two events on its stream. They are read at the end of an epoch, so
+    that timing makes nothing wait. The rest of a step is data, augmentation, the optimiser, and idle time between
+    kernels. before is what `measured` returned when an interrupted run was saved, empty for a new one.
     """
 
     def __init__(self, device: torch.device, before: dict[str, Any]):
         self.device = device
-        self.images, self.seconds = before.get("images", 0), before.get("seconds", 0.0)
+        self.images = before.get("images", 0)
+        self.seconds = before.get("seconds", 0.0)
         self.model_seconds = before.get("model_seconds", 0.0)
         self.utilization: list[int] = list(before.get("gpu_utilization_percent") or [])
-        self.warming, self.asked = WARM_UP, time.monotonic()
+        self.warming = WARM_UP
+        self.asked = time.monotonic()
         self.began: float | None = None
         self.spans: list[tuple[Any, Any]] = []
 
     def begin(self) -> None:
-        """An epoch begins or goes on."""
+        """Start timing: an epoch begins or continues."""
         if not self.warming:
             self.began = self.now()
 
     @contextlib.contextmanager
     def model(self) -> Iterator[None]:
-        """Around the model's forward and backward pass."""
+        """Time the model's forward and backward pass, which the block contains."""
         start = self.mark()
         yield
         if self.began is not None:
             self.spans.append((start, self.mark()))
 
     def step(self, images: int) -> None:
-        """An optimiser step over so many images is done."""
+        """Count an optimiser step over so many images."""
         if self.warming:
             self.warming -= 1
             self.begin()
@@ -54,12 +57,13 @@ class Pace:
             self.utilization += utilization(self.device)
 
     def end(self) -> None:
-        """An epoch is done or left."""
+        """Stop timing: an epoch is complete or interrupted."""
         if self.began is None:
             return
         self.seconds += self.now() - self.began
         self.model_seconds += sum(seconds(*span) for span in self.spans)
-        self.began, self.spans = None, []
+        self.began = None
+        self.spans = []
 
     def measured(self) -> dict[str, Any]:
         """The figures as a record keeps them; None where too few steps were timed or no counter is available."""
@@ -74,11 +78,13 @@ class Pace:
         }
 
     def now(self) -> float:
+        """The time in seconds, once the GPU has done all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def mark(self) -> Any:
+        """A point in time: an event on the GPU's stream, or the time in seconds on a CPU."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -87,12 +93,15 @@ class Pace:
 
 
 def seconds(start: Any, end: Any) -> float:
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
+    """The seconds between two marks."""
+    if isinstance(start, float):
+        return end - start
+    return start.elapsed_time(end) / 1e3
 
 
 def utilization(device: torch.device) -> list[int]:
-    """One sample of the GPU's utilisation in percent; none where NVIDIA's library or its Python binding is missing."""
+    """One sample of the GPU's utilisation in percent; empty if NVIDIA's library or its Python binding is missing."""
     try:
         return [torch.cuda.utilization(device)]
-    except Exception:  # whatever the binding raises: training never fails because nobody counts
+    except Exception:  # whatever the binding raises: a missing counter must not end the training
         return []

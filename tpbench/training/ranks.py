@@ -1,4 +1,4 @@
-"""The processes that train together: those that torchrun started, or this one alone."""
+"""The processes that train together: those that torchrun started, or only this one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wait() -> None:
 
 
 def agreed(mine: bool, device: torch.device) -> bool:
-    """Rank 0's answer, on every rank."""
+    """Rank 0's answer, on every rank. All ranks must call this; device is where the answer is sent through."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return mine
     answer = torch.tensor(float(mine), device=device)

@@ -1,8 +1,9 @@
 """Training with DeepSpeed: one loop for the base and for every fine-tuning, on GPUs and CPUs, one rank or several.
 
-Every step is the engine's. timm supplies parameter groups, schedulers, mixup and averaged weights. The random state of
-an epoch follows from (seed, epoch) alone and checkpoints are written between epochs and where a time limit ends a run,
-so a run that is killed or stopped continues with the numbers it would have had (on a CPU to the last bit).
+DeepSpeed's engine makes every step. timm supplies parameter groups, schedulers, mixup and averaged weights. The random
+state of an epoch depends on (seed, epoch) alone, and checkpoints are written after epochs and where a time limit ends
+a run. A run that is killed or stopped therefore continues with the numbers that it would have had (on a CPU, to the
+last bit).
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from tpbench.vit import TokenViT
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all training runs of one benchmark share.
+    """What all training runs of one benchmark have in common.
 
     data holds the images; dtype is that of the forward and backward pass; identity names recipe and data, and a
-    checkpoint of another identity is refused; deadline, in seconds of time.monotonic(), ends a run between two steps.
+    checkpoint of another identity is rejected; deadline, in seconds of time.monotonic(), ends a run between two steps.
     """
 
     data: Parts
@@ -53,7 +54,7 @@ class Update(Protocol):
     """How a job reports its progress to the user."""
 
     def __call__(self, text: str = "", share: float | None = None) -> None:
-        """text says what was reached (empty: unchanged); share of the job's work is done, where the job knows it."""
+        """Report a text (empty: unchanged) and the share of the job's work that is done, if it is known."""
 
 
 def no_update(text: str = "", share: float | None = None) -> None:
@@ -71,12 +72,12 @@ def train(
     folder: Path | None = None,
     update: Update = no_update,
 ) -> Training:
-    """Train a model in place, on its own device, and leave the weights to evaluate in it.
+    """Train a model in place, on its own device. It ends with the weights to evaluate, averaged if the recipe says so.
 
     teacher is the frozen unreduced model for methods that need one; regulariser returns a further term of the loss.
-    folder keeps a checkpoint from which the same call continues. update receives every epoch's mean loss, and about
-    once a second the share of all steps that is done. Raises CellFailed when the loss is no longer finite or memory
-    runs out, UsageError when a checkpoint cannot be used, and OutOfTime, with everything saved, at the deadline.
+    folder keeps a checkpoint from which the same call continues. update receives the mean loss of every epoch, and
+    about once a second the share of all steps that is done. Raises CellFailed when the loss is no longer finite or
+    memory runs out, UsageError when a checkpoint cannot be used, and OutOfTime, with everything saved, at the deadline.
     """
     run = Run(
         model,
@@ -106,7 +107,7 @@ def train(
 
 
 class Run:
-    """One DeepSpeed engine with the model, data, schedule and checkpoints that belong to it."""
+    """A training run: one DeepSpeed engine with its model, data, learning-rate schedule and checkpoints."""
 
     def __init__(
         self,
@@ -150,14 +151,14 @@ class Run:
                 config=engine_config(optim, self.micro, self.dtype),
                 dist_init_required=False,
             )
-        self.keeper = Keeper(folder, self.engine, conditions.identity, self.device)
-        self.pace = Pace(self.device, {})
+        self.keeper = Keeper(folder, self.engine, identity=conditions.identity, device=self.device)
+        self.pace = Pace(self.device, before={})
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
         if teacher is not None:
             teacher.eval()
 
     def advance(self, state: State) -> bool:
-        """Train to the end of the epoch under way, or up to the deadline; return whether the epoch is complete."""
+        """Train to the end of the current epoch, or up to the deadline; return whether the epoch is complete."""
         start = time.perf_counter()
         training = state.training
         losses = [torch.tensor(state.losses, device=self.device)] if state.losses else []
@@ -177,7 +178,7 @@ class Run:
         return complete
 
     def steps(self, state: State) -> Iterator[Tensor]:
-        """Steps from where the epoch stands; yields the loss of every micro batch, of shape [1]."""
+        """Train the remaining steps of the current epoch; yields the loss of every micro batch, of shape [1]."""
         epoch = state.training.epochs
         if state.step:
             set_generators(state.random, self.device)
@@ -197,7 +198,7 @@ class Run:
         self.pace.end()
 
     def micro_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Forward, backward and, where a whole batch is together, the optimiser's step; the loss of shape [1]."""
+        """Forward and backward pass, and the optimiser's step where a batch is complete; the loss of shape [1]."""
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
         with self.pace.model():
@@ -213,27 +214,27 @@ class Run:
         return loss.detach().reshape(1)
 
     def batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of every micro batch of an epoch from step `done` on; whole optimiser steps only."""
+        """This rank's share of the micro batches of an epoch, from step `done` on, for complete steps only."""
         size = self.optim.batch_size // self.optim.accumulation
         batches = self.updates * self.optim.accumulation
         skip = done * self.optim.accumulation
-        source = self.data.train.batches(size, (self.seed, epoch), self.rank, self.ranks, skip)
+        source = self.data.train.batches(size, shuffle=(self.seed, epoch), rank=self.rank, ranks=self.ranks, skip=skip)
         yield from (batch for _, batch in zip(range(batches - skip), source))
 
     def report_share(self) -> None:
-        """Report how far the run is, at most once a second and not during its first steps, which compile."""
+        """Report the share of all steps that is done, at most once a second, after the first steps, which compile."""
         if not self.pace.warming and time.monotonic() - self.updated >= 1:
             self.updated = time.monotonic()
             self.update(share=self.engine.global_steps / (self.updates * self.optim.epochs))
 
     def late(self) -> bool:
-        """Whether the deadline has come. Rank 0's clock decides for all, and they ask it every tenth step only."""
+        """Whether the deadline has passed. Rank 0's clock decides for all ranks, which ask it at every tenth step."""
         if self.deadline is None or (self.ranks > 1 and self.engine.global_steps % 10):
             return False
         return agreed(time.monotonic() >= self.deadline, self.device)
 
     def mean(self, losses: Tensor, epoch: int) -> float:
-        """The epoch's mean loss; a loss that is not finite ends the cell with its step and learning rate."""
+        """The mean loss of an epoch, over all ranks. Raises CellFailed with the step for a loss that is not finite."""
         if not losses.isfinite().all():
             step = epoch * self.updates + int((~losses.isfinite()).nonzero()[0]) // self.optim.accumulation
             rate = self.engine.optimizer.param_groups[0]["lr"]
@@ -252,7 +253,7 @@ class Run:
             return self.teacher.forward_tokens(images)
 
     def thaw(self, epoch: int) -> None:
-        """Hold the backbone still for the first epochs of methods that ask for it: its learning rate is 0."""
+        """Set the learning rate of the backbone to 0 in the first epochs, if the method or the recipe freezes it."""
         frozen = math.ceil(frozen_share(self.model, self.optim) * self.optim.epochs)
         scale = 0.0 if epoch < frozen else backbone_lr_scale(self.model, self.optim)
         for group in self.scheduler.optimizer.param_groups:
@@ -267,7 +268,7 @@ class Run:
             self.keeper.save(state, extra, can_wait)
 
     def resume(self) -> State:
-        """Where the last call was stopped, loaded into the engine; or the beginning."""
+        """Load the last checkpoint into the engine and return its state; without one, the beginning."""
         with quiet_stdout():
             state, extra = self.keeper.load()
         if self.ema is not None and extra:
@@ -276,7 +277,7 @@ class Run:
         return state
 
     def finish(self) -> None:
-        """Leave the weights to evaluate in the model and let go of the engine."""
+        """Put the weights to evaluate into the model, and free the engine."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         self.engine.destroy()
@@ -284,7 +285,7 @@ class Run:
 
 
 class Objective(nn.Module):
-    """The model and its loss, as the engine trains them."""
+    """The model and its loss as one module, which the engine trains."""
 
     def __init__(
         self, model: TokenViT, optim: Optim, soft_labels: bool, regulariser: Callable[[], Tensor] | None = None
@@ -293,11 +294,15 @@ class Objective(nn.Module):
         self.model = model
         self.regulariser = regulariser
         if optim.compile:
-            torch.compiler.reset()  # torch gives up, silently, on a function that it compiled for eight models
+            torch.compiler.reset()  # torch silently stops compiling a function that it compiled for eight models
         self.forward_tokens = torch.compile(model.forward_tokens) if optim.compile else model.forward_tokens
         self.criterion = SoftTargetCrossEntropy() if soft_labels else LabelSmoothingCrossEntropy(optim.smoothing)
 
     def forward(self, images: Tensor, labels: Tensor, teacher: Output | None) -> Tensor:
+        """The scalar loss of images [B, C, rows, columns]: criterion, the method's terms and the regulariser.
+
+        labels are [B] class indices, or [B, classes] after mixup.
+        """
         out = self.forward_tokens(images)
         loss = self.criterion(out.logits.float(), labels)
         terms = list(out.tokens.aux.values())
@@ -322,21 +327,21 @@ def micro_batch(optim: Optim, ranks: int) -> int:
 
 
 def backbone_lr_scale(model: TokenViT, optim: Optim) -> float:
-    """The learning rate of all parameters but a method's own, relative to lr: the recipe's, or else the method's."""
+    """The backbone's learning rate relative to lr: the recipe's, or else the method's."""
     if optim.backbone_lr_scale is not None:
         return optim.backbone_lr_scale
     return model.reducers[-1].backbone_lr_scale if model.reducers else 1.0
 
 
 def frozen_share(model: TokenViT, optim: Optim) -> float:
-    """The share of the epochs in which these parameters stand still: the recipe's, or else the method's."""
+    """The share of the epochs in which the backbone is frozen: the recipe's, or else the method's."""
     if optim.frozen_share is not None:
         return optim.frozen_share
     return model.reducers[-1].frozen_share if model.reducers else 0.0
 
 
 def parameter_groups(model: TokenViT, optim: Optim) -> list[dict[str, Any]]:
-    """timm's groups (no decay for biases, norms and tokens), split into the backbone's and the reducers' own."""
+    """timm's groups (no decay for biases, norms and tokens), each split into the backbone's and the method's own."""
     own = {id(p) for reducer in model.reducers for p in reducer.parameters()}
     scale = backbone_lr_scale(model, optim)
     groups = []
@@ -350,7 +355,7 @@ def parameter_groups(model: TokenViT, optim: Optim) -> list[dict[str, Any]]:
 
 
 def engine_config(optim: Optim, micro: int, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration for a recipe's lines; clipping is always said, its default is 1."""
+    """DeepSpeed's configuration for a recipe's training. Clipping is always set, since DeepSpeed's default is 1."""
     config = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": optim.accumulation,
@@ -358,7 +363,7 @@ def engine_config(optim: Optim, micro: int, dtype: torch.dtype) -> dict[str, Any
         "zero_optimization": {"stage": optim.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
-        "timers": {"throughput": {"enabled": False}},  # it would make every step wait for the GPU, twice
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in every step
     }
     if dtype == torch.bfloat16:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -366,7 +371,7 @@ def engine_config(optim: Optim, micro: int, dtype: torch.dtype) -> dict[str, Any
 
 
 def seed_all(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed every generator that augmentation, mixup, dropout or a method may draw from."""
+    """Seed all random generators that augmentation, mixup, dropout or a method may draw from."""
     value = (seed * 100_003 + epoch) * 1_009 + rank
     torch.manual_seed(value)
     random.seed(value)

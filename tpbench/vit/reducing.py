@@ -11,7 +11,7 @@ from torch import nn
 from tpbench import budget, registry
 from tpbench.downsampler import Downsampler, Site
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.schedule import Schedule, parse
+from tpbench.schedule import Kind, Schedule, parse
 from tpbench.vit.model import TokenModel
 from tpbench.vit.planning import plan
 from tpbench.vit.support import check_supported
@@ -42,7 +42,7 @@ def reduce(
     if not schedule.blocks:
         raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
     solved = schedule
-    if schedule.macs_share is not None:
+    if schedule.kind is Kind.MACS:
         schedule.check(len(model.blocks))
         solved = budget.solve(schedule, macs_share(model, cls, config, site), model.patch_embed.num_patches)
     setups, requested = plan(model, cls, solved, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from tpbench.training.data.parts import Batch, Parts, TestSet
 
 
 class Streamed:
-    """A timm data set, read and transformed by worker processes or in this one."""
+    """A timm data set, read and transformed by this many worker processes, or in this one if there are none."""
 
     def __init__(self, dataset: Any, processes: int, device: torch.device):
-        self.dataset, self.processes, self.device = dataset, processes, device
+        self.dataset = dataset
+        self.processes = processes
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -30,28 +33,63 @@ class Streamed:
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
+        """Batches of up to `size` images [B, C, rows, columns] with their labels [B], on the part's device.
+
+        shuffle is (seed, epoch), None for the order of the files without augmentation; the other arguments are those
+        of `draws.shares`. Raises DataError with the name of an image that cannot be read. The worker processes have
+        ended when the iterator is exhausted, closed or left by an error.
+        """
         loader = torch.utils.data.DataLoader(
             Drawn(self.dataset, shuffle),
-            batch_sampler=[share.tolist() for share in shares(len(self), size, shuffle, rank, ranks, skip)],
+            batch_sampler=[
+                share.tolist() for share in shares(len(self), size, shuffle, rank=rank, ranks=ranks, skip=skip)
+            ],
             num_workers=self.processes,
             generator=generator(*(shuffle or (0, 0))),  # or it would draw from the generator of the training
             pin_memory=self.device.type == "cuda",
         )
         try:
-            for images, labels in loader:
-                yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
+            with iterating(loader) as batches:
+                for images, labels in batches:
+                    yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
         except DataError as error:  # a worker process wraps its traceback around it
             raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
 
 
+@contextmanager
+def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Tensor]]]:
+    """An iterator over the loader. Its worker processes have ended when the block is left.
+
+    Left to itself, torch ends them when the iterator is collected: with an exception that refers to it they live on,
+    and where one was killed (by the signal that ends a whole process group, say), torch raises inside `__del__`,
+    which Python can only print.
+    """
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        shutdown = getattr(iterator, "_shutdown_workers", None)  # torch has no public name for it
+        if shutdown is not None:
+            with suppress(RuntimeError):  # "worker is killed by signal": it has ended, which is all that is asked here
+                shutdown()
+
+
 def read_timm(data: Data, device: torch.device) -> Parts:
-    """timm's readers and transforms; the fingerprint covers names, order and labels, not pixels."""
+    """Read a data set with timm's readers and transforms.
+
+    The fingerprint covers the names and the order of the files, not their pixels. Raises DataError where
+    the folder is missing or timm cannot read it.
+    """
     from timm.data import create_dataset, create_transform
 
     if data.root and not Path(data.root).exists():
         raise DataError(f"data folder {data.root} does not exist")
-    shape = {"input_size": (data.channels, data.image_size, data.image_size), "mean": data.mean, "std": data.std}
-    shape["interpolation"] = data.interpolation
+    shape = {
+        "input_size": (data.channels, data.image_size, data.image_size),
+        "mean": data.mean,
+        "std": data.std,
+        "interpolation": data.interpolation,
+    }
     plain = create_transform(**shape, is_training=False, crop_pct=data.crop)
     augmented = create_transform(**shape, is_training=True, **data.transform)
     try:
@@ -61,17 +99,21 @@ def read_timm(data: Data, device: torch.device) -> Parts:
         raise DataError(
             f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
-    chosen, tested = some(len(sides[0]), data.train_limit), some(len(sides[1]), data.test_limit)
+    chosen = some(len(sides[0]), data.train_limit)
+    tested = some(len(sides[1]), data.test_limit)
     order = [chosen[i] for i in torch.randperm(len(chosen), generator=generator(0, 0))]
     cut = max(1, round(len(order) * data.validation))
-    parts = [
-        Streamed(Selected(sides[0], order[cut:], augmented, data), data.loader_processes, device),
-        Streamed(Selected(sides[0], order[:cut], plain, data), data.loader_processes, device),
-        Streamed(Selected(sides[1], tested, plain, data), data.loader_processes, device),
-    ]
-    names = [part.dataset.names() for part in parts]
-    test_set = TestSet(_digest(names[2]), len(tested), np.arange(len(tested)))
-    return Parts(*parts, source=data.source, fingerprint=_digest(names), test_set=test_set)
+    train = Selected(sides[0], order[cut:], transform=augmented, data=data)
+    validation = Selected(sides[0], order[:cut], transform=plain, data=data)
+    test = Selected(sides[1], tested, transform=plain, data=data)
+    return Parts(
+        train=Streamed(train, data.loader_processes, device),
+        validation=Streamed(validation, data.loader_processes, device),
+        test=Streamed(test, data.loader_processes, device),
+        source=data.source,
+        fingerprint=_digest([train.names(), validation.names(), test.names()]),
+        test_set=TestSet(_digest(test.names()), len(tested), np.arange(len(tested))),
+    )
 
 
 def _digest(names: list) -> str:
@@ -81,12 +123,13 @@ def _digest(names: list) -> str:
 class Drawn(torch.utils.data.Dataset):
     """A data set whose augmentation of an image follows from (seed, epoch) and its index alone.
 
-    So it is the same in any number of worker processes, and for a run that continues within an epoch. The generators
-    of the process are left as they were.
+    It is therefore the same in any number of worker processes, and in a run that continues within an epoch. The
+    generators of the process are left as they were.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset, shuffle: tuple[int, int] | None):
-        self.dataset, self.shuffle = dataset, shuffle
+        self.dataset = dataset
+        self.shuffle = shuffle
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -103,7 +146,10 @@ class Selected(torch.utils.data.Dataset):
     """Some images of a timm data set under one transform; one that cannot be read is an error with its name."""
 
     def __init__(self, dataset: Any, indices: list[int], transform: Any, data: Data):
-        self.dataset, self.indices, self.transform, self.data = dataset, indices, transform, data
+        self.dataset = dataset
+        self.indices = indices
+        self.transform = transform
+        self.data = data
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -129,4 +175,5 @@ class Selected(torch.utils.data.Dataset):
             return f"number {index}"
 
     def names(self) -> list[str]:
+        """The files of all images, in the order of the data set."""
         return [self.name(index) for index in self.indices]
