@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         whole,
         name="smoke",
         data=replace(whole.data, train_limit=320, test_limit=100),
-        base=Optim(epochs=6, lr=4e-3),
+        base=Optim(epochs=30, lr=4e-3, warmup_epochs=3),
         finetune=Optim(epochs=1, lr=5e-4),
         schedules=("0.5@0,1,2",),
         controls=(),
