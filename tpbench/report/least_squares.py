@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 OUTLYING = 0.1  # level of Cochran's test, over the rows of one step
+DECIMALS = 9  # of an estimate in points; what follows is rounding, and top-1 moves in steps of 100 over the images
 ESTIMABLE = 1e-8  # largest error of a contrast that the cells determine
 
 
@@ -54,14 +55,17 @@ class Fit:
         left = of_seeds - sum(coefficient * self.shares[row] for row, coefficient in of_rows.items())
         if np.abs(left).max() < ESTIMABLE:  # the seeds' effects cancel: a row's plain mean is its estimate
             value = sum(coefficient * self._means[row] for row, coefficient in of_rows.items())
-            return value, {row: coefficient**2 / self.counts[row] for row, coefficient in of_rows.items()}
+            return round(value, DECIMALS), {
+                row: coefficient**2 / self.counts[row] for row, coefficient in of_rows.items()
+            }
         weights = left @ self.influence
         for row, coefficient in of_rows.items():
             weights[self._cells(row)] += coefficient / self.counts[row]
         if not self._reaches(weights, of_rows, of_seeds):
             return None
         squares = np.bincount(self.rows, weights**2, len(self.counts))
-        return float(weights @ self.outcomes), {int(row): squares[row] for row in np.nonzero(squares > ESTIMABLE**2)[0]}
+        value = round(float(weights @ self.outcomes), DECIMALS)
+        return value, {int(row): squares[row] for row in np.nonzero(squares > ESTIMABLE**2)[0]}
 
     def _reaches(self, weights: np.ndarray, of_rows: dict[int, float], of_seeds: np.ndarray) -> bool:
         """Whether these weights of the cells add up to the contrast's coefficients, of every row and every seed."""
