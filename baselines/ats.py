@@ -18,6 +18,7 @@ from tpbench.tokens import Tokens
 @register(
     "ats",
     title="Adaptive Token Sampler",
+    family="pruning",
     paper="Adaptive Token Sampling for Efficient Vision Transformers",
     venue="ECCV",
     year=2022,

@@ -68,7 +68,7 @@ def off_grid(image: Tensor) -> Tensor:
     return image.flatten(2).transpose(1, 2)
 
 
-@register("avgpool", title="Average pooling on the grid", count="at_most")
+@register("avgpool", title="Average pooling on the grid", family="grid", count="at_most")
 class AveragePooling(GridPooling):
     """Every token is the mean of a window of the grid."""
 

@@ -29,6 +29,7 @@ def last_token(tokens: Tokens, halting: Tensor) -> Tensor:
 @register(
     "avit",
     title="A-ViT, masks only: saves nothing",
+    family="pruning",
     paper="A-ViT: Adaptive Tokens for Efficient Vision Transformer",
     venue="CVPR",
     year=2022,

@@ -100,6 +100,7 @@ class RateSearch(Search):
 @register(
     "diffrate",
     title="DiffRate",
+    family="merging",
     paper="DiffRate: Differentiable Compression Rate for Efficient Vision Transformers",
     venue="ICCV",
     year=2023,

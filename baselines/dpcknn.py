@@ -20,6 +20,7 @@ from tpbench.tokens import Tokens
 @register(
     "dpcknn",
     title="DPC-KNN clustering",
+    family="clustering",
     paper="Not All Tokens Are Equal: Human-centric Visual Analysis via Token Clustering Transformer",
     venue="CVPR",
     year=2022,

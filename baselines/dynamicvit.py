@@ -22,6 +22,7 @@ from tpbench.tokens import Tokens, stable_topk
 @register(
     "dynamicvit",
     title="DynamicViT",
+    family="pruning",
     paper="DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification",
     venue="NeurIPS",
     year=2021,
@@ -58,7 +59,7 @@ class DynamicViT(Downsampler):
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
         scores = self.predict(tokens.body, alive)
         if not self.training:
-            return tokens.keep(stable_topk(scores[..., 0], self.setup.k).sort(dim=1).values)
+            return self.pruned(tokens, scores[..., 0])
         soft = F.gumbel_softmax(scores.float())
         keep = soft[..., 0]
         likeliest = keep.masked_fill(alive == 0, -1).argmax(dim=1, keepdim=True)
@@ -66,7 +67,16 @@ class DynamicViT(Downsampler):
         kept = alive * (stays + (keep - keep.detach()))  # exactly 0 or 1
         off = (kept.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
+        tokens = self.hidden(tokens, alive, kept)
         return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})
+
+    def pruned(self, tokens: Tokens, score: Tensor) -> Tokens:
+        """At inference: what is left of the tokens when those with the highest score [B, N] stay."""
+        return tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)
+
+    def hidden(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:  # noqa: ARG002
+        """In training: the tokens of which alive [B, N] could be seen and kept [B, N] will be."""
+        return tokens
 
     def predict(self, body: Tensor, alive: Tensor) -> Tensor:
         """Log-probabilities of (keep, drop): body [B, N, C], alive [B, N] -> [B, N, 2] (eqs. 2-5)."""

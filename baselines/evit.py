@@ -15,6 +15,7 @@ from tpbench.tokens import Tokens, rows, stable_topk
 @register(
     "evit",
     title="EViT, with the fused token",
+    family="pruning",
     paper="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
     venue="ICLR",
     year=2022,

@@ -13,6 +13,7 @@ from tpbench.tokens import Tokens
 @register(
     "importance",
     title="Importance sampling by attention received",
+    family="pruning",
     paper="Token Pooling in Vision Transformers for Image Classification (baseline)",
     venue="WACV",
     year=2023,

@@ -8,7 +8,7 @@ from tpbench.registry import register
 from tpbench.tokens import Tokens
 
 
-@register("maxpool", title="Max pooling on the grid", count="at_most")
+@register("maxpool", title="Max pooling on the grid", family="grid", count="at_most")
 class MaxPooling(GridPooling):
     """Every token is the maximum, channel by channel, of a window of the grid."""
 

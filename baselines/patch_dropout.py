@@ -14,6 +14,7 @@ from tpbench.tokens import Tokens
 @register(
     "patch_dropout",
     title="Evenly spaced tokens",
+    family="trivial",
     paper="PatchDropout: Economizing Vision Transformers Using Patch Dropout",
     venue="WACV",
     year=2023,

@@ -11,6 +11,7 @@ from tpbench.tokens import Tokens, spread
 @register(
     "patchmerger",
     title="PatchMerger",
+    family="learned queries",
     paper="Learning to Merge Tokens in Vision Transformers",
     venue="arXiv",
     year=2022,

@@ -20,6 +20,7 @@ from tpbench.tokens import Tokens, cosine
 @register(
     "pitome",
     title="PiToMe",
+    family="merging",
     paper="Accelerating Transformers with Spectrum-Preserving Token Merging",
     venue="NeurIPS",
     year=2024,

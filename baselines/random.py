@@ -7,7 +7,7 @@ from tpbench.registry import register
 from tpbench.tokens import Tokens
 
 
-@register("random", title="Random tokens")
+@register("random", title="Random tokens", family="trivial")
 class Random(Downsampler):
     """Keeps K tokens drawn at random, each with the same probability."""
 

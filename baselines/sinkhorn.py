@@ -17,6 +17,7 @@ from tpbench.tokens import Tokens, spread
 @register(
     "sinkhorn",
     title="Sinkhorn clustering",
+    family="learned queries",
     paper="Which Tokens to Use? Investigating Token Reduction in Vision Transformers",
     venue="ICCVW",
     year=2023,

@@ -11,6 +11,7 @@ from tpbench.tokens import Tokens, spread
 @register(
     "sit",
     title="Self-slimmed ViT's token slimming module",
+    family="learned queries",
     paper="Self-slimmed Vision Transformer",
     venue="ECCV",
     year=2022,

@@ -18,6 +18,7 @@ from tpbench.tokens import Tokens
 @register(
     "strided_conv",
     title="Strided convolution",
+    family="grid",
     paper="Rethinking Spatial Dimensions of Vision Transformers",
     venue="ICCV",
     year=2021,

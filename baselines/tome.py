@@ -19,6 +19,7 @@ from tpbench.tokens import Tokens, cosine
 @register(
     "tome",
     title="Token Merging (ToMe)",
+    family="merging",
     paper="Token Merging: Your ViT But Faster",
     venue="ICLR",
     year=2023,
@@ -37,7 +38,7 @@ class ToMe(Downsampler):
         least = tokens - tokens // 2
         if k < least:
             raise Unreachable(
-                f"{cls.name} merges at most half of {tokens} tokens in one block, down to {least}; asked: {k}"
+                f"{cls.name} removes at most half of {tokens} tokens in one block, down to {least}; asked: {k}"
             )
         return super().reachable(tokens, k, grid)
 

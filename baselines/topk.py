@@ -44,6 +44,7 @@ class SoftExtract(Search):
 @register(
     "topk",
     title="Top-K by attention received (PoWER-BERT)",
+    family="pruning",
     paper="PoWER-BERT: Accelerating BERT Inference via Progressive Word-vector Elimination",
     venue="ICML",
     year=2020,

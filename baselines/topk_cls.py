@@ -11,6 +11,7 @@ from tpbench.tokens import Tokens, stable_topk
 @register(
     "topk_cls",
     title="Top-K by class attention",
+    family="pruning",
     paper="Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
     venue="ICLR",
     year=2022,

@@ -12,13 +12,16 @@ from tpbench.registry import Card
 from tpbench.report.markdown import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
-HEADS = ("Method", "What it is", "Published", "Family", "Sees", "Tokens", "Differs from the paper")
+HEADS = ("Method", "What it is", "Published", "Family", "What leaves", "Sees", "Tokens", "Differs from the paper")
 INTRODUCTION = """Made by `python tests/methods_page.py` from the cards in `tpbench/pooling` and `baselines`, and from
 what the methods do to the tokens of a tiny model. Do not edit it by hand.
 
-**Family** is what happens to the tokens that are removed: *prunes* drops them, *merges* averages them into other tokens
-(soft means and learned slots are merging too), *prunes and merges* does one after the other, *pools the grid* averages,
-maximises or convolves neighbours in the image, *masks* hides tokens and removes none.
+**Family** is how a method reduces. *Pruning* keeps some tokens; *merging* joins tokens in pairs or with those that are
+kept; *clustering* groups all tokens and keeps one for each group; *learned queries* gather all tokens into new ones
+with weights that are trained; *grid* pools neighbours in the image; *trivial* keeps tokens without looking at them.
+
+**What leaves** is what happens to the tokens that are removed: a method *prunes*, and drops them, *merges* them into
+others (soft means are merging too), *prunes and merges*, *pools the grid*, or *masks*, and removes none.
 
 **Sees** is what a method asks of the block's attention beside the tokens, under its default settings: keys, values, the
 class token's attention (cls) or the attention that each token receives (received). **Tokens**: *exact* meets the
@@ -28,7 +31,8 @@ requested number, *at most* may keep fewer, *masked* hides tokens and removes no
 def page() -> str:
     """The text of docs/methods.md."""
     classes = registry.discover()
-    rows = [[text.replace("|", r"\|") for text in texts(card, classes[card.name])] for card in registry.select("all")]
+    cards = sorted(registry.select("all"), key=lambda card: ["", *registry.FAMILIES].index(card.family))
+    rows = [[text.replace("|", r"\|") for text in texts(card, classes[card.name])] for card in cards]
     return "\n".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS))])
 
 
@@ -40,10 +44,10 @@ def texts(card: Card, method: type[Downsampler]) -> list[str]:
     where = f"{card.venue} {card.year}" if card.venue else card.paper
     published = f"[{where}]({card.url})" if card.url else where
     count = "" if card.unreduced else card.count.replace("_", " ")
-    return [f"`{card.name}`", card.title, published, family(method), sees, count, card.differs]
+    return [f"`{card.name}`", card.title, published, card.family, effect(method), sees, count, card.differs]
 
 
-def family(method: type[Downsampler]) -> str:
+def effect(method: type[Downsampler]) -> str:
     """What a method does with the tokens that leave, found by running it. Empty for the unreduced model."""
     if not method.reduces:
         return ""

@@ -131,28 +131,33 @@ def promise_prefix(cls, site: Site) -> None:
 
 
 def promise_sizes(cls, site: Site) -> str:
-    """Sizes say what each token stands for. Says which kind of method it is: "merges" or "prunes"."""
+    """Sizes say what each token stands for. Says what the method does: "merges", "prunes" or "does both"."""
     kinds = set()
     for reducer, before, after in steps(reduced(cls, site=site), pictures()):
         assert after.size.shape == (3, reducer.leaves)
         assert after.size.dtype == torch.float32
-        size = after.size if after.alive is None else after.size * after.alive
-        if after.alive is None and torch.allclose(size.sum(1), torch.full((3,), float(PATCHES)), rtol=1e-4):
-            kinds.add("merges")
-            assert (size >= 0).all()
-        elif after.alive is None and torch.equal(size, size.round()) and (reducer.leaves < size.sum(1)).all():
-            kinds.add("does both")
-            assert (size >= 1).all()
-            assert (size.sum(1) < PATCHES).all()
-        elif torch.equal(size[size > 0], torch.ones_like(size[size > 0])):
-            kinds.add("prunes")
-            rows = {tuple(row) for image in before.body.tolist() for row in image}
-            living = after.body if after.alive is None else after.body[after.alive > 0]
-            assert all(tuple(row) in rows for row in living.reshape(-1, 32).tolist()), "a pruned token is another"
-        else:
-            kinds.add("neither")
-    assert kinds in ({"merges"}, {"prunes"}, {"does both"}), f"sizes neither sum to the patches nor are all 1: {kinds}"
-    return kinds.pop()
+        rows = {tuple(row) for image in before.body.tolist() for row in image}
+        for image, size in enumerate(after.size):
+            living = slice(None) if after.alive is None else after.alive[image] > 0
+            kind = kind_of(size[living])
+            kinds.add(kind)
+            if kind == "prunes":
+                kept = after.body[image][living].tolist()
+                assert all(tuple(row) in rows for row in kept), "a pruned token is another"
+    return kinds.pop() if len(kinds) == 1 else "does both"
+
+
+def kind_of(size: Tensor) -> str:
+    """What was done to the tokens of one image, by what those that are left stand for."""
+    if torch.equal(size, torch.ones_like(size)):
+        return "prunes"
+    if size.sum().item() == pytest.approx(PATCHES, rel=1e-4):
+        assert (size >= 0).all()
+        return "merges"
+    assert torch.equal(size, size.round()), f"sizes neither sum to the patches nor are whole numbers: {size}"
+    assert (size >= 1).all()
+    assert len(size) < size.sum() < PATCHES
+    return "does both"
 
 
 @torch.no_grad()
@@ -222,9 +227,17 @@ def promise_macs(cls) -> None:
 def some_probe(needs: Needs, n: int) -> Probe:
     keys, values = torch.randn(2, 2, 2, 1 + n, 16)
     received = torch.rand(2, n)
-    whole = Probe(keys, values, torch.rand(2, n), received, received * torch.rand(2, n))
-    wanted = [Needs.KEYS, Needs.VALUES, Needs.CLS, Needs.RECEIVED, Needs.RECEIVED]
-    return Probe(*(value if needs & need else None for value, need in zip(whole, wanted)))
+    seen = {
+        Needs.KEYS: {"keys": keys},
+        Needs.VALUES: {"values": values},
+        Needs.CLS: {"cls": torch.rand(2, n)},
+        Needs.RECEIVED: {"received": received, "own": received * torch.rand(2, n)},
+        Needs.QUERIES: {"queries": torch.randn(2, 2, 1 + n, 16), "turned": keys},
+        Needs.INPUT: {"input": torch.randn(2, 1 + n, 32)},
+        Needs.SHIFT: {"shift": torch.rand(2, n)},
+    }
+    assert seen.keys() == set(Needs)
+    return Probe(**{name: value for need, row in seen.items() if need in needs for name, value in row.items()})
 
 
 def promise_macs_in_a_model(cls, site: Site) -> None:
@@ -314,8 +327,11 @@ def test_prefix_tokens_are_untouched(name, site):
 KINDS = {
     **dict.fromkeys(["kmedoids", "wkmedoids", "wkpeaks", "kmeans", "wkmeans", "avgpool", "strided_conv"], "merges"),
     **dict.fromkeys(["tome", "pitome", "dpcknn", "evit", "patchmerger", "sit", "sinkhorn"], "merges"),
-    **dict.fromkeys(["random", "importance", "topk", "topk_cls", "dynamicvit", "ats", "avit"], "prunes"),
-    "diffrate": "does both",
+    **dict.fromkeys(
+        ["random", "importance", "topk", "topk_cls", "dynamicvit", "ats", "avit", "shift", "zerotprune"], "prunes"
+    ),
+    **dict.fromkeys(["atc", "etps", "tokenlearner", "mctf", "dtps", "dtem"], "merges"),
+    **dict.fromkeys(["diffrate", "ppt", "tofu"], "does both"),
 }
 
 

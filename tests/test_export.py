@@ -19,6 +19,9 @@ from tpbench.tokens import Tokens
 
 ROUTES = {name: make for name, make in export.ROUTES.items() if name != "torch.compile"}  # tests/test_modes.py has it
 
+EXPORTED = ["wkmedoids", "wkpeaks", "wkmeans", "topk", "tome", "atc", "etps", "ppt", "tofu", "tokenlearner"]
+EXPORTED += ["shift", "dtem", "mctf", "dtps", "zerotprune"]
+
 
 def needs_onnx(route: str) -> None:
     if route == "ONNX":
@@ -28,7 +31,7 @@ def needs_onnx(route: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("method", ["wkmedoids", "wkpeaks", "wkmeans", "topk", "tome"])
+@pytest.mark.parametrize("method", EXPORTED)
 def test_what_a_route_makes_gives_the_eager_logits(make_vit: Callable[..., nn.Module], method: str, route: str):
     needs_onnx(route)
     found = export.outcome(tpbench.reduce(make_vit(depth=2), method, "0.5@0"), ROUTES[route])

@@ -135,10 +135,14 @@ def test_other_dtypes(make_vit, images, dtype):
 class Look(Downsampler):
     """Reduces nothing, but asks to see everything."""
 
-    needs = Needs.KEYS | Needs.VALUES | Needs.CLS | Needs.RECEIVED
+    needs = ~Needs.NONE
 
     def forward(self, tokens, probe):  # noqa: ARG002
         return tokens
+
+
+class LookAtTheBlock(Look):
+    needs = Needs.INPUT | Needs.SHIFT
 
 
 class LookAtReceived(Look):
@@ -177,7 +181,7 @@ def looking(model: nn.Module, cls: type[Downsampler], site: Site = Site.MID) -> 
     return TokenViT.around(model, [cls(setup) for setup in setups], (), site).eval()
 
 
-LOOKS = [Look, LookAtReceived, LookAtClass, CountSizes, AllAlive, AllAliveWithGradient]
+LOOKS = [Look, LookAtTheBlock, LookAtReceived, LookAtClass, CountSizes, AllAlive, AllAliveWithGradient]
 
 
 @pytest.mark.parametrize("site", Site)

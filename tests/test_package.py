@@ -126,7 +126,7 @@ def test_the_page_of_methods_is_that_of_their_cards(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "family"),
+    ("name", "effect"),
     [
         ("none", ""),
         ("topk", "prunes"),
@@ -136,5 +136,5 @@ def test_the_page_of_methods_is_that_of_their_cards(monkeypatch):
         ("avit", "masks"),
     ],
 )
-def test_the_page_of_methods_says_what_happens_to_the_tokens(name, family):
-    assert methods_page.family(registry.method(name)) == family
+def test_the_page_of_methods_says_what_happens_to_the_tokens(name, effect):
+    assert methods_page.effect(registry.method(name)) == effect

@@ -62,6 +62,7 @@ def test_a_card_says_what_a_reader_needs(name):
     card = registry.catalogue()[0][name]
     assert card.title
     assert card.count in registry.COUNTS
+    assert (card.family in registry.FAMILIES) != card.unreduced
     assert registry.method(name).__doc__ or inspect.getmodule(registry.method(name)).__doc__
     if card.paper:
         assert card.venue
@@ -155,6 +156,7 @@ UNREADABLE = {
     "no_literal": GOOD.format(name="bad").replace("2020", "2000 + len('x')"),
     "no_name": GOOD.format(name="bad").replace('"bad", ', ""),
     "name_by_keyword": GOOD.format(name="bad").replace('"bad", ', 'name="bad", '),
+    "unknown_family": GOOD.format(name="bad").replace("year=2020", "family='pruned'"),
     "not_text": "\0",
 }
 

@@ -26,22 +26,31 @@ class Site(StrEnum):
 
 
 class Needs(Flag):
-    """What a method must see of the block's attention. What no method needs is not computed."""
+    """What a method must see of the block. What no method needs is not computed."""
 
     NONE = 0
     KEYS = auto()
     VALUES = auto()
     CLS = auto()
     RECEIVED = auto()
+    QUERIES = auto()
+    INPUT = auto()
+    SHIFT = auto()
+    ATTENTION = KEYS | VALUES | CLS | RECEIVED | QUERIES  # what only the attention can tell
 
 
 class Probe(NamedTuple):
-    """The attention of the block that reduces; what the method does not need is None.
+    """The block that reduces; what the method does not need is None.
 
     keys, values [B, H, P + N, D]  after any query/key normalisation, before any rotation
     cls      [B, N]  attention that the class token pays to each body token, mean over heads
     received [B, N]  attention that each body token gets: summed over all queries, mean over heads
     own      [B, N]  the part of `received` that the token pays to itself (the diagonal)
+    queries, turned [B, H, P + N, D]  queries times the scale, and the keys that they meet (both turned where the model
+             has a rotary embedding): softmax(queries turned^T) is the attention, but for weights on keys
+    input    [B, P + N, C]  what the attention read: the block's normalised input
+    shift    [B, N] float32  how far the branch before the site moved each body token (L2): the attention at the site
+             mid, the MLP at the site end; without gradient
     """
 
     keys: Tensor | None = None
@@ -49,6 +58,10 @@ class Probe(NamedTuple):
     cls: Tensor | None = None
     received: Tensor | None = None
     own: Tensor | None = None
+    queries: Tensor | None = None
+    turned: Tensor | None = None
+    input: Tensor | None = None
+    shift: Tensor | None = None
 
 
 class Setup(NamedTuple):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 GROUP = "tpbench.methods"
 COUNTS = ("exact", "at_most", "masked")  # how a method meets the requested number of tokens; masked: none is removed
+FAMILIES = ("clustering", "merging", "pruning", "learned queries", "grid", "trivial")  # in the order they are shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Card:
 
     name: str
     title: str
+    family: str = ""  # one of FAMILIES; empty for the unreduced model and for plug-ins that do not say
     count: str = "exact"  # one of COUNTS
     paper: str = ""
     venue: str = ""
@@ -44,6 +46,10 @@ class Card:
     differs: str = ""  # where the implementation departs from the paper, and why
     module: str = ""
     unreduced: bool = False  # whether it is the unreduced model
+
+    def __post_init__(self) -> None:
+        if self.family not in ("", *FAMILIES):
+            raise ValueError(f"{self.name} is of no known family: {self.family!r}; known: {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)

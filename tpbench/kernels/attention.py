@@ -3,14 +3,17 @@
 Shapes: B images, H heads, N tokens (prefix included), D head width. Attention is softmax(q k^T scale + bias) v;
 `received` is its column sum over the N queries, mean over heads: [B, N] float32, the diagonal apart as `own`.
 It carries no gradient: significance scores choose tokens, they are not learned through.
-Two custom operators, each with a fake and a FLOP formula; [B, H, N, N] never exists for more than a few images.
+Three custom operators, each with a fake and a FLOP formula; [B, H, N, N] never exists for more than a few images.
 
 attend_and_receive  both in one pass, for inference: on a CPU a few images at a time, so that the scores stay in the
                     cache; on a GPU where a row of scores fits a tile.
 receive             the sums alone, beside whatever attention computed the output: for training, and for long
                     sequences on a GPU. The output's gradient is that of the fused attention.
 
-On a CUDA device that Triton compiles for, both run the kernels of `attention_triton`; elsewhere what stands here.
+attention_transpose_apply  repeated weighted column sums, head by head: what PageRank on the attention is made of.
+
+On a CUDA device that Triton compiles for, the first two run the kernels of `attention_triton`; elsewhere what stands
+here.
 """
 
 from __future__ import annotations
@@ -135,6 +138,22 @@ def attend_and_receive(
     return out, received.div_(heads), own.div_(heads)
 
 
+@torch.library.custom_op("tpbench::attention_transpose_apply", mutates_args=())
+def attention_transpose_apply(q: Tensor, k: Tensor, s: Tensor, times: int) -> Tensor:
+    """s <- A^T s, `times` times, for the attention A = softmax(q k^T) of every head: s [B, H, N] float32 -> the same.
+
+    q, which holds the scale already, and k [B, H, N, D]. The rows of A sum to 1, so that the sum of s stays.
+    """
+    out = torch.empty_like(s, memory_format=torch.contiguous_format)
+    for part, room in _chunks(q):
+        attention = _attention(q[part], k[part], None, 1.0, room).flatten(0, 1).to(s.dtype)
+        row = s[part].flatten(0, 1)[:, None]
+        for _ in range(times):
+            row = torch.bmm(row, attention)
+        out[part] = row.view_as(out[part])
+    return out
+
+
 def _images(q: Tensor) -> int:
     """How many images at a time: on a CPU, as many as have scores that stay in the cache."""
     _, heads, n, _ = q.shape
@@ -176,6 +195,17 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tup
     batch, heads, n, _ = q.shape
     sums = q.new_empty(batch, n, dtype=torch.float32)
     return q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2), sums, torch.empty_like(sums)
+
+
+@attention_transpose_apply.register_fake
+def _(q: Tensor, k: Tensor, s: Tensor, times: int) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(s, memory_format=torch.contiguous_format)
+
+
+@register_flop_formula(torch.ops.tpbench.attention_transpose_apply)
+def _transpose_flops(q, k, s, times, *args, **kwargs) -> int:  # noqa: ARG001
+    batch, heads, n, width = q
+    return 2 * batch * heads * n * n * (width + times)
 
 
 @register_flop_formula(torch.ops.tpbench.receive)

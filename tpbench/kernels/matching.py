@@ -65,7 +65,7 @@ def numbered(token: Tensor, partner: Tensor, n: int, order: Tensor | None = None
 
     They are numbered in the order [N] of their targets, by default that of their positions.
     """
-    stays = torch.ones(len(token), n, dtype=torch.bool, device=token.device).scatter_(1, token, False)
+    stays = torch.ones(token.shape[0], n, dtype=torch.bool, device=token.device).scatter_(1, token, False)
     if order is None:
         order = torch.arange(n, device=token.device)
     place = stays[:, order].cumsum(dim=1) - 1

@@ -23,6 +23,7 @@ from torch.export import Dim, ExportedProgram
 from tpbench import environment, vit
 from tpbench.errors import UsageError
 from tpbench.kernels import clustering
+from tpbench.kernels.agglomerative import merge_nearest
 from tpbench.kernels.density import peaks_of_density
 from tpbench.kernels.matching import halves_matched, matched_by_energy
 from tpbench.kernels.sampling import nearest_sums
@@ -159,6 +160,14 @@ def attend_and_receive(
     return out, received, own
 
 
+def attention_transpose_apply(q: Tensor, k: Tensor, s: Tensor, times: int) -> Tensor:
+    attention = (q @ k.transpose(-2, -1)).softmax(dim=-1).to(s.dtype)
+    row = s[:, :, None]
+    for _ in range(times):
+        row = row @ attention
+    return row[:, :, 0]
+
+
 def kmedoids(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -223,6 +232,8 @@ def searchsorted(rising: Tensor, values: Tensor, **_: object) -> Tensor:
 
 
 PLAIN: dict[str, Callable[..., Any]] = {
+    "tpbench::agglomerate": merge_nearest,
+    "tpbench::attention_transpose_apply": attention_transpose_apply,
     "tpbench::attend_and_receive": attend_and_receive,
     "tpbench::kmedoids": kmedoids,
     "tpbench::kmeans": kmeans,

@@ -69,6 +69,7 @@ class TokenPooling(Downsampler):
 @register(
     "wkmedoids",
     title="Token Pooling, weighted K-Medoids",
+    family="clustering",
     paper="Token Pooling in Vision Transformers for Image Classification",
     venue="WACV",
     year=2023,
@@ -98,6 +99,7 @@ class WeightedKMedoids(TokenPooling):
 @register(
     "kmedoids",
     title="Token Pooling, K-Medoids",
+    family="clustering",
     paper="Token Pooling in Vision Transformers for Image Classification",
     venue="WACV",
     year=2023,
@@ -113,6 +115,7 @@ class KMedoids(WeightedKMedoids):
 @register(
     "wkpeaks",
     title="Weighted K-Medoids from peaks (this suite's own)",
+    family="clustering",
     differs="not the paper's: wkmedoids with a start from significance peaks instead of top-K, and two iterations",
 )
 class PeaksKMedoids(WeightedKMedoids):
@@ -127,6 +130,7 @@ class PeaksKMedoids(WeightedKMedoids):
 @register(
     "wkmeans",
     title="Token Pooling, weighted K-Means",
+    family="clustering",
     paper="Token Pooling in Vision Transformers for Image Classification",
     venue="WACV",
     year=2023,
@@ -153,6 +157,7 @@ class WeightedKMeans(TokenPooling):
 @register(
     "kmeans",
     title="Token Pooling, K-Means",
+    family="clustering",
     paper="Token Pooling in Vision Transformers for Image Classification",
     venue="WACV",
     year=2023,

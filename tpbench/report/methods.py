@@ -8,26 +8,16 @@ from functools import cache
 from tpbench import registry
 from tpbench.errors import UsageError
 
-FAMILIES = ("clustering", "merging", "pruning", "learned queries", "grid", "trivial")  # in the order they are shown
+FAMILIES = registry.FAMILIES
 OTHER = "other"
 NULL = "null row"
-# Until a method's card names its family.
-KNOWN = {
-    "clustering": ("kmeans", "kmedoids", "wkmeans", "wkmedoids", "wkpeaks", "dpcknn"),
-    "merging": ("tome", "pitome", "diffrate"),
-    "pruning": ("topk", "topk_cls", "evit", "ats", "avit", "dynamicvit", "importance"),
-    "learned queries": ("patchmerger", "sit", "sinkhorn"),
-    "grid": ("avgpool", "maxpool", "strided_conv"),
-    "trivial": ("random", "patch_dropout"),
-}
 SETTING = "finetune_seed"
 
 
 def family(method: str) -> str:
-    """The family of a row's method, by its card or else by the list above; "other" where neither knows it."""
-    name = method.partition("(")[0]
-    own = getattr(_cards().get(name), "family", "")
-    return own or next((kind for kind, members in KNOWN.items() if name in members), OTHER)
+    """The family of a row's method, by its card; "other" where it has none or names no family."""
+    card = _cards().get(method.partition("(")[0])
+    return card.family if card is not None and card.family else OTHER
 
 
 @cache

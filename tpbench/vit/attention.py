@@ -34,8 +34,8 @@ class Probed:
             out, received, own = kernels.attention_with_received(q, k, v, bias, self.scale, drop)
         else:
             out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
-        probe = Probe(keys if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
-        return self.finish(x, out), probe
+        probe = self.probe(q, k, keys, v, needs)
+        return self.finish(x, out), probe._replace(cls=cls, received=received, own=own)
 
     def masked(
         self, x: Tensor, alive: Tensor, count: Tensor | None, needs: Needs, rotation: Tensor | None = None
@@ -49,8 +49,17 @@ class Probed:
         if needs & Needs.RECEIVED:
             received = attention.sum(dim=2).mean(dim=1)
             own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
-        probe = Probe(keys if needs & Needs.KEYS else None, v if needs & Needs.VALUES else None, cls, received, own)
-        return self.finish(x, out), probe
+        probe = self.probe(q, k, keys, v, needs)
+        return self.finish(x, out), probe._replace(cls=cls, received=received, own=own)
+
+    def probe(self, q: Tensor, k: Tensor, keys: Tensor, v: Tensor, needs: Needs) -> Probe:
+        """What was asked to see of q, k, keys, v [B, H, N, D]; keys are k before they are turned."""
+        return Probe(
+            keys=keys if needs & Needs.KEYS else None,
+            values=v if needs & Needs.VALUES else None,
+            queries=q * self.scale if needs & Needs.QUERIES else None,
+            turned=k if needs & Needs.QUERIES else None,
+        )
 
     def turned(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """q and k by their rotation, in v's dtype."""

@@ -36,13 +36,22 @@ class Reducing:
         if self.reducer is None and not self.counts_keys(tokens):
             return self.unreduced(tokens, rotation)
         attended, probe = self.attend(tokens, rotation)
-        tokens = tokens.with_x(tokens.x + self.attention_branch(attended))
+        branch = self.attention_branch(attended)
+        tokens = tokens.with_x(tokens.x + branch)
         if self.reducer is not None and self.site is Site.MID:
-            tokens = self.reducer(tokens, probe)
-        tokens = tokens.with_x(tokens.x + self.mlp_branch(tokens.x))
+            tokens = self.reducer(tokens, self.shifted(probe, branch))
+        branch = self.mlp_branch(tokens.x)
+        tokens = tokens.with_x(tokens.x + branch)
         if self.reducer is not None and self.site is Site.END:
-            tokens = self.reducer(tokens, probe)
+            tokens = self.reducer(tokens, self.shifted(probe, branch))
         return tokens
+
+    def shifted(self, probe: Probe, branch: Tensor) -> Probe:
+        """The probe with how far a branch [B, P + N, C] of the residual stream moves each body token, if asked for."""
+        if not self.reducer.needs & Needs.SHIFT:
+            return probe
+        moved = branch[:, self.prefix :].detach()
+        return probe._replace(shift=moved.to(torch.promote_types(moved.dtype, torch.float32)).norm(dim=2))
 
     def unreduced(self, tokens: Tokens, rotation: Tensor | None) -> Tokens:
         """The same where nothing is reduced and every key counts once: timm's steps, and little around them."""
@@ -53,14 +62,18 @@ class Reducing:
     def attend(self, tokens: Tokens, rotation: Tensor | None = None) -> tuple[Tensor, Probe]:
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
         x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
+        seen = needs & Needs.ATTENTION
         if tokens.alive is not None and tokens.alive.requires_grad:
             count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
-            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, needs, rotation)
+            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, seen, rotation)
         else:
             bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
-            attended, probe = self.attn(x, bias, needs, rotation)
-        body = (None if row is None else row[:, tokens.prefix :] for row in probe[2:])
-        return attended, Probe(probe.keys, probe.values, *body)
+            attended, probe = self.attn(x, bias, seen, rotation)
+        body = {
+            name: None if row is None else row[:, tokens.prefix :]
+            for name, row in (("cls", probe.cls), ("received", probe.received), ("own", probe.own))
+        }
+        return attended, probe._replace(input=x if needs & Needs.INPUT else None, **body)
 
     def macs(self, n: int, after: int) -> tuple[int, int]:
         """MACs of attention and MLP when n body tokens arrive and `after` leave; without the reducer's own."""

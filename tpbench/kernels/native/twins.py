@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tpbench.kernels.native import density, distances, iterations, matching, sampling, segments, starts
+from tpbench.kernels.native import agglomerative, density, distances, iterations, matching, sampling, segments, starts
 from tpbench.kernels.native.engine import compile_kernels
 
 TOPICS = {
+    "agglomerative": (agglomerative,),
     "clustering": (distances, starts, iterations),
     "density": (distances, density, iterations),
     "matching": (matching,),
