@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import methods_cards
 from test_contract import promise_sizes
 
 from tpbench import registry
@@ -29,7 +30,11 @@ def page() -> str:
     """The text of docs/methods.md."""
     classes = registry.discover()
     rows = [[text.replace("|", r"\|") for text in texts(card, classes[card.name])] for card in registry.select("all")]
-    return "\n".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS))])
+    cards = methods_cards.section(registry.select("all"), classes)
+    return "
+".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS)), "
+
+".join(cards), ""])
 
 
 def texts(card: Card, method: type[Downsampler]) -> list[str]:
