@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import methods_cards
 from test_contract import promise_sizes
 
 from tpbench import registry
@@ -33,7 +34,8 @@ def page() -> str:
     classes = registry.discover()
     cards = sorted(registry.select("all"), key=lambda card: ["", *registry.FAMILIES].index(card.family))
     rows = [[text.replace("|", r"\|") for text in texts(card, classes[card.name])] for card in cards]
-    return "\n".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS))])
+    pages = methods_cards.section(cards, classes)
+    return "\n".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS)), "\n\n".join(pages), ""])
 
 
 def texts(card: Card, method: type[Downsampler]) -> list[str]:

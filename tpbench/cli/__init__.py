@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import advise, claims, export, listing, pack, profile, report, run, search, show, tune
+from tpbench.cli import advise, claims, export, listing, pack, profile, recipe, report, run, search, show, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -35,6 +35,7 @@ VERBS = {
     "claims": claims,
     "pack": pack,
     "list": listing,
+    "recipe": recipe,
 }
 # The user can mend these: a path that does not exist or cannot be written, or a full disk.
 OF_THE_FOLDER = (

@@ -1,0 +1,60 @@
+"""`tpbench recipe`: what a recipe says, line by line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tpbench.cli.outcome import DONE
+
+HELP = "the packaged recipes, or every line of one"
+EXAMPLE = "tpbench recipe digits"
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("name", nargs="?", metavar="NAME", help="a packaged recipe or a .py file; without it, list them")
+    verb.add_argument("--json", action="store_true", help="print one object, or a list of names, instead of text")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from tpbench import recipe as recipes
+
+    if arguments.name is None:
+        names = recipes.names()
+        text = json.dumps(names) if arguments.json else "\n".join(f"{name:<16} {about(name)[0]}" for name in names)
+        print(text)
+        return DONE
+    recipe = recipes.load(arguments.name)
+    lines = asdict(recipe)
+    if arguments.json:
+        print(json.dumps({"digest": recipe.digest, **lines}, indent=1))
+        return DONE
+    for line in about(arguments.name):
+        print(f"# {line}".rstrip())
+    print(f"# digest: {recipe.digest}\n")
+    for name, value in flat(lines):
+        print(f"{name} = {value!r}")
+    return DONE
+
+
+def about(name: str) -> list[str]:
+    """The lines of a recipe's docstring; one empty line where it has none."""
+    import tpbench.recipes
+
+    packaged = Path(tpbench.recipes.__path__[0]) / f"{name.replace('-', '_')}.py"
+    path = Path(name) if name.endswith(".py") else packaged
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines() or [""]
+
+
+def flat(lines: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every line with its dotted name, as in finetune.epochs. A mapping without entries is a value of its own."""
+    for name, value in lines.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
