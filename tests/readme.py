@@ -43,7 +43,7 @@ def section() -> str:
             OPEN,
             "\n".join(f"- {sentence}" for sentence in wrapped(comparison)),
             f"At `{SCHEDULE}`, the reference and the best of each family ([all rows](results/digits/README.md)):",
-            table(heading, rows),
+            "\n".join(table(heading, rows)).strip(),
             f"![differences to the reference]({figure.relative_to(ROOT)})",
             CLOSE,
         ]
