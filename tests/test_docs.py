@@ -159,7 +159,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("myst_parser")
     done = site(ROOT / "docs", tmp_path)
     assert done.returncode == 0, done.stderr[-1500:]
-    assert "A parsed schedule." in (tmp_path / "api.html").read_text(encoding="utf-8"), "docstrings are there"
+    assert "A parsed schedule" in (tmp_path / "api.html").read_text(encoding="utf-8"), "docstrings are there"
     assert {page.stem for page in DOCS} <= {path.stem for path in tmp_path.glob("*.html")}
 
 
