@@ -6,6 +6,7 @@ import configparser
 import re
 import shlex
 import tomllib
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +27,11 @@ def fenced(page: str, languages: tuple[str, ...]) -> list[str]:
 def commands(page: str) -> list[str]:
     """Every line of the shell blocks, and every `tpbench ...` within a sentence, without comments.
 
-    A verb alone within a sentence is its name, not a command: it becomes a request for its help.
+    Within a sentence a verb alone, or with a flag alone, is a name: it becomes a request for help, as `check` knows it.
     """
     lines = [line for text in fenced(page, SHELL) for line in text.splitlines()]
     inline = re.findall(r"`((?:python -m )?tpbench \w[^`\n]*)`", FENCE.sub("", page))
-    inline = [f"{words} --help" if re.fullmatch(r"tpbench \w+", words) else words for words in inline]
+    inline = [f"{words} --help" if re.fullmatch(r"tpbench \w+( --[\w-]+)?", words) else words for words in inline]
     bare = [re.sub(r"\s+#.*", "", line).strip() for line in [*lines, *inline]]
     return [part.strip() for line in bare for part in line.split("&&") if part.strip()]
 
@@ -65,7 +66,11 @@ def known_elsewhere() -> set[str]:
 
 def tpbench(words: list[str]) -> None:
     """Parse the words, and look up the recipes, methods and schedules that they name."""
-    if words[0] in VERBS and words[1:] == ["--help"]:
+    if words[0] in VERBS and words[-1] == "--help":
+        verb = ArgumentParser()
+        VERBS[words[0]].add_flags(verb)
+        if unknown := set(words[1:]) - set(re.findall(r"--[\w-]+", verb.format_help())):
+            raise ValueError(f"tpbench {words[0]} has no flag {', '.join(unknown)}")
         return
     asked = parser().parse_args(words)
     if (name := getattr(asked, "recipe", None)) and name not in MADE_UP:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tpbench import environment
+from tpbench import environment, registry
 from tpbench.record import host_id
 
 torch.set_num_threads(1)
@@ -81,6 +82,18 @@ def vit() -> nn.Module:
 def images() -> Tensor:
     """[3, 3, 32, 32]"""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def unplugged() -> Iterator[None]:
+    """What a test plugs in by a file is gone behind it."""
+    yield
+    for module in registry._plugins:
+        sys.modules.pop(module, None)
+    registry._plugins.clear()
+    for name in [name for name, card in registry._cards.items() if card.module.startswith("tpbench_plugin_")]:
+        registry._cards.pop(name)
+        registry._classes.pop(name, None)
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import commands
@@ -17,29 +14,13 @@ import methods_cards
 import pytest
 
 from tpbench import registry
-from tpbench.cli import main
-from tpbench.cli.recipe import flat
 from tpbench.errors import UsageError
-from tpbench.outcomes import unpack
-from tpbench.recipe import load, names
-from tpbench.record import read_all
+from tpbench.record import Record
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
-RUN = ["start.md", "reading-results.md", "recipes.md"]  # whose Python is run; add-a-method.md shows an example's
-
-
-@pytest.fixture(autouse=True)
-def no_plugins() -> Iterator[None]:
-    """What a test plugs in is gone behind it."""
-    yield
-    for module in registry._plugins:
-        sys.modules.pop(module, None)
-    registry._plugins.clear()
-    for name in [name for name, card in registry._cards.items() if card.module.startswith("tpbench_plugin_")]:
-        registry._cards.pop(name)
-        registry._classes.pop(name, None)
+pytestmark = pytest.mark.usefixtures("unplugged")
 
 
 # ---------------------------------------------------------------- commands
@@ -73,6 +54,7 @@ def test_pages_show_commands():
         'python -m pip install -e ".[tset]"',
         "python examples/gone.py",
         "make docs",
+        "tpbench run --epochs --help",
     ],
 )
 def test_control_a_wrong_command_is_found(command):
@@ -105,37 +87,47 @@ def test_the_index_leads_to_every_page():
     assert listed == {page.stem for page in DOCS} - {"index"}
 
 
-@pytest.mark.parametrize("page", RUN)
-def test_python_on_pages_runs(page, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    blocks = commands.fenced((ROOT / "docs" / page).read_text(encoding="utf-8"), ("python",))
-    assert blocks
-    scope: dict = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(block.replace(", pretrained=True", ""), page, "exec"), scope)
-    if "recipe" in scope:
-        assert scope["recipe"]().name == "mine"
-    if "out" in scope:
-        assert str(scope["out"].counts) in capsys.readouterr().out
-
-
-def test_other_pages_show_no_python():
-    for page in DOCS:
-        assert page.name in (*RUN, "add-a-method.md") or not commands.fenced(
-            page.read_text(encoding="utf-8"), ("python",)
-        ), page.name
-
-
 # ---------------------------------------------------------------- generated pages
 
 
-def test_the_page_of_footguns_is_that_of_the_results(monkeypatch):
-    committed = footguns_page.PAGE.read_text(encoding="utf-8")
-    assert committed == footguns_page.page(), "run `python tests/footguns_page.py`"
-    records = [record for record in read_all(ROOT / "results" / "digits") if record.seed == 0]
-    monkeypatch.setattr(footguns_page, "read_all", lambda _: records)
-    with pytest.raises(ValueError, match="no longer show that one method's seeds lie further apart"):
-        footguns_page.page()
+def test_the_page_of_footguns_is_that_of_the_results():
+    assert footguns_page.PAGE.read_text(encoding="utf-8") == footguns_page.committed()[0], (
+        "run `python tests/footguns_page.py`"
+    )
+
+
+def records(spread: float) -> list[Record]:
+    """Twelve methods a tenth of a point apart, whose seeds are `spread` points apart, and their base."""
+    names = [card.name for card in registry.select("all") if not card.unreduced][:12]
+    cells = [("none", "none", 0), *((name, footguns_page.SCHEDULE, number) for number, name in enumerate(names))]
+    return [
+        Record(
+            recipe="digits",
+            recipe_digest="0123456789ab",
+            machine="here",
+            method=method,
+            schedule=schedule,
+            seed=seed,
+            unreduced=method == "none",
+            metrics={"fine_tuned_top1": 0.9 - number / 1000 + seed * spread / 100, "off_the_shelf_top1": 0.8},
+        )
+        for method, schedule, number in cells
+        for seed in (0, 1)
+    ]
+
+
+def test_a_footgun_is_shown_where_the_records_show_it():
+    assert footguns_page.of_seeds(records(2.0)) == {"methods": "12", "seeds": "2", "spread": "2.0", "gap": "0.9"}
+    assert footguns_page.of_the_base(records(2.0)) == {"base_before": "80.0", "base": "91.0"}
+
+
+def test_control_a_footgun_that_the_records_do_not_show_is_left_out():
+    with pytest.raises(footguns_page.NotShownError, match="further apart than one method's seeds"):
+        footguns_page.of_seeds(records(0.5))
+    page, missing = footguns_page.written(records(0.4), footguns_page.operations(), footguns_page.tuning())
+    assert "between the best and the worst seed" not in page
+    assert "the base goes from 80.0 % to 90.2 %" in page
+    assert "digits: ten methods' means lie further apart than one method's seeds" in missing
 
 
 def test_a_rule_of_no_method_is_refused(tmp_path, monkeypatch):
@@ -154,107 +146,7 @@ def test_cards_show_rule_words_and_settings():
     assert "`iterations=5`" in card
 
 
-# ---------------------------------------------------------------- examples
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A results folder of the tiny recipe, with the method of examples/runs.py."""
-    out = tmp_path_factory.mktemp("docs") / "results"
-    tiny = str(Path(__file__).with_name("tiny_recipe.py"))
-    methods = "none,topk,runs,runs(weighted=True)"
-    plugin = str(ROOT / "examples" / "runs.py")
-    words = ["run", "--recipe", tiny, "--methods", methods, "--plugin", plugin, "--seeds", "2", "--out", str(out)]
-    assert main(words) == 0
-    return out
-
-
-def example(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = ROOT / "examples" / name
-    monkeypatch.setattr(sys, "argv", [str(path), *words])
-    runpy.run_path(str(path), run_name="__main__")
-
-
-def test_a_model_of_ones_own_is_reduced(monkeypatch, capsys):
-    example("your_model.py", monkeypatch=monkeypatch)
-    out = capsys.readouterr().out
-    share = float(re.search(r"multiply-adds: ([\d.]+)%", out)[1])
-    assert 59 < share < 61
-    assert "196, 196, 196" in out
-
-
-def test_the_example_method_runs_as_a_plug_in(finished):
-    records = {(record.method, record.seed): record for record in read_all(finished)}
-    assert records["runs", 0].tokens["achieved"] == records["topk", 0].tokens["achieved"] == [8, 4]
-    metrics = [records[method, 0].metrics for method in ("runs", "runs(weighted=True)")]
-    assert metrics[0] != metrics[1], "its setting matters"
-
-
-def test_two_methods_are_compared_image_by_image(finished, monkeypatch, capsys):
-    example("image_by_image.py", str(finished), "runs", "topk", monkeypatch=monkeypatch)
-    out = capsys.readouterr().out
-    right = {
-        (record.method, record.seed): unpack(record.outcomes["fine_tuned"]).right
-        for record in read_all(finished)
-        if record.method in ("runs", "topk")
-    }
-    only = [
-        sum(int((right[a, seed] & ~right[b, seed]).sum()) for seed in (0, 1))
-        for a, b in (("runs", "topk"), ("topk", "runs"))
-    ]
-    assert f"only runs is right: {only[0]}, only topk: {only[1]}" in out
-
-
-def test_methods_without_outcomes_are_refused_in_one_line(finished, monkeypatch):
-    with pytest.raises(SystemExit, match="only where both have the same seed"):
-        example("image_by_image.py", str(finished), "runs", "tome", monkeypatch=monkeypatch)
-
-
-def test_the_page_shows_the_example_method():
-    shown = commands.fenced((ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8"), ("python",))
-    assert shown == [(ROOT / "examples" / "runs.py").read_text(encoding="utf-8")]
-
-
-# ---------------------------------------------------------------- tpbench recipe, shell completion, the site
-
-
-def test_a_recipe_is_printed_line_by_line(capsys):
-    assert main(["recipe", "digits"]) == 0
-    out = capsys.readouterr().out
-    assert f"# digest: {load('digits').digest}" in out
-    assert "\nfinetune.epochs = 4\n" in out
-    assert "\nmodel_args.embed_dim = 32\n" in out
-    assert "# Real handwritten digits" in out
-    assert main(["recipe", "digits", "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert whole["finetune"]["epochs"] == 4
-    assert [name for name, _ in flat(whole)][1:] == re.findall(r"^([\w.()=]+) = ", out, re.MULTILINE)
-
-
-def test_recipes_are_listed(capsys):
-    assert main(["recipe"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names()
-    assert main(["recipe", str(Path(__file__).with_name("tiny_recipe.py"))]) == 0
-    assert "\nname = 'tiny'\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "says"), [("digit", "did you mean digits"), ("gone.py", "does not exist")])
-def test_a_recipe_that_is_not_there_is_refused(name, says, capsys):
-    assert main(["recipe", name]) == 2
-    assert says in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_shell_completion_knows_every_verb(shell):
-    pytest.importorskip("shtab")
-    command = [sys.executable, "-m", "shtab", f"--shell={shell}", "tpbench.cli.parser"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for word in ("tune", "search", "recipe", "--budget-latency"):
-        assert word in done.stdout
-    if shell == "bash":
-        read = subprocess.run(["bash", "-n"], input=done.stdout, capture_output=True, text=True, check=False)
-        assert read.returncode == 0, read.stderr
+# ---------------------------------------------------------------- the site
 
 
 def site(source: Path, out: Path) -> subprocess.CompletedProcess:
@@ -267,7 +159,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("myst_parser")
     done = site(ROOT / "docs", tmp_path)
     assert done.returncode == 0, done.stderr[-1500:]
-    assert "A parsed schedule." in (tmp_path / "api.html").read_text(encoding="utf-8"), "docstrings are there"
+    assert "A parsed schedule" in (tmp_path / "api.html").read_text(encoding="utf-8"), "docstrings are there"
     assert {page.stem for page in DOCS} <= {path.stem for path in tmp_path.glob("*.html")}
 
 

@@ -1,0 +1,104 @@
+"""The examples and the Python on pages run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import commands
+import pytest
+
+from tpbench.cli import main
+from tpbench.outcomes import unpack
+from tpbench.record import read_all
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+RUN = ["start.md", "reading-results.md", "recipes.md"]  # whose Python is run; add-a-method.md shows an example's
+
+pytestmark = pytest.mark.usefixtures("unplugged")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A results folder of the tiny recipe, with the method of examples/runs.py."""
+    out = tmp_path_factory.mktemp("docs") / "results"
+    tiny = str(Path(__file__).with_name("tiny_recipe.py"))
+    methods = "none,topk,runs,runs(weighted=True)"
+    plugin = str(ROOT / "examples" / "runs.py")
+    words = ["run", "--recipe", tiny, "--methods", methods, "--plugin", plugin, "--seeds", "2", "--out", str(out)]
+    assert main(words) == 0
+    return out
+
+
+def example(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ROOT / "examples" / name
+    monkeypatch.setattr(sys, "argv", [str(path), *words])
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def test_a_model_of_ones_own_is_reduced(monkeypatch, capsys):
+    example("your_model.py", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    share = float(re.search(r"multiply-adds: ([\d.]+)%", out)[1])
+    assert 59 < share < 61
+    assert "196, 196, 196" in out
+
+
+def test_the_example_method_runs_as_a_plug_in(finished):
+    records = {(record.method, record.seed): record for record in read_all(finished)}
+    assert records["runs", 0].tokens["achieved"] == records["topk", 0].tokens["achieved"] == [8, 4]
+    metrics = [records[method, 0].metrics for method in ("runs", "runs(weighted=True)")]
+    assert metrics[0] != metrics[1], "its setting matters"
+
+
+def test_two_methods_are_compared_image_by_image(finished, monkeypatch, capsys):
+    example("image_by_image.py", str(finished), "runs", "topk", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    right = {
+        (record.method, record.seed): unpack(record.outcomes["fine_tuned"]).right
+        for record in read_all(finished)
+        if record.method in ("runs", "topk")
+    }
+    only = [
+        sum(int((right[a, seed] & ~right[b, seed]).sum()) for seed in (0, 1))
+        for a, b in (("runs", "topk"), ("topk", "runs"))
+    ]
+    assert f"only runs is right: {only[0]}, only topk: {only[1]}" in out
+
+
+def test_methods_without_outcomes_are_refused_in_one_line(finished, monkeypatch):
+    with pytest.raises(SystemExit, match="only where both have the same seed"):
+        example("image_by_image.py", str(finished), "runs", "tome", monkeypatch=monkeypatch)
+
+
+def test_the_page_shows_the_example_method():
+    shown = commands.fenced((ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8"), ("python",))
+    assert shown == [(ROOT / "examples" / "runs.py").read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_python_on_pages_runs(page, finished, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = commands.fenced((ROOT / "docs" / page).read_text(encoding="utf-8"), ("python",))
+    assert blocks
+    scope: dict = {"__name__": "page"}
+    for block in blocks:
+        here = block.replace(", pretrained=True", "").replace("results/digits", str(finished))
+        exec(compile(here, page, "exec"), scope)
+    if "recipe" in scope:
+        assert scope["recipe"]().name == "mine"
+    out = capsys.readouterr().out
+    if "out" in scope:
+        assert str(scope["out"].counts) in out
+    if "record" in scope:
+        assert "topk [8, 4]" in out
+
+
+def test_other_pages_show_no_python():
+    for page in DOCS:
+        assert page.name in (*RUN, "add-a-method.md") or not commands.fenced(
+            page.read_text(encoding="utf-8"), ("python",)
+        ), page.name
