@@ -2,7 +2,8 @@
 
 Shapes: B images, N body tokens, A and A' tokens of the two sides of a match, K clusters, P prefix tokens. The functions
 here are the definition. On a CPU where numba is installed, both operators run in compiled loops (`native.matching`)
-with equal results. Similarities carry no gradient.
+with equal results. The definitions change no tensor in place, because they are exported to ONNX in place of the
+operators. Similarities carry no gradient.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def numbered(token: Tensor, partner: Tensor, n: int, order: Tensor | None = None
 
     They are numbered in the order [N] of their targets, by default that of their positions.
     """
-    stays = torch.ones(token.shape[0], n, dtype=torch.bool, device=token.device).scatter_(1, token, False)
+    stays = torch.ones(token.shape[0], n, dtype=torch.bool, device=token.device).scatter(1, token, False)
     if order is None:
         order = torch.arange(n, device=token.device)
     place = stays[:, order].cumsum(dim=1) - 1

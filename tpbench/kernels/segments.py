@@ -2,6 +2,7 @@
 
 Shapes: B images, N tokens, K clusters, C width. The functions here are the definition. Without a gradient, on a CPU
 where numba is installed, `segment_mean` runs in compiled loops (`native.segments`) with results equal to the last bit.
+The definition changes no tensor in place, because it is exported to ONNX in place of the operator.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tpbench.kernels.operators import operator
 
 def segment_sum(value: Tensor, assignment: Tensor, k: int) -> Tensor:
     """value [B, N] summed per cluster: [B, k], in the order of the tokens."""
-    return value.new_zeros(value.shape[0], k).scatter_add_(1, assignment, value)
+    return value.new_zeros(value.shape[0], k).scatter_add(1, assignment, value)
 
 
 def segment_mean(x: Tensor, weight: Tensor, assignment: Tensor, k: int) -> Tensor:
@@ -40,7 +41,7 @@ def mean_by_cluster(x: Tensor, weight: Tensor, assignment: Tensor, k: int) -> Te
     share = weight / total.gather(1, assignment)
     flat = (assignment + torch.arange(batch, device=x.device)[:, None] * k).reshape(-1)
     weighted = (x.to(exact) * share[:, :, None]).reshape(-1, width)
-    mean = weighted.new_zeros(batch * k, width).index_add_(0, flat, weighted)
+    mean = weighted.new_zeros(batch * k, width).index_add(0, flat, weighted)
     return mean.view(batch, k, width).to(x.dtype)
 
 
