@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 from string import Formatter
+from textwrap import fill
 
 import pandas as pd
 
@@ -49,8 +50,12 @@ def written(records: list[Record], models: pd.DataFrame, tuned: Tuning) -> tuple
         except NotShownError as error:
             missing.append(str(error))
     paragraphs = TEMPLATE.read_text(encoding="utf-8").strip().split("\n\n")
-    kept = [paragraph.format_map(known) for paragraph in paragraphs if needs(paragraph) <= known.keys()]
+    kept = [wrapped(paragraph.format_map(known)) for paragraph in paragraphs if needs(paragraph) <= known.keys()]
     return "\n\n".join(kept) + "\n", missing
+
+
+def wrapped(paragraph: str) -> str:
+    return fill(paragraph, width=120, break_on_hyphens=False, break_long_words=False)
 
 
 def needs(paragraph: str) -> set[str]:
