@@ -42,7 +42,8 @@ class Trial(NamedTuple):
         }
 
 
-# Every learning rate differs, so that methods without new parameters have as many different trials as the others.
+# The learning rates differ, so that methods without new parameters have seven different trials too. For them, the
+# second is the recipe's own fine-tuning where that has the same warm-up.
 TRIALS = (
     Trial(lr=0.5, new_lr_scale=10.0),
     Trial(lr=1.0, new_lr_scale=5.0),
