@@ -99,8 +99,8 @@ WRONG_REQUESTS = {
     "unknown device": (["run", "--recipe", "smoke", "--device", "tpu"], "unknown device"),
     "unknown model": (["profile", "--model", "deit_smal_patch16_224", "--method", "topk"], "did you mean"),
     "unsupported model": (
-        ["profile", "--model", "vit_base_patch16_siglip_224", "--method", "none"],
-        "attention pooling",
+        ["profile", "--model", "beit_base_patch16_224", "--method", "none"],
+        "Beit",
     ),
     "no schedule": (["profile", "--model", "deit_tiny_patch16_224", "--method", "topk"], "needs a schedule"),
     "odd batch sizes": (["profile", "--model", "x", "--method", "topk", "--batch-sizes", "1;2"], "whole numbers"),

@@ -134,10 +134,10 @@ def test_photographs_of_ones_own(tmp_path, capsys):
 def test_a_method_that_cannot_run_is_named_and_the_others_are_drawn(tmp_path, capsys):
     words = ["show", "--model", "test_vit", "--out", str(tmp_path), "--device", "cpu", "--schedule", "0.4@1"]
     assert cli.main([*words, "--methods", "topk,tome"]) == 0
-    assert "not shown: tome: tome merges at most half of" in capsys.readouterr().out
+    assert "not shown: tome: tome removes at most half of" in capsys.readouterr().out
     assert (tmp_path / "pictures" / "china.png").is_file()
     assert cli.main([*words, "--methods", "tome"]) == 2
-    assert "no method can be shown; tome: tome merges at most half" in capsys.readouterr().err
+    assert "no method can be shown; tome: tome removes at most half" in capsys.readouterr().err
 
 
 @pytest.mark.slow

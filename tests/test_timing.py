@@ -339,7 +339,7 @@ def test_a_method_that_cannot_is_a_hole_unless_none_can(subject):
     with_hole = {entry.row.method: entry.row.error for entry in entries(subject, grid)}
     assert with_hole["topk"] is None
     assert "tome" in with_hole["tome"].lower()
-    with pytest.raises(UsageError, match="merges at most half"):
+    with pytest.raises(UsageError, match="removes at most half"):
         require_some(entries(subject, replace(grid, variants=tuple(registry.variants("tome")))))
     require_some(entries(subject, grid))
     with pytest.raises(UsageError, match="no such setting"):

@@ -22,6 +22,7 @@ from tpbench.bench.models import build_base
 from tpbench.errors import CellFailed, OutOfTime, UsageError
 from tpbench.training import data
 from tpbench.training.checkpoint import State
+from tpbench.training.data.resident import Augmentation
 from tpbench.training.train import Conditions, Run, parameter_groups, seed_all, train
 
 CPU = torch.device("cpu")
@@ -234,14 +235,14 @@ def test_the_pace_is_measured(conditions):
 
 def test_time_outside_the_model_is_seen(conditions, monkeypatch):
     """The control of the share: a slow augmentation raises it."""
-    augment = data.Resident.augment
+    move = Augmentation.move
 
-    def slow(self, images: torch.Tensor) -> torch.Tensor:
+    def slow(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         time.sleep(0.05)
-        return augment(self, images)
+        return move(self, images, index)
 
     share = train(fresh(), conditions, RECIPE.base, seed=0).pace["outside_model_share"]
-    monkeypatch.setattr(data.Resident, "augment", slow)
+    monkeypatch.setattr(Augmentation, "move", slow)
     slower = train(fresh(), conditions, RECIPE.base, seed=0).pace["outside_model_share"]
     assert slower > share + 0.1
 

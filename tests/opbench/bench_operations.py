@@ -89,7 +89,8 @@ def some_tokens(place: Place) -> Tokens:
 def reducer(model: vit.TokenViT, tokens: Tokens, dtype: torch.dtype) -> Operation:
     """What follows the block's attention. bytes: tokens and what attention told, read once; the kept, written once."""
     first = model.blocks[0]
-    _, probe = inference(lambda: first.attend(tokens), dtype)()
+    attended, probe = inference(lambda: first.attend(tokens), dtype)()
+    probe = first.shifted(probe, attended)
     after = inference(lambda: first.reducer(tokens, probe), dtype)()
     moved = tokens.x.nbytes + sum(seen.nbytes for seen in probe if seen is not None) + after.x.nbytes
     facts = {"k": after.count, "macs": len(tokens.x) * first.reducer.macs(), "bytes": moved}

@@ -16,10 +16,11 @@ from tpbench import environment, vit
 from tpbench.bench import models
 from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.jobs import side_by_side
+from tpbench.bench.look import locked
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
-from tpbench.bench.workspace import Workspace, locked
+from tpbench.bench.workspace import Workspace
 from tpbench.errors import ScheduleError, Unreachable, UnsupportedModel, UsageError
 from tpbench.measure.followed import follow
 from tpbench.recipe import Recipe
