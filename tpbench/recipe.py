@@ -142,9 +142,13 @@ class Recipe:
         base, finetune = replace(self.base, epochs=0), replace(self.finetune, epochs=0)
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune)
 
+    def tuned_lines(self, method: str) -> dict[str, float]:
+        """The lines of the fine-tuning that were tuned for a method, with their values; often none."""
+        return self.tuned.get(method, {})
+
     def finetune_of(self, method: str) -> Optim:
         """The fine-tuning of a method: the recipe's, with the lines that were tuned for the method."""
-        return replace(self.finetune, **self.tuned.get(method, {}))
+        return replace(self.finetune, **self.tuned_lines(method))
 
     @property
     def digest(self) -> str:

@@ -103,18 +103,24 @@ def known(recipe: Recipe, path: Path) -> dict[str, Tuned]:
     if not path.exists():
         return {}
     found = read(path)
-    same = (found.recipe, found.digest, found.space) == (recipe.name, recipe.digest, space(recipe.finetune))
-    return found.methods if same else {}
+    return {} if why_not(found, recipe) else found.methods
 
 
 def lines_for(recipe: Recipe, path: Path) -> dict[str, dict[str, float]]:
     """The tuned lines for a recipe from a file. Raises UsageError where it was tuned for another recipe or space."""
     found = read(path)
-    remedy = f"run `tpbench tune --recipe {recipe.name}` again or delete the file"
-    if found.recipe != recipe.name:
-        raise UsageError(f"tuning file {path} is of recipe {found.recipe!r}, not {recipe.name!r}; {remedy}")
-    if found.digest != recipe.digest:
-        raise UsageError(f"tuning file {path} is of another version of recipe {recipe.name!r}; {remedy}")
-    if found.space != space(recipe.finetune):
-        raise UsageError(f"tuning file {path} was made with another space of trials; {remedy}")
+    if reason := why_not(found, recipe):
+        remedy = f"run `tpbench tune --recipe {recipe.name}` again or delete the file"
+        raise UsageError(f"tuning file {path} {reason}; {remedy}")
     return found.lines()
+
+
+def why_not(found: Tuning, recipe: Recipe) -> str:
+    """Why a tuning cannot be used for a recipe; empty where it can."""
+    if found.recipe != recipe.name:
+        return f"is of recipe {found.recipe!r}, not {recipe.name!r}"
+    if found.digest != recipe.digest:
+        return f"is of another version of recipe {recipe.name!r}"
+    if found.space != space(recipe.finetune):
+        return "was made with another space of trials"
+    return ""

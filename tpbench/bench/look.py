@@ -61,7 +61,7 @@ def is_done(known: Record | None, cell: Cell, recipe: Recipe) -> bool:
     asked = cell.schedule.counts
     if asked and known.tokens and known.tokens.get("requested") != list(asked):  # learned again under the same name
         return False
-    if known.schema == SCHEMA and known.finetune != recipe.tuned.get(cell.variant.method, {}):  # tuned again since
+    if known.schema == SCHEMA and known.finetune != recipe.tuned_lines(cell.variant.method):  # tuned again since
         return False
     return known.error is None or not known.reachable
 

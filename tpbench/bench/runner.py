@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,8 +125,7 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         workspace.check_time()
         images = next(iter(workspace.data(seed).test.batches(SPECTRUM_IMAGES))).images
         gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
-        about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
-        write_json(path, about | gains)
+        write_json(path, about(workspace, seed) | gains)
 
 
 def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
@@ -144,8 +144,12 @@ def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
         update("clustering from every start")
         batches = workspace.data(seed).test.batches(workspace.recipe.finetune.batch_size)
         found = starts(model, (batch.images for batch in batches), seed)
-        about = {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
-        write_json(path, about | {"schedule": cell.schedule.text} | found)
+        write_json(path, about(workspace, seed) | {"schedule": cell.schedule.text} | found)
+
+
+def about(workspace: Workspace, seed: int) -> dict[str, Any]:
+    """What was measured on a base: its recipe and seed, as they stand in the file."""
+    return {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
 
 
 def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:

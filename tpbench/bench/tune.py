@@ -26,7 +26,7 @@ from tpbench.record import checked, replace_text
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
 from tpbench.training.evaluate import evaluate
-from tpbench.training.train import Update, no_update, train
+from tpbench.training.train import Update, train
 from tpbench.tuning import SEEDS, Tuned, Tuning, space
 
 
@@ -68,35 +68,23 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
 
 
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
-    """Fine-tune one method with every trial and keep the validation losses."""
-    schedule = schedule_of(workspace, variant)
-    tuned = None
-    if schedule is not None:
-        losses = []
-        top1 = []
-        trials = space(workspace.recipe.finetune)
+    """Fine-tune one method with every trial and keep the validation losses, or that it cannot meet the schedule."""
+    schedule = NOTHING_REDUCED if variant.card.unreduced else workspace.plan.reducing_schedules[0]
+    losses = []
+    top1 = []
+    trials = space(workspace.recipe.finetune)
+    try:
         for number, lines in enumerate(trials):
             workspace.check_time()
             loss, share = try_one(workspace, variant, schedule, lines)
             losses.append(loss)
             top1.append(share)
             update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
-        tuned = Tuned(best(losses), losses, top1)
-    content = {"digest": workspace.recipe.digest, "trials": None if tuned is None else asdict(tuned)}
-    replace_text(trials_path(workspace, variant), json.dumps(content) + "\n")
-
-
-def schedule_of(workspace: Workspace, variant: Variant) -> Schedule | None:
-    """Where a method is tuned: the plan's first schedule, the base at `none`. None where the method cannot meet it."""
-    if variant.card.unreduced:
-        return NOTHING_REDUCED
-    schedule = workspace.plan.reducing_schedules[0]
-    try:
-        model, _ = build_cell(workspace, Cell(variant, schedule, SEEDS[0]))
+        found = asdict(Tuned(best(losses), losses, top1))
     except Unreachable:
-        return None
-    del model
-    return schedule
+        found = None
+    content = {"digest": workspace.recipe.digest, "trials": found}
+    replace_text(trials_path(workspace, variant), json.dumps(content) + "\n")
 
 
 def try_one(
@@ -110,7 +98,7 @@ def try_one(
     for seed in SEEDS:
         model, teacher = build_cell(workspace, Cell(variant, schedule, seed))
         try:
-            train(model, workspace.conditions(seed), optim, seed=seed, teacher=teacher, update=no_update)
+            train(model, workspace.conditions(seed), optim, seed=seed, teacher=teacher)
         except CellFailed:
             return None, None
         score = evaluate(model, workspace.data(seed).validation, recipe.finetune.batch_size, workspace.dtype, seed)

@@ -172,7 +172,7 @@ class Workspace:
             site=str(own.site),
             config=asdict(config),
             seeds=seeds(self.recipe, cell.variant, cell.seed),
-            finetune=self.recipe.tuned.get(cell.variant.method, {}),
+            finetune=self.recipe.tuned_lines(cell.variant.method),
             data=self.data(cell.seed).description,
             environment=environment.describe(self.device, self.dtype),
             git=environment.git(),

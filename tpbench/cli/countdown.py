@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from tpbench.bench.progress import spell
+
 EVERY = 15.0  # seconds between two lines where standard error is no terminal
 
 
@@ -23,7 +25,7 @@ class Countdown:
             return
         self.stage = stage
         self.shown = now
-        text = f"{stage}: {share:4.0%}, about {clock(left)} left" if share else f"{stage} ..."
+        text = f"{stage}: {share:4.0%}, about {spell(left)} left" if share else f"{stage} ..."
         print(
             f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True
         )
@@ -32,9 +34,3 @@ class Countdown:
         """Leave the line free."""
         if self.terminal and self.stage:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """A duration as on a clock: "2:05"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

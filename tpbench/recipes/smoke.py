@@ -2,7 +2,7 @@
 
     python -m tpbench run --recipe smoke --methods all
 
-Machine: 2 CPU cores, under a minute. The accuracies mean nothing.
+Machine: 2 CPU cores, about two minutes. The accuracies mean little: 320 images train and 100 test.
 """
 
 from dataclasses import replace
