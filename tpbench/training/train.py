@@ -35,6 +35,8 @@ from tpbench.training.pace import Pace
 from tpbench.training.ranks import agreed, connect, quiet_stdout
 from tpbench.vit import TokenViT
 
+FUSED = ("adam", "adamw", "sgd")  # torch's own: all parameters in one operation, on CPUs too
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -141,7 +143,10 @@ class Run:
         seed_all(seed, 0)
         self.mixup = _mixup(optim, model.num_classes)
         groups = parameter_groups(model, optim)
-        optimizer = create_optimizer_v2(groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay)
+        fused = {"fused": True} if optim.optimizer in FUSED else {}
+        optimizer = create_optimizer_v2(
+            groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, **fused
+        )
         self.scheduler = _scheduler(optimizer, optim, self.updates)
         objective = Objective(model, optim, soft_labels=self.mixup is not None, regulariser=regulariser)
         with quiet_stdout():
