@@ -8,12 +8,15 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
+import tiny_recipe
+import torch
 
 import tpbench
 from tpbench import budget, registry, schedule
+from tpbench.bench import models
 from tpbench.cli import DONE, WRONG, main
-from tpbench.errors import ScheduleError, Unreachable
-from tpbench.measure import flops
+from tpbench.errors import ScheduleError, Unreachable, UsageError
+from tpbench.measure import cell, flops
 from tpbench.record import read_all
 
 PATCHES = 196
@@ -118,11 +121,12 @@ def test_every_method_costs_the_same(make_vit, method, share):
     """In MACs as torch counts them, the reducer included."""
     model = make_vit()
     unreduced = flops.counted(tpbench.reduce(model, "none")).total
-    if registry.method(method).masks:
-        with pytest.raises(Unreachable, match="the nearest it reaches is 1"):
-            tpbench.reduce(model, method, f"macs={share}@0,1,2")
-        return
     solved = tpbench.reduce(model, method, f"macs={share}@0,1,2")
+    if registry.method(method).masks:  # it hides as many tokens as others remove, and saves nothing
+        assert flops.measured(solved).total == pytest.approx(unreduced, rel=1e-3)
+        living = dict(solved.requested)
+        assert solved.macs_living(living) / unreduced == pytest.approx(share, rel=budget.TOLERANCE)
+        return
     assert flops.measured(solved).total / unreduced == pytest.approx(share, rel=budget.TOLERANCE)
     at_rate = tpbench.reduce(model, method, "0.9@0,1,2")  # control
     assert flops.measured(at_rate).total / unreduced != pytest.approx(share, rel=budget.TOLERANCE)
@@ -175,3 +179,39 @@ def test_a_budget_that_is_not_a_share_is_rejected(tmp_path, capsys, request, tex
     request.getfixturevalue("monkeypatch").chdir(request.config.rootpath)
     assert run(tmp_path, "--methods", "topk", "--budget", text) == WRONG
     assert says.split("(")[0].lower() in capsys.readouterr().err.lower()
+
+
+# ---------------------------------------------------------------- by the tokens that live
+
+
+def live_share(base, model, images) -> float:
+    """What the living tokens of a reduced model cost, as a share of the unreduced model's MACs."""
+    macs = cell.live_macs(model, cell.token_counts(model, images)["live"])
+    return macs / flops.closed_form(tpbench.reduce(base, "none")).total
+
+
+def test_living_tokens_meet_the_budget_where_asked(make_vit):
+    base = make_vit()
+    recipe = tiny_recipe.recipe()
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    asked = schedule.parse("macs=0.5@0,1,2")
+    plain, live = registry.variants("ats,ats(live=True)")
+    met = models.living(recipe, base, live, asked, lambda: images)
+    assert live_share(base, models.reduced(recipe, base, live, met), images) == pytest.approx(0.5, rel=budget.TOLERANCE)
+    as_it_is = models.living(recipe, base, plain, asked, lambda: images)
+    assert as_it_is == asked
+    assert live_share(base, models.reduced(recipe, base, plain, asked), images) < 0.48  # control
+
+
+@pytest.mark.parametrize(
+    ("variant", "text", "message"),
+    [
+        ("topk(live=True)", "macs=0.5@0", "for methods that may keep fewer tokens"),
+        ("ats(live=3)", "macs=0.5@0", "live is True or False"),
+        ("ats(live=True)", "0.7@0", "needs a share of the MACs"),
+    ],
+)
+def test_living_tokens_are_refused_where_they_mean_nothing(make_vit, variant, text, message):
+    (variant,) = registry.variants(variant)
+    with pytest.raises(UsageError, match=message):
+        models.living(tiny_recipe.recipe(), make_vit(), variant, schedule.parse(text), lambda: None)

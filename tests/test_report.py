@@ -637,7 +637,7 @@ def test_random_weights_have_nothing_off_the_shelf() -> None:
 
 def test_what_lives_below_the_budget_and_what_saves_nothing_is_said() -> None:
     text = " ".join(printed(example()).split())
-    assert "ats lives below the budget: without padding, 37.5 % of the MACs." in text
+    assert "ats computes padding: without it, 37.5 % of the MACs." in text
     assert "Saves nothing: avit, which hides tokens and removes none; at 0.7@0,1,2 100.0 % of the MACs, 84.50" in text
     assert "unreachable" not in text
     assert "Not counted: additions (the means of merging are sums), norms, softmax" in text

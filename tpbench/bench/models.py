@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpbench import vit
 from tpbench.bench.plan import Plan
 from tpbench.errors import Unreachable, UsageError
+from tpbench.measure import live_budget
 from tpbench.recipe import Recipe
 from tpbench.record import Seeds
 from tpbench.registry import Variant
@@ -21,21 +23,30 @@ FINETUNE_SEED_STEP = 1_000_000  # larger than any cell's seed
 
 
 class Settings(NamedTuple):
-    """The settings of a variant: the site where it reduces, its fine-tuning seed, and those of the method."""
+    """The settings of a variant: the site where it reduces, its fine-tuning seed, and those of the method.
+
+    live: whether a share of the MACs is met by the tokens that live, not by all that the method is given room for.
+    """
 
     site: str
     finetune_seed: int
+    live: bool
     method: dict[str, Any]
 
 
 def settings(recipe: Recipe, variant: Variant) -> Settings:
-    """The settings of a variant; its own replace the recipe's. Raises UsageError for an impossible finetune_seed."""
+    """The settings of a variant; its own replace the recipe's. Raises UsageError for impossible ones."""
     method = recipe.knobs.get(variant.method, {}) | dict(variant.settings)
     site = method.pop("site", recipe.site)
     finetune_seed = method.pop("finetune_seed", 0)
     if type(finetune_seed) is not int or not 0 <= finetune_seed < MOST_FINETUNE_SEEDS:
         raise UsageError(f"{variant}: finetune_seed is a whole number from 0 to {MOST_FINETUNE_SEEDS - 1}")
-    return Settings(site, finetune_seed, method)
+    live = method.pop("live", False)
+    if type(live) is not bool:
+        raise UsageError(f"{variant}: live is True or False")
+    if live and variant.card.count != "at_most":
+        raise UsageError(f"{variant}: live=True is for methods that may keep fewer tokens than asked, such as ats")
+    return Settings(site, finetune_seed, live, method)
 
 
 def seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
@@ -57,6 +68,21 @@ def reduced(recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedu
     """A recipe's model reduced by a variant at a schedule. Raises what `vit.reduce` raises."""
     own = settings(recipe, variant)
     return vit.reduce(model, variant.method, schedule, site=own.site, **own.method)
+
+
+def living(
+    recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedule, images: Callable[[], Tensor]
+) -> Schedule:
+    """The schedule of a row whose living tokens cost the share of MACs; that of every other row as it is.
+
+    images() are [B, C, H, W] that no test uses. Raises UsageError where the schedule names no share of MACs.
+    """
+    if not settings(recipe, variant).live:
+        return schedule
+    if schedule.kind is not Kind.MACS:
+        raise UsageError(f"{variant}: live=True needs a share of the MACs, such as macs=0.5@3,6,9, not {schedule.text}")
+    reduced_at = partial(reduced, recipe, model, variant)
+    return live_budget.solve(schedule, model, reduced_at, images())
 
 
 def build_base(recipe: Recipe, seed: int) -> nn.Module:

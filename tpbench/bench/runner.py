@@ -18,7 +18,7 @@ from tpbench import registry, vit
 from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.look import conclude, locked
-from tpbench.bench.models import build_base, check_rows, reduced
+from tpbench.bench.models import build_base, check_rows, living, reduced
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.timing import solve_budgets, time_rows
@@ -201,7 +201,15 @@ def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.Toke
     method = registry.method(cell.variant.method)
     teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
     torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
-    return reduced(workspace.recipe, base, cell.variant, workspace.schedule(cell)), teacher
+    schedule = living(
+        workspace.recipe, base, cell.variant, workspace.schedule(cell), partial(some_images, workspace, cell)
+    )
+    return reduced(workspace.recipe, base, cell.variant, schedule), teacher
+
+
+def some_images(workspace: Workspace, cell: Cell) -> torch.Tensor:
+    """A batch of validation images, [B, C, H, W]."""
+    return next(iter(workspace.data(cell.seed).validation.batches(workspace.recipe.finetune.batch_size))).images
 
 
 def with_evaluation(record: Record, stage: str, workspace: Workspace, cell: Cell, model: vit.TokenViT) -> Record:

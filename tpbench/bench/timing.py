@@ -104,9 +104,14 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
 
 
 def grid_of(workspace: Workspace) -> Grid:
-    """The plan's rows. A row that only fine-tunes once more is the same model to a clock, and left out."""
+    """The plan's rows, without those that a clock cannot tell from others.
+
+    Left out are rows that only fine-tune once more, and rows whose living tokens meet the budget: their counts differ
+    from seed to seed.
+    """
     plan = workspace.plan
-    variants = [variant for variant in plan.variants if settings(plan.recipe, variant).finetune_seed == 0]
+    own = {variant: settings(plan.recipe, variant) for variant in plan.variants}
+    variants = [variant for variant, found in own.items() if found.finetune_seed == 0 and not found.live]
     return Grid(
         variants=tuple(variants),
         schedules=plan.reducing_schedules,

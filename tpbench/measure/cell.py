@@ -69,11 +69,8 @@ def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:
 
 def live_macs(model: vit.TokenViT, live: list[float]) -> float:
     """What the model would multiply and add per image if no padded and no hidden token were computed."""
-    n, counts, at = float(model.patch_embed.num_patches), [], dict(zip((r.setup.block for r in model.reducers), live))
-    for block in range(len(model.blocks)):
-        n = at.get(block, n)
-        counts.append(torch.tensor(n, dtype=torch.float64))
-    return model.macs_leaving(counts).item() + flops.closed_form(model).reducers
+    blocks = (reducer.setup.block for reducer in model.reducers)
+    return model.macs_living(dict(zip(blocks, live))) + flops.closed_form(model).reducers
 
 
 @torch.no_grad()

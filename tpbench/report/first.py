@@ -85,7 +85,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
         if row["live_macs_share"] < PADDED * row["macs_share"] and row["count"] != "masked":
             living = f"{row['tokens_live']} tokens and " if row["tokens_live"] else ""
             share = f"{100 * row['live_macs_share']:.1f} % of the MACs"
-            yield f"{row['method']} lives below the budget: without padding, {living}{share}."
+            yield f"{row['method']} computes padding: without it, {living}{share}."
     for row in rows:
         if failure(row) and row["count"] != "masked":
             yield f"{row['method']}: {failure(row)}"

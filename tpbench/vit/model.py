@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -105,6 +105,18 @@ class TokenModel:
         if self.attn_pool is not None:
             pooling = self.attn_pool.macs(counts[-1] + self.num_prefix_tokens * self.pools_prefix)
         return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + pooling + self.head_macs()
+
+    def macs_living(self, living: Mapping[int, float]) -> float:
+        """The same when only living tokens were computed: living[i] body tokens live after block i, on average.
+
+        After a block that is not named as many live as before it.
+        """
+        count = float(self.patch_embed.num_patches)
+        counts = []
+        for block in range(len(self.blocks)):
+            count = living.get(block, count)
+            counts.append(torch.tensor(count, dtype=torch.float64))
+        return self.macs_leaving(counts).item()
 
     def head_macs(self) -> int:
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]

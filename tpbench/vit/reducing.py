@@ -54,15 +54,20 @@ def reduce(
 def macs_share(
     model: nn.Module, cls: type[Downsampler], config: Downsampler.Config, site: Site
 ) -> Callable[[Schedule], float]:
-    """A function that gives the MACs of the model under a schedule, as a share of the unreduced model's."""
+    """A function that gives the MACs of the model under a schedule, as a share of the unreduced model's.
+
+    A method that only hides tokens is priced as if it removed them, so that it hides as many as others remove.
+    """
     plain = TokenModel.around(model, [], (), site)
-    whole = sum(plain.macs().values())
+    everything = sum(plain.macs().values())
 
     def share(schedule: Schedule) -> float:
         setups, _ = plan(model, cls, schedule, config)
+        if cls.masks:
+            return plain.macs_living({setup.block: setup.k for setup in setups}) / everything
         with torch.device("meta"):  # shapes decide; no weight is made
             reducers = [cls(setup, config) for setup in setups]
-        return sum(plain.macs_under(reducers).values()) / whole
+        return sum(plain.macs_under(reducers).values()) / everything
 
     return share
 
