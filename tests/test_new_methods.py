@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tpbench
 from tpbench import registry
 from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
+from tpbench.errors import UnsupportedModel
 from tpbench.kernels import attention as kernels
 from tpbench.measure import export
 from tpbench.tokens import Tokens, stable_topk
@@ -422,6 +423,159 @@ def test_zerotprune_makes_fewer_rounds_later():
     rounds = [at_stage("zerotprune", stage, 12, 6, 4, 8).rounds for stage in range(12)]
     assert rounds == [30] * 3 + [5] * 6 + [1] * 3
     assert instance("zerotprune", 6, 4, 8).rounds == 30
+
+
+# ---------------------------------------------------------------- GTP
+
+
+def gtp_case(body: list[list[float]], keep: list[float], k: int, **knobs) -> Tokens:
+    """A row of patches, of which those with the largest `keep` stay; each token has one edge to its most similar."""
+    tokens = replace(tokens_of(body), grid=(1, len(body)))
+    probe = Probe(received=torch.tensor([keep]), own=torch.ones(1, len(body)))
+    return instance("gtp", len(body), k, 2, **{"similar": 1, **knobs})(tokens, probe)
+
+
+GTP_PATH = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]  # 0 and 1 are alike, 2 and 3: neighbours in the row anyway
+
+
+def test_gtp_propagates_along_the_row():
+    """Degrees are 1, 2, 2, 1. Body 1 leaves: its edge to 0 weighs 1 / sqrt(1 * 2), that to 2 1 / sqrt(2 * 2)."""
+    out = gtp_case(GTP_PATH, [4, 1, 3, 2], 3)
+    near, far = 0.1 / math.sqrt(2), 0.1 / 2
+    want = [[1 + near, 0.1 * near], [far, 1 + 0.1 * far], [0.1, 1.0]]
+    torch.testing.assert_close(out.body[0], torch.tensor(want))
+    torch.testing.assert_close(out.key_weight, torch.tensor([[1 + near, 1 + far, 1]]))
+    assert out.size.tolist() == [[2, 1, 1]], "its patch counts where its heaviest edge leads"
+    assert torch.equal(gtp_case(GTP_PATH, [4, 1, 3, 2], 3, strength=0.0).body[0], torch.tensor(GTP_PATH)[[0, 2, 3]])
+
+
+def test_gtp_propagates_to_what_is_similar():
+    """Body 3 is like 0: both have an edge more, and all degrees are 2. It reaches 0 and 2, with 0.1 / 2 each."""
+    body = [[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [3.0, 0.0]]
+    out = gtp_case(body, [4, 3, 2, 1], 3)
+    torch.testing.assert_close(out.body[0], torch.tensor([[1.15, 0.0], [0.0, 1.0], [0.15, 2.0]]))
+    apart = gtp_case([[1.0, 0.0], [0.9, 0.1], *body[2:]], [4, 3, 2, 1], 3)
+    assert apart.body[0, 0, 0] > 1.0, "3 has an edge to 0 still, if 0 has none to 3"
+    unlike = gtp_case(GTP_PATH, [4, 3, 2, 1], 3)
+    assert unlike.body[0, 0].tolist() == [1.0, 0.0], "control: 3 is like 2, and 0 hears nothing"
+
+
+def test_gtp_keeps_by_both_attentions():
+    tokens = replace(tokens_of(GTP_PATH), grid=(1, 4))
+    probe = Probe(received=torch.tensor([[1.0, 2, 3, 4]]), own=torch.tensor([[0.5, 0.6, 0.1, 0.1]]))
+    out = instance("gtp", 4, 2, 2, strength=0.0)(tokens, probe)  # products 0.5, 1.2, 0.3 and 0.4
+    assert out.body[0].tolist() == torch.tensor(GTP_PATH)[:2].tolist()
+
+
+def test_gtp_drops_what_has_no_neighbour_left():
+    out = gtp_case(GTP_PATH, [4, 3, 2, 1], 1)
+    assert out.size.tolist() == [[2]], "1 goes to 0; 2 and 3 have no edge to it"
+    torch.testing.assert_close(out.body[0, 0], torch.tensor([1.0, 0.0]) + 0.1 / math.sqrt(2) * torch.tensor([1.0, 0.1]))
+
+
+def test_gtp_remembers_where_tokens_lie():
+    """With 1 gone, 0 and 2 stand side by side and are no neighbours; 2 and 3 still are."""
+    first = gtp_case(GTP_PATH, [4, 1, 3, 2], 3, strength=0.0)
+    edges = instance("gtp", 3, 2, 2, similar=1).graph(first)[0] > 0
+    assert edges[1:, 1:].tolist() == [[False, True], [True, False]]
+    assert edges[1, 0].item() is False
+    with pytest.raises(UnsupportedModel, match="on no grid"):
+        instance("gtp", 4, 3, 2)(tokens_of(GTP_PATH), Probe(received=torch.ones(1, 4), own=torch.ones(1, 4)))
+
+
+# ---------------------------------------------------------------- LTMP
+
+LTMP_BODY = [[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [7.0, 0.0]]
+LTMP_KEYS = [[1.0, 0.0], [2.0, 0.0], [0.6, 0.8], [0.0, 1.0]]  # cosines: 0 and 1 1.0, 2 and 1 0.6, 2 and 3 0.8
+
+
+def ltmp_case(k: int, received: list[float], sizes: list[float] | None = None, thresholds=(1.0, 0.0)) -> Tokens:
+    tokens = replace(tokens_of(LTMP_BODY), size=torch.tensor([sizes or [1.0] * 4]))
+    reducer = instance("ltmp", 4, k, 2)
+    with torch.no_grad():
+        reducer.merging.fill_(thresholds[0])
+        reducer.pruning.fill_(thresholds[1])
+        return reducer(tokens, Probe(keys=keys_of(LTMP_KEYS), received=torch.tensor([received])))
+
+
+def test_ltmp_merges_what_is_farthest_beyond_the_first_threshold():
+    """Untrained, 0 is 0 beyond and 2 0.2 short; all receive the mean and are 1 above the second threshold."""
+    out = ltmp_case(3, [2, 2, 2, 2], [3, 1, 1, 1])
+    assert out.body[0, :, 0].tolist() == [(3 * 1 + 3) / 4, 5, 7]
+    assert out.size.tolist() == [[4, 1, 1]]
+    both = ltmp_case(2, [2, 2, 2, 2])
+    assert both.body[0, :, 0].tolist() == [2, 6]
+    assert both.size.tolist() == [[2, 2]]
+
+
+def test_ltmp_prunes_what_receives_least():
+    """Body 3 receives 0.1 / 0.775 = 0.13 of the mean, which is nearer to its threshold than 2 is to the other."""
+    out = ltmp_case(2, [1, 1, 1, 0.1])
+    assert out.body[0, :, 0].tolist() == [2, 5]
+    assert out.size.tolist() == [[2, 1]]
+    gone = ltmp_case(1, [1, 1, 1, 0.1])
+    assert gone.body[0, :, 0].tolist() == [2], "2 would merge into 3, which is pruned, and goes with it"
+    assert gone.size.tolist() == [[2]]
+
+
+def test_ltmp_s_thresholds_decide_between_the_two():
+    """With a high second threshold 0 and 1 go first; 0 is beyond the first as well, and 1 is its host."""
+    out = ltmp_case(3, [1, 1, 1, 0.1], thresholds=(2.0, 0.5))
+    assert out.body[0, :, 0].tolist() == [1, 3, 5]
+    out = ltmp_case(3, [1, 1, 1, 0.1], thresholds=(0.3, 0.5))
+    assert out.body[0, :, 0].tolist() == [2, 5, 7], "0.7 beyond the first is more than 0.37 beyond the second"
+
+
+def ltmp_model(images: torch.Tensor, k: int):
+    """One block under LTMP, with thresholds that exactly 64 - k tokens of the one image are beyond."""
+    model = tpbench.reduce(tiny(), "ltmp", f"{k}@1").eval()
+    seen = []
+    model.reducers[0].register_forward_pre_hook(lambda _, given: seen.append(given))
+    with torch.no_grad():
+        model(images)
+        tokens, probe = seen[0]
+        larger = model.reducers[0].excess(tokens, probe, torch.ones(1, 64)).larger[0].sort(descending=True).values
+        shift = (larger[63 - k] + larger[64 - k]) / 2
+        model.reducers[0].merging += shift
+        model.reducers[0].pruning -= shift
+    return model
+
+
+def test_ltmp_masked_is_removed():
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = ltmp_model(images, 40)
+    removed = model.eval().forward_tokens(images)
+    masked = model.train().forward_tokens(images)
+    living = masked.tokens.alive[0] > 0.5
+    assert living.sum() == 40
+    assert set(masked.tokens.alive.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(masked.logits, removed.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(masked.tokens.size[0][living], removed.tokens.size[0])
+    assert len(set(removed.tokens.size[0].tolist())) > 1, "some merge"
+    assert removed.tokens.size.sum() < 64, "some are pruned"
+    with torch.no_grad():
+        model.reducers[0].pruning += 0.1
+    assert (model.forward_tokens(images).logits - removed.logits).abs().max() > 1e-3, "control: other thresholds"
+
+
+def test_ltmp_s_thresholds_are_learned():
+    """Through the masks and the merging, and through the distance of the living from K."""
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = tpbench.reduce(tiny(), "ltmp", "0.7@1,2").train()
+    out = model.forward_tokens(images)
+    for loss in (out.logits.square().sum(), out.tokens.aux["keep_rate"]):
+        grads = torch.autograd.grad(loss, [p for one in model.reducers for p in one.parameters()], retain_graph=True)
+        assert all(grad.isfinite() and grad != 0 for grad in grads)
+    shares = [(1 - k / 64) ** 2 for k in (44, 31)]
+    assert out.tokens.aux["keep_rate"].item() == pytest.approx(10 * sum(shares) / 2), "untrained, no token leaves"
+
+
+def test_ltmp_never_hides_the_last_token():
+    model = tpbench.reduce(tiny(), "ltmp", "0.7@1").train()
+    with torch.no_grad():
+        model.reducers[0].pruning.fill_(100.0)
+    alive = model.forward_tokens(torch.randn(3, 3, 32, 32)).tokens.alive
+    assert alive.sum(dim=1).tolist() == [1.0] * 3
 
 
 # ---------------------------------------------------------------- DTEM

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import tpbench
 from baselines.diffrate import DiffRate, RateSearch
+from baselines.ltmp import ThresholdSearch
 from baselines.topk import SoftExtract
 from tpbench import registry
 from tpbench.bench import search
@@ -29,7 +30,8 @@ def recipe():
     tiny = recipes.load({tiny!r})
     topk = Search(Optim(epochs=4, lr=0.05, batch_size=16), backbone_lr_scale=0.02, knobs={{"strength": {strength}}})
     diffrate = Search(Optim(epochs=8, lr=0.3, batch_size=16), knobs={{"target": 0.7, "granularity": 1}})
-    return replace(tiny, search={{"topk": topk, "diffrate": diffrate}})
+    ltmp = Search(Optim(epochs=8, lr=0.1, batch_size=16), knobs={{"target": 0.7}})
+    return replace(tiny, search={{"topk": topk, "diffrate": diffrate, "ltmp": ltmp}})
 """
 
 
@@ -114,12 +116,36 @@ def test_what_the_rate_search_masks_is_what_diffrate_removes():
     assert (masked.logits - other(images)).abs().max() > 1e-3
 
 
-def test_the_rate_search_hears_of_loss_and_budget():
-    model = tpbench.reduce(tiny(), RateSearch, "64,64@1,2").train()
+@pytest.mark.parametrize("cls", [RateSearch, ThresholdSearch])
+def test_a_search_hears_of_loss_and_budget(cls):
+    model = tpbench.reduce(tiny(), cls, "64,64@1,2").train()
     out = model.forward_tokens(torch.randn(4, 3, 32, 32))
     for loss in (F.cross_entropy(out.logits, torch.tensor([0, 1, 2, 3])), search.penalty(model)):
         grads = torch.autograd.grad(loss, [p for one in model.reducers for p in one.parameters()], retain_graph=True)
         assert all(grad.isfinite().all() and grad.abs().max() > 0 for grad in grads)
+
+
+def test_the_threshold_search_counts_what_stays():
+    """The mean of the batches, the last a tenth of it; the gradient is that of the last batch."""
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    model = tpbench.reduce(tiny(), ThresholdSearch, "64,64@1,2").train()
+    with torch.no_grad():
+        model.reducers[0].pruning.fill_(0.9)
+        model.reducers[1].pruning.fill_(1.0)
+    alive = []
+    for one in model.reducers:
+        one.register_forward_hook(lambda *call: alive.append(call[2].alive))
+    model.forward_tokens(images)
+    first, second = (a.sum().item() / 4 for a in alive)
+    assert 1 < second < first < 64
+    kept = search.leaving(model)
+    assert kept[0].item() == pytest.approx(0.9 * 64 + 0.1 * first)
+    assert kept[1].item() == pytest.approx(kept[0].item() * (0.9 + 0.1 * second / first))
+    assert torch.autograd.grad(kept[1], model.reducers[1].pruning)[0] < 0, "a higher threshold leaves fewer"
+    model.eval()
+    with torch.no_grad():
+        model.forward_tokens(images)
+    assert search.leaving(model)[1].item() == pytest.approx(kept[1].item()), "evaluating learns nothing"
 
 
 def test_the_budget_is_in_macs():
@@ -134,7 +160,7 @@ def test_the_budget_is_in_macs():
     assert less < 0.999 * got  # control
 
 
-@pytest.mark.parametrize("cls", [SoftExtract, RateSearch])
+@pytest.mark.parametrize("cls", [SoftExtract, RateSearch, ThresholdSearch])
 def test_counts_never_rise(cls):
     torch.manual_seed(0)
     model = tpbench.reduce(tiny(), cls, "64,64,64,64@0-3")
@@ -148,7 +174,7 @@ def test_counts_never_rise(cls):
 # ---------------------------------------------------------------- as a user runs it
 
 
-@pytest.mark.parametrize("method", ["topk", "diffrate"])
+@pytest.mark.parametrize("method", ["topk", "diffrate", "ltmp"])
 def test_what_is_learned_any_method_can_use(tmp_path, capsys, recipe, method):
     out = tmp_path / "results"
     assert main(["search", "--recipe", recipe, "--method", method, "--out", str(out)]) == DONE
@@ -171,7 +197,8 @@ def test_what_is_learned_any_method_can_use(tmp_path, capsys, recipe, method):
     found["counts"][-1] = 1
     path.write_text(json.dumps(found))
     assert main([*words, "--schedules", f"learned:{path}"]) == WRONG
-    assert "topk_seed0.json" in (said := capsys.readouterr().err) or "diffrate_seed0.json" in said
+    said = capsys.readouterr().err
+    assert f"{method}_seed0.json" in said
     assert "changed since it was written" in said
     del found["checksum"]
     path.write_text(json.dumps(found))
@@ -191,7 +218,7 @@ def test_the_same_search_learns_the_same(tmp_path, recipe):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--method", "tome"], "method 'tome' has no search for K; these have: diffrate, topk"),
+        (["--method", "tome"], "method 'tome' has no search for K; these have: diffrate, ltmp, topk"),
         (["--method", "topkk"], "did you mean"),
         (["--method", "topk", "--recipe", "smoke"], "recipe smoke"),
     ],
@@ -217,5 +244,5 @@ def test_a_search_that_keeps_everything_says_so(tmp_path, capsys, request):
 
 def test_who_has_a_search_is_no_method_of_the_table():
     names = registry.discover()
-    assert {name for name, cls in names.items() if cls.search is not None} == {"topk", "diffrate"}
-    assert not {SoftExtract, RateSearch} & set(names.values())
+    assert {name for name, cls in names.items() if cls.search is not None} == {"topk", "diffrate", "ltmp"}
+    assert not {SoftExtract, RateSearch, ThresholdSearch} & set(names.values())
