@@ -74,7 +74,9 @@ class GTP(Downsampler):
         return scale[:, :, None] * edges * scale[:, None, :]
 
     def macs(self) -> int:
-        n, k, width = self.setup.tokens, self.setup.k, self.setup.width
+        n = self.setup.tokens
+        k = self.setup.k
+        width = self.setup.width
         return (n * n + k * (n - k)) * width
 
 

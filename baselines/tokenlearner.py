@@ -33,7 +33,8 @@ class TokenLearner(Downsampler):
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__(setup, config)
-        c, hidden = setup.width, self.config.hidden
+        c = setup.width
+        hidden = self.config.hidden
         self.maps = nn.Sequential(
             nn.LayerNorm(c), nn.Linear(c, hidden), nn.GELU(), nn.Linear(hidden, setup.k), nn.Sigmoid()
         )
@@ -43,5 +44,8 @@ class TokenLearner(Downsampler):
         return tokens.with_body(share @ tokens.body, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
-        n, c, k, hidden = self.setup.tokens, self.setup.width, self.setup.k, self.config.hidden
+        n = self.setup.tokens
+        c = self.setup.width
+        k = self.setup.k
+        hidden = self.config.hidden
         return n * (c * hidden + hidden * k) + k * n * c

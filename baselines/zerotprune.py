@@ -64,13 +64,15 @@ class ZeroTPrune(ToMe):
     @property
     def rounds(self) -> int:
         """All in the first quarter of the schedule's blocks, a sixth of them in the middle, one in the last quarter."""
-        stage, stages = self.setup.stage, self.setup.stages
+        stage = self.setup.stage
+        stages = self.setup.stages
         if 4 * stage < stages:
             return self.config.rounds
         return max(1, self.config.rounds // 6) if 4 * (stage + 1) <= 3 * stages else 1
 
     def macs(self) -> int:
-        n, heads = self.setup.tokens, self.setup.heads
+        n = self.setup.tokens
+        heads = self.setup.heads
         width = self.setup.width // heads
         ranking = heads * (self.setup.prefix + n) ** 2 * (width + self.rounds)
         return ranking + (n // 2) * (n - n // 2) * width

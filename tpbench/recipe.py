@@ -139,7 +139,8 @@ class Recipe:
 
     def untrained(self, pretrained: bool | str) -> Recipe:
         """The same with pretrained weights and without any training: every method off the shelf."""
-        base, finetune = replace(self.base, epochs=0), replace(self.finetune, epochs=0)
+        base = replace(self.base, epochs=0)
+        finetune = replace(self.finetune, epochs=0)
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune)
 
     def tuned_lines(self, method: str) -> dict[str, float]:

@@ -21,7 +21,8 @@ SAVING = 42.0  # percent fewer computations at equal accuracy
 SHARE = 1 - SAVING / 100
 MARGIN = 0.6  # points: what the paper's own Token Pooling loses on DeiT-S alone at 43 % fewer computations
 PRESERVED = -10.0  # points: where the sources' "preserved" ends and their "10 to 40 points lost" begins
-ONE_BASE, HULL = "on one base at 42 % fewer MACs", "over bases of several widths at 42 % fewer MACs"
+ONE_BASE = "on one base at 42 % fewer MACs"
+HULL = "over bases of several widths at 42 % fewer MACs"
 EACH = "one schedule, without interpolation"
 NOT_INFERIOR = Rule(low=-MARGIN)
 

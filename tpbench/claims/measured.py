@@ -16,7 +16,8 @@ from tpbench.claims.verdict import Reading, Rule, decide
 # The paper gives no number for "robust" and "converges"; these are ours.
 SAME_OBJECTIVE = 0.05  # share by which another start may change the clustering objective
 CONVERGED = 0.01  # share by which the objective may lie above that of the converged clustering
-STARTS, ITERATED = "objective, other starts", f"objective, {ITERATIONS} iterations"
+STARTS = "objective, other starts"
+ITERATED = f"objective, {ITERATIONS} iterations"
 
 
 def low_pass(study: Study) -> Iterator[Reading]:

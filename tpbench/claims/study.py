@@ -17,7 +17,8 @@ from tpbench.outcomes import Outcomes, unpack
 from tpbench.record import Record, Store, read_json
 from tpbench.report.frame import by_machine
 
-FINE_TUNED, OFF_THE_SHELF = "fine_tuned", "off_the_shelf"
+FINE_TUNED = "fine_tuned"
+OFF_THE_SHELF = "off_the_shelf"
 TRAINED = 0.9  # share of the expected base accuracy that a base must reach
 SAME_LOSS = 1e-4  # relative difference of the losses of one base, evaluated on two machines
 

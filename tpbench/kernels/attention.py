@@ -36,7 +36,8 @@ def attention_with_received(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [B, H, N, D], bias [B, 1, 1, N] or None -> out [B, H, N, D], received [B, N], own [B, N]."""
-    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm may have left them wider, as for any fused attention
+    q = q.to(v.dtype)
+    k = k.to(v.dtype)  # under autocast a norm may have left them wider, as for any fused attention
     inference = not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
     if inference and dropout == 0.0 and not extra_pass(q.device, q.shape[2]):
         return torch.ops.tpbench.attend_and_receive(q, k, v, bias, scale)
@@ -110,7 +111,8 @@ def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale
 
         return attention_triton.receive(q, k, bias, lse, scale)
     batch, heads, n, _ = q.shape
-    received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
+    received = q.new_empty(batch, n, dtype=torch.float32)
+    own = q.new_empty(batch, n, dtype=torch.float32)
     for part, room in _chunks(q):
         attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
         _column_sums(attention, received[part], own[part])
@@ -128,7 +130,8 @@ def attend_and_receive(
         return attention_triton.attend_and_receive(q, k, v, bias, scale)
     batch, heads, n, _ = q.shape
     out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
-    received, own = q.new_empty(batch, n, dtype=torch.float32), q.new_empty(batch, n, dtype=torch.float32)
+    received = q.new_empty(batch, n, dtype=torch.float32)
+    own = q.new_empty(batch, n, dtype=torch.float32)
     heads_room = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
     for part, room in _chunks(q):
         attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)

@@ -30,12 +30,15 @@ def attend_and_receive(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [B, H, N, D], bias [B, 1, 1, N] or None -> out [B, H, N, D], received [B, N], own [B, N]."""
-    q, k, v = _side_by_side(q), _side_by_side(k), _side_by_side(v)
+    q = _side_by_side(q)
+    k = _side_by_side(k)
+    v = _side_by_side(v)
     batch, heads, n, width = q.shape
     if q.dtype == torch.float32 or n > WIDEST_TILE or width > WIDEST_HEAD:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale), *receive(q, k, bias, None, scale)
     out = q.new_empty(batch, n, heads, width).transpose(1, 2)  # laid out as the projection behind it reads it
-    rows, keys = 32, max(64, triton.next_power_of_2(n))
+    rows = 32
+    keys = max(64, triton.next_power_of_2(n))
     cuts = 1 if batch * heads >= FULL else triton.cdiv(n, rows)
     sums = q.new_empty(batch, heads * cuts, n, dtype=torch.float32)
     own = q.new_empty(batch, heads, n, dtype=torch.float32)
@@ -51,13 +54,15 @@ def attend_and_receive(
 
 def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """q, k [B, H, N, D], bias [B, 1, 1, N] or None, lse [B, H, N] or None -> received [B, N], own [B, N]."""
-    q, k = _side_by_side(q), _side_by_side(k)
+    q = _side_by_side(q)
+    k = _side_by_side(k)
     batch, heads, n, width = q.shape
     tile = 64 if q.dtype != torch.float32 else 32
     common = (*q.stride()[:3], *k.stride()[:3], *_bias_strides(bias), heads, n, width, scale)
     how = {"BIASED": bias is not None, "D": _padded_width(width), "UPCAST": _upcast(q)}
     how |= {"M": tile, "N": tile, "num_warps": 4 if tile == 64 else 8}
-    grid, weight = (triton.cdiv(n, tile), batch * heads), q if bias is None else bias
+    grid = (triton.cdiv(n, tile), batch * heads)
+    weight = q if bias is None else bias
     if lse is None:
         lse = q.new_empty(batch, heads, n, dtype=torch.float32)
         _log_sum_exp_kernel[grid](q, k, weight, lse, *common, **how)
@@ -108,14 +113,17 @@ def _attend_kernel(
     BIASED: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One head of one image: `queries` of its rows, all keys. The sums are the head's part in the mean over heads."""
-    head, cut = tl.program_id(0), tl.program_id(1)
-    image, h = (head // heads).to(tl.int64), head % heads
+    head = tl.program_id(0)
+    cut = tl.program_id(1)
+    image = (head // heads).to(tl.int64)
+    h = head % heads
     q += image * q_b + h * q_h
     k += image * k_b + h * k_h
     v += image * v_b + h * v_h
     out += image * o_b + h * o_h
     bias += image * bias_b
-    key, channel = tl.arange(0, N), tl.arange(0, D)
+    key = tl.arange(0, N)
+    channel = tl.arange(0, D)
     keys = _tile(k, key, channel, k_n, n, width, UPCAST)
     values = _tile(v, key, channel, v_n, n, width, UPCAST)
     extra = _key_bias(bias, key, bias_n, n, BIASED)
@@ -149,11 +157,14 @@ def _log_sum_exp_kernel(
 ):  # fmt: skip
     """The log-sum-exp of M rows of one head."""
     head = tl.program_id(1)
-    image, h = (head // heads).to(tl.int64), head % heads
-    row, channel = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, D)
+    image = (head // heads).to(tl.int64)
+    h = head % heads
+    row = tl.program_id(0) * M + tl.arange(0, M)
+    channel = tl.arange(0, D)
     k += image * k_b + h * k_h
     query = _tile(q + image * q_b + h * q_h, row, channel, q_n, n, width, UPCAST)
-    highest, total = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32)
+    highest = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
     for first in range(0, n, N):
         key = first + tl.arange(0, N)
         keys = _tile(k, key, channel, k_n, n, width, UPCAST)
@@ -175,8 +186,10 @@ def _column_sums_kernel(
 ):  # fmt: skip
     """What N keys receive from all queries of a head, and pay to themselves: its part in the mean over heads."""
     head = tl.program_id(1)
-    image, h = (head // heads).to(tl.int64), head % heads
-    key, channel = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, D)
+    image = (head // heads).to(tl.int64)
+    h = head % heads
+    key = tl.program_id(0) * N + tl.arange(0, N)
+    channel = tl.arange(0, D)
     q += image * q_b + h * q_h
     lse += head.to(tl.int64) * n
     keys = _tile(k + image * k_b + h * k_h, key, channel, k_n, n, width, UPCAST)

@@ -194,7 +194,8 @@ def farthest(distance: Tensor, score: Tensor, k: int) -> Tensor:
     """
     chosen = heaviest(score, 1)
     taken = torch.zeros_like(score, dtype=torch.bool).scatter_(1, chosen, True)
-    nearest, picks = rows(distance, chosen)[:, 0], [chosen]
+    nearest = rows(distance, chosen)[:, 0]
+    picks = [chosen]
     for _ in range(k - 1):
         chosen = (score * nearest).masked_fill_(taken, float("-inf")).max(1, keepdim=True).indices
         taken.scatter_(1, chosen, True)

@@ -34,7 +34,9 @@ def squared_distances(x: Tensor) -> Tensor:
 def _pairs(x: Tensor, distance: bool) -> Tensor:
     batch, n, width = x.shape
     x = x if x.stride(2) == 1 else x.contiguous()
-    pairs, centred, tile = room_for_pairs(x), x.dtype == torch.float32, 64
+    pairs = room_for_pairs(x)
+    centred = x.dtype == torch.float32
+    tile = 64
     offset = x.new_empty(batch, width) if centred else x
     if centred:
         block = triton.next_power_of_2(width)
@@ -56,7 +58,8 @@ def room_for_pairs(x: Tensor) -> Tensor:
 def _readable(pairs: Tensor) -> tuple[int, int, int]:
     """Strides of a set and of a row of [B, N, N], and how many numbers of a row may be read: with `room_for_pairs`
     the padding too, so that loads need no mask within it."""
-    row, n = pairs.stride(1), pairs.shape[2]
+    row = pairs.stride(1)
+    n = pairs.shape[2]
     return pairs.stride(0), row, row if row == triton.cdiv(n, 16) * 16 else n
 
 
@@ -76,8 +79,10 @@ def _upcast(x: Tensor) -> bool:
 def _offset_kernel(x, offset, x_b, x_n, n, width, ROWS: tl.constexpr, C: tl.constexpr):
     """The mean of one set, rounded to a 128th of the power of two above its largest number (see `offset`)."""
     image = tl.program_id(0).to(tl.int64)
-    row, channel = tl.arange(0, ROWS), tl.arange(0, C)
-    largest, total = tl.zeros([ROWS, C], tl.float32), tl.zeros([ROWS, C], tl.float32)
+    row = tl.arange(0, ROWS)
+    channel = tl.arange(0, C)
+    largest = tl.zeros([ROWS, C], tl.float32)
+    total = tl.zeros([ROWS, C], tl.float32)
     for first in range(0, n, ROWS):
         inside = ((first + row)[:, None] < n) & (channel[None, :] < width)
         values = tl.load(x + image * x_b + (first + row)[:, None] * x_n + channel[None, :], mask=inside, other=0.0)
@@ -109,18 +114,21 @@ def _pairs_kernel(
     """One tile of inner products or squared distances, and its mirror image."""
     image = tl.program_id(2).to(tl.int64)
     if tl.program_id(1) >= tl.program_id(0):
-        left, right = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.program_id(1) * TILE + tl.arange(0, TILE)
+        left = tl.program_id(0) * TILE + tl.arange(0, TILE)
+        right = tl.program_id(1) * TILE + tl.arange(0, TILE)
         x += image * x_b
         offset += image * width
         product = tl.zeros([TILE, TILE], tl.float32)
-        left_norm, right_norm = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+        left_norm = tl.zeros([TILE], tl.float32)
+        right_norm = tl.zeros([TILE], tl.float32)
         for first in range(0, width, C):
             channel = first + tl.arange(0, C)
             a = _tokens(x, offset, left, channel, x_n, n, width, CENTRED, UPCAST)
             b = _tokens(x, offset, right, channel, x_n, n, width, CENTRED, UPCAST)
             product = tl.dot(a, tl.trans(b), product, input_precision="ieee")
             if DISTANCE:
-                wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
+                wide_a = a.to(tl.float32)
+                wide_b = b.to(tl.float32)
                 left_norm += tl.sum(wide_a * wide_a, 1)
                 right_norm += tl.sum(wide_b * wide_b, 1)
         if DISTANCE:
@@ -224,7 +232,8 @@ def _farthest_kernel(distance, score, index, d_b, d_n, readable, n, k, N: tl.con
     distance += image * d_b
     lane = tl.arange(0, N)
     weight = tl.load(score + image * n + lane, mask=lane < n, other=0.0)
-    gain, nearest = weight, tl.full([N], float("inf"), tl.float32)
+    gain = weight
+    nearest = tl.full([N], float("inf"), tl.float32)
     free = lane < n
     for step in range(0, k):
         gain = tl.where(gain == gain, gain, float("inf"))  # not-a-number is taken first, and only once
@@ -273,7 +282,8 @@ def _first_nearest(best, which):
 @triton.jit
 def _nearest_medoid(distance, medoids, d_n, readable, lane, k, ROWS: tl.constexpr, N: tl.constexpr):
     """The number of the medoid nearest to each token; a medoid's own comes before all others: [N] int32."""
-    best, which = tl.full([ROWS, N], float("inf"), tl.float32), tl.zeros([ROWS, N], tl.int32)
+    best = tl.full([ROWS, N], float("inf"), tl.float32)
+    which = tl.zeros([ROWS, N], tl.int32)
     for first in range(0, k, ROWS):
         number = first + tl.arange(0, ROWS)
         medoid = tl.load(medoids + number, mask=number < k, other=0)
@@ -315,7 +325,8 @@ def _medoids_kernel(
     mine = lane < n
     nobody = 0x7FFFFFFFFFFFFFFF
     label = _nearest_medoid(distance, medoids, d_n, readable, lane, k, ROWS, N)
-    moved, turn = 1, 0
+    moved = 1
+    turn = 0
     while (turn < iterations) & (moved > 0):
         tl.store(assignment + lane, label.to(tl.int64), mask=mine)
         tl.store(cheapest + lane, tl.full([N], nobody, tl.int64), mask=lane < k)
@@ -343,7 +354,8 @@ def _medoids_kernel(
 
 def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """products [B, N, N], weight [B, N], first [B, K] -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
-    (batch, n), k = weight.shape, first.shape[1]
+    batch, n = weight.shape
+    k = first.shape[1]
     lanes, rows, warps = _lanes(n)
     share = products.new_empty(batch, k, n)
     inner = room_for_pairs(products)[:, :k]
@@ -360,7 +372,8 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
 @triton.jit
 def _nearest_mean(inner, norm, i_n, readable, lane, k, ROWS: tl.constexpr, N: tl.constexpr):
     """The number of the centre nearest to each token, by |c|^2 - 2 c.x: [N] int32."""
-    best, which = tl.full([ROWS, N], float("inf"), tl.float32), tl.zeros([ROWS, N], tl.int32)
+    best = tl.full([ROWS, N], float("inf"), tl.float32)
+    which = tl.zeros([ROWS, N], tl.int32)
     for first in range(0, k, ROWS):
         number = first + tl.arange(0, ROWS)
         length = tl.load(norm + number, mask=number < k, other=0.0)
@@ -432,7 +445,8 @@ def _means_kernel(
         tl.store(norm + start, tl.load(products + token * p_n + token))
     tl.debug_barrier()
     label = _nearest_mean(inner, norm, i_n, readable, lane, k, ROWS, N)
-    moved, turn = 1, 0
+    moved = 1
+    turn = 0
     while (turn < iterations) & (moved > 0):
         tl.store(assignment + lane, label.to(tl.int64), mask=mine)
         tl.debug_barrier()

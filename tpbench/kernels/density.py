@@ -59,7 +59,8 @@ def log_product(log_density: Tensor, separation: Tensor) -> Tensor:
 def is_denser(density: Tensor) -> Tensor:
     """[B, N, N] whether token j is denser than token i: density [B, N]; of two alike the lower index is."""
     index = torch.arange(density.shape[1], device=density.device)
-    other, own = density[:, None, :], density[:, :, None]
+    other = density[:, None, :]
+    own = density[:, :, None]
     return (other > own) | ((other == own) & (index[None, :] < index[:, None]))
 
 

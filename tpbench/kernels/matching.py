@@ -107,7 +107,8 @@ def matched_by_energy(similarity: Tensor, energy: Tensor, among: int, k: int) ->
     """The definition of `match_by_energy`."""
     n = energy.shape[1]
     order = torch.argsort(energy, dim=1, descending=True, stable=True)[:, :among]
-    first, second = order[:, ::2], order[:, 1::2]
+    first = order[:, ::2]
+    second = order[:, 1::2]
     block = similarity.gather(1, first[:, :, None].expand(-1, -1, n))
     score, best = block.gather(2, second[:, None, :].expand(-1, first.shape[1], -1)).max(dim=2)
     chosen = torch.argsort(score, dim=1, descending=True, stable=True)[:, : n - k]

@@ -28,7 +28,8 @@ def nearest_samples(rising: Tensor, k: int) -> Tensor:
 def nearest_sums(rising: Tensor, k: int) -> Tensor:
     """The definition of `nearest_samples`."""
     total = rising.cumsum(dim=1)
-    lowest, highest = total[:, :1], total[:, -1:]
+    lowest = total[:, :1]
+    highest = total[:, -1:]
     share = (total - lowest) / (highest - lowest)
     start = share.masked_fill(share == 0, float("inf")).amin(dim=1, keepdim=True)
     sample = start + (1 - start) * spacing(k, rising)

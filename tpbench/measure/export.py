@@ -33,7 +33,8 @@ from tpbench.measure.modes import Mode
 from tpbench.registry import Card
 
 Call = Callable[[Tensor], Tensor]
-IMAGES, MORE_IMAGES = 2, 3
+IMAGES = 2
+MORE_IMAGES = 3
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # of the largest logit; a token chosen otherwise shows as far more
 
@@ -71,7 +72,8 @@ def outcome(model: vit.TokenViT, make: Callable[[nn.Module, Tensor], Call]) -> d
             warnings.simplefilter("ignore")
             made = make(model, images)
             fresh = random_images(model, MORE_IMAGES if make is any_batch else IMAGES).flip(-1)
-            got, want = seeded(made, fresh), seeded(model, fresh)
+            got = seeded(made, fresh)
+            want = seeded(model, fresh)
     except Exception as error:
         return {"works": False, "difference": None, "reason": innermost(error)}
     difference = ((got - want).abs().max() / want.abs().max()).item()
@@ -210,7 +212,8 @@ def _nearest(distance: Tensor, medoids: Tensor) -> Tensor:
 def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    products, own = clustering.inner_products(x), torch.arange(x.shape[1], device=x.device)
+    products = clustering.inner_products(x)
+    own = torch.arange(x.shape[1], device=x.device)
     first = _chosen(start, _distances(products), score, k) if first is None else first
     share = (first[:, :, None] == own).to(products.dtype)
     for _ in range(iterations):

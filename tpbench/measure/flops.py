@@ -41,7 +41,8 @@ class Macs:
 
 def measured(model: TokenViT) -> Macs:
     """The counted MACs of a model on its own device, checked layer by layer against the closed form."""
-    count, form = counted(model), closed_form(model)
+    count = counted(model)
+    form = closed_form(model)
     if count != form:
         off = {n: (count.layers.get(n), form.layers.get(n)) for n in form.layers | count.layers}
         wrong = ", ".join(f"{n}: counted {c}, closed form {f}" for n, (c, f) in off.items() if c != f)

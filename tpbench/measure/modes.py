@@ -114,7 +114,8 @@ def compare(
 
     The second value names that fastest mode by batch size: a CUDA graph may win at one image and not at many.
     """
-    samples, chosen = {}, {}
+    samples = {}
+    chosen = {}
     for batch in batch_sizes:
         images = random_images(reduced, batch)
         if mode.compiled:

@@ -69,6 +69,7 @@ def _tokens(model: vit.TokenViT, images: Tensor) -> dict[str, list[int]]:
 
 
 def _macs_and_layers(model: vit.TokenViT, images: Tensor, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
-    macs, seconds = flops.measured(model), latency.layers(model, images, repeats, 2, dtype)
+    macs = flops.measured(model)
+    seconds = latency.layers(model, images, repeats, 2, dtype)
     rows = [{"name": n, "macs": macs.layers.get(n, 0), "seconds": seconds.get(n)} for n in (*macs.layers, "other")]
     return {"macs": macs.total, "macs_reducers": macs.reducers, "layers": rows}

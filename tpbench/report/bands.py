@@ -59,7 +59,8 @@ def banded(comparison: Comparison, by: str) -> Iterator[tuple[str, list[Row]]]:
     bands = {name: _bands(rows, axis, top1) for name, axis in every.items()}
     for band in sorted(bands[by]):
         best = sorted(bands[by][band].values(), key=lambda row: -row[top1])
-        low, high = (band - 0.5) * WIDTH, (band + 0.5) * WIDTH
+        low = (band - 0.5) * WIDTH
+        high = (band + 0.5) * WIDTH
         title = f"{low:.0%} to {high:.0%} of the unreduced model's {every[by].what}"
         places = [{name: _place(row, bands[name], every[name], top1) for name in every} for row in best]
         yield title, [row | {"places": own} for row, own in zip(best, places)]

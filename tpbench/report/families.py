@@ -18,9 +18,14 @@ from tpbench.report.statistics import Difference
 
 ALPHA = 1 - LEVEL
 
-BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
-NOT_INFERIOR, UNDECIDED = "not inferior", "undecided"
-HOLDS, FAILS, EXCLUDED = "holds", "does not hold", "excluded"
+BETTER = "better"
+WORSE = "worse"
+EQUIVALENT = "equivalent"
+NOT_INFERIOR = "not inferior"
+UNDECIDED = "undecided"
+HOLDS = "holds"
+FAILS = "does not hold"
+EXCLUDED = "excluded"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -157,7 +157,8 @@ def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
 def _time(comparison: Comparison, row: Row, name: str) -> str:
     cells = comparison.cells
     own = 100 * cells.loc[(cells["schedule"] == row["schedule"]) & (cells["method"] == row["method"]), name].dropna()
-    least, most = f"{own.min():.0f}", f"{own.max():.0f}"
+    least = f"{own.min():.0f}"
+    most = f"{own.max():.0f}"
     spread = f" ({least} to {most} % over seeds)" if least != most else ""
     return f"{100 * row[name]:.0f} % of its time{spread}"
 

@@ -77,7 +77,8 @@ def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[t
 
 def _line(panel: Axes, row: Row, height: int, colour: str) -> None:
     """A mean with its 95 % interval; filled where Holm's procedure decides, hollow where it does not."""
-    mean, half_width = row["reference_difference_points"], row["reference_difference_half_width_points"]
+    mean = row["reference_difference_points"]
+    half_width = row["reference_difference_half_width_points"]
     if half_width == half_width:
         panel.plot([mean - half_width, mean + half_width], [height, height], color=colour, linewidth=1.6)
     face = colour if row["verdict"] in DECIDED else "white"

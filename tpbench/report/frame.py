@@ -160,7 +160,8 @@ def _latencies(record: Record) -> dict[str, float]:
     """Seconds by batch size, and the ratio of the medians of samples taken in turns."""
     row = {}
     for batch in sorted(record.latency, key=int):
-        name, samples = f"latency_b{batch}", record.latency[batch]
+        name = f"latency_b{batch}"
+        samples = record.latency[batch]
         for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
             row[f"{prefix}{name}_median_seconds"] = median(samples[model])
             row[f"{prefix}{name}_p95_seconds"] = percentile_95(samples[model])

@@ -23,7 +23,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def summary(found: Mapping[str, Any]) -> str:
     """What was learned, in one line."""
-    counts, judged = ", ".join(map(str, found["counts"])), found["off_the_shelf"]
+    counts = ", ".join(map(str, found["counts"]))
+    judged = found["off_the_shelf"]
     return (
         f"{found['search']} learned {counts} of {found['patches']} tokens after blocks 0 to {len(found['counts']) - 1}:"
         f" {judged['macs_share']:.1%} of the MACs under {found['method']},"

@@ -72,7 +72,8 @@ def kept_count(stage: Stage) -> float:
 def chance(stages: Sequence[Stage]) -> str:
     """What two methods have in common that draw as many patches at random as the methods here keep."""
     shares = [kept_count(stage) / stage.owner.shape[1] for stage in stages]
-    low, high = min(shares), max(shares)
+    low = min(shares)
+    high = max(shares)
     return f"{high:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}, the larger share of the two"
 
 

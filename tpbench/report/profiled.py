@@ -23,7 +23,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         asked = ", ".join(str(k) for k in result["requested_tokens"])
         where = ", ".join(str(block) for block in result["blocks"])
         console.print(f"tokens after blocks {where}: {told}" + ("" if told == asked else f" (requested {asked})"))
-    share, promised = result["macs"] / result["macs_unreduced"], result["macs_unreduced"] / result["macs"]
+    share = result["macs"] / result["macs_unreduced"]
+    promised = result["macs_unreduced"] / result["macs"]
     reducers = result["macs_reducers"] / result["macs"]
     console.print(
         f"{result['macs'] / 1e9:.4g} GMACs per image, {share:.1%} of the unreduced; reducers {reducers:.1%} of it"
@@ -47,7 +48,8 @@ def _latency(result: Mapping[str, Any], promised: float) -> Table:
     for head in heads:
         table.add_column(head, justify="right")
     for size, samples in result["latency"].items():
-        own, other = median(samples), median(result["latency_unreduced"][size])
+        own = median(samples)
+        other = median(result["latency_unreduced"][size])
         late = percentile_95(samples)
         times = (f"{own * 1e3:.3g}", f"{late * 1e3:.3g}", f"{other * 1e3:.3g}")
         table.add_row(size, *times, result["unreduced_mode"][size], f"{other / own:.2f}", f"{promised:.2f}")

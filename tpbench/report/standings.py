@@ -25,7 +25,8 @@ from tpbench.report.families import Judgement, Rank, judge, ranks
 from tpbench.report.statistics import Additive, Difference, Estimate, MeanTop1, fit
 from tpbench.report.two_way import Answers, answers, with_all_images
 
-FINE_TUNED, OFF_THE_SHELF = "fine_tuned", "off_the_shelf"
+FINE_TUNED = "fine_tuned"
+OFF_THE_SHELF = "off_the_shelf"
 MOST_RIVALS = 200  # methods of a table up to which any two are compared; of more, all with the reference
 UNKNOWN = Estimate(nan, nan, 0.0, 0)
 

@@ -143,7 +143,8 @@ def with_all_images(over_seeds: Sequence[Difference], rows: Mapping[str, Answers
     for number, difference in enumerate(over_seeds):
         if difference.a not in rows or difference.b not in rows or not difference.seeds:
             continue
-        a, b = rows[difference.a], rows[difference.b]
+        a = rows[difference.a]
+        b = rows[difference.b]
         if a.alike(b) and difference.seeds == len(a.seeds):
             together.setdefault(difference.a, []).append(number)
         else:

@@ -29,7 +29,10 @@ class Reducing:
     def around(cls, block: nn.Module, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool) -> Reducing:
         adopted = adopt(cls, block)
         adopted.attn = cls.probed(block.attn)
-        adopted.site, adopted.prefix, adopted.weighted, adopted.reducer = site, prefix, weighted, reducer
+        adopted.site = site
+        adopted.prefix = prefix
+        adopted.weighted = weighted
+        adopted.reducer = reducer
         return adopted
 
     def forward(self, tokens: Tokens, rotation: Tensor | None = None) -> Tokens:
@@ -61,7 +64,8 @@ class Reducing:
 
     def attend(self, tokens: Tokens, rotation: Tensor | None = None) -> tuple[Tensor, Probe]:
         """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
-        x, needs = self.norm1(tokens.x), Needs.NONE if self.reducer is None else self.reducer.needs
+        x = self.norm1(tokens.x)
+        needs = Needs.NONE if self.reducer is None else self.reducer.needs
         seen = needs & Needs.ATTENTION
         if tokens.alive is not None and tokens.alive.requires_grad:
             count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
@@ -82,7 +86,9 @@ class Reducing:
 
     def probe_macs(self, reducer: Downsampler) -> int:
         """What attention spends only because a reducer looks: a class-token row, or a second pass over the scores."""
-        needs, n, width = reducer.needs, reducer.setup.tokens + self.prefix, self.attn.width
+        needs = reducer.needs
+        n = reducer.setup.tokens + self.prefix
+        width = self.attn.width
         row = n * width if needs & Needs.CLS else 0
         twice = bool(needs & Needs.RECEIVED) and kernels.extra_pass(self.attn.proj.weight.device, n)
         return row + (n * n * width if twice else 0)

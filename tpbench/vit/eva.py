@@ -28,7 +28,8 @@ class Turning(Probed):
 
     def turn(self, x: Tensor, rotation: Tensor) -> Tensor:
         """x [B, H, P + N, D], its prefix left as it is."""
-        prefix, body = x[:, :, : self.num_prefix_tokens], x[:, :, self.num_prefix_tokens :]
+        prefix = x[:, :, : self.num_prefix_tokens]
+        body = x[:, :, self.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(body, rotation, half=self.rotate_half)], dim=2)
 
 

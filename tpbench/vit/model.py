@@ -55,7 +55,9 @@ class TokenModel:
         adopted.blocks = nn.ModuleList(blocks) if isinstance(model.blocks, nn.ModuleList) else nn.Sequential(*blocks)
         if adopted.attn_pool is not None:
             adopted.attn_pool = adopt(WeightedPool, model.attn_pool)
-        adopted.requested, adopted.site, adopted.schedule = requested, site, schedule
+        adopted.requested = requested
+        adopted.site = site
+        adopted.schedule = schedule
         return adopted
 
     @property
@@ -65,7 +67,8 @@ class TokenModel:
     @property
     def achieved(self) -> tuple[tuple[int, int], ...]:
         """(block, K) as planned: equal to `requested` for methods that count exactly, at most that for the others."""
-        k_after, result = {r.setup.block: r.leaves for r in self.reducers}, []
+        k_after = {r.setup.block: r.leaves for r in self.reducers}
+        result = []
         n = self.patch_embed.num_patches
         for block, _ in self.requested:
             n = k_after.get(block, n)
@@ -81,7 +84,8 @@ class TokenModel:
 
     def macs_under(self, reducers: Sequence[Downsampler]) -> dict[str, int]:
         """The same with other reducers in the place of the model's own."""
-        n, by_block = self.patch_embed.num_patches, {reducer.setup.block: reducer for reducer in reducers}
+        n = self.patch_embed.num_patches
+        by_block = {reducer.setup.block: reducer for reducer in reducers}
         macs = {"patch_embed": n * self.patch_embed.proj.weight.numel()}
         for index, block in enumerate(self.blocks):
             reducer = by_block.get(index)

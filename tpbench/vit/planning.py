@@ -25,11 +25,13 @@ def plan(
     requested = tuple(zip(schedule.blocks, schedule.requested(patches, len(model.blocks))))
     if cls.asks(config or cls.Config()) & Needs.CLS and model.cls_token is None:
         raise UnsupportedModel(f"{cls.__name__} reads the class token's attention, and this model has no class token")
-    setups, n = [], patches
+    setups = []
+    n = patches
     for stage, (block, k) in enumerate(requested):
         reached, next_grid = cls.reachable(n, min(k, n), grid)
         if reached < n or cls.masks:  # where as many leave as arrive there is nothing to do
-            heads, prefix = model.blocks[block].attn.num_heads, model.num_prefix_tokens
+            heads = model.blocks[block].attn.num_heads
+            prefix = model.num_prefix_tokens
             here = (block, stage, len(requested), n, reached, patches)
             setups.append(Setup(*here, model.embed_dim, heads, grid, prefix))
             n, grid = (n, grid) if cls.masks else (reached, next_grid)

@@ -53,10 +53,12 @@ def _load(distance, between):
 @compiled
 def _look(row, i, nearest, apart):
     """The nearest cluster of higher index, the lowest of equally near ones."""
-    least, found = np.inf, i
+    least = np.inf
+    found = i
     for j in range(i + 1, len(row)):
         if row[j] < least:
-            least, found = row[j], j
+            least = row[j]
+            found = j
     nearest[i] = found
     apart[i] = least
 
@@ -78,7 +80,8 @@ def _link(linkage, first, second, size, other):
 @compiled
 def _merge(between, linkage, i, j, size, nearest, apart):
     """Cluster j becomes part of cluster i < j."""
-    n, row = len(between), between[i]
+    n = len(between)
+    row = between[i]
     _link(linkage, row, between[j], size[i], size[j])
     row[i] = np.inf
     row[j] = np.inf

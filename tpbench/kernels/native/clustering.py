@@ -45,7 +45,8 @@ def kmedoids(
     scores = weights if score is weight else array(score, exact)
     medoids = _firsts(first, batch, k)
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
-    found, own = medoids.numpy(), assignment.numpy()
+    found = medoids.numpy()
+    own = assignment.numpy()
     for begin, end, pairs in products_in_parts(x):
         over_sets(distance_sets, begin, end, n, pairs, pairs)
         if first is None:
@@ -66,7 +67,8 @@ def kmeans(
     chosen = _firsts(first, batch, k).numpy()
     share = torch.empty(batch, k, n, dtype=exact, device="cpu")
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
-    shares, own = share.numpy(), assignment.numpy()
+    shares = share.numpy()
+    own = assignment.numpy()
     for begin, end, pairs in products_in_parts(x):
         if first is None:
             distance = pairs

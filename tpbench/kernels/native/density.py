@@ -25,7 +25,8 @@ def density_peaks(x: Tensor, neighbours: int, k: int) -> Tensor:
     exact = torch.promote_types(x.dtype, torch.float32)
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
     log_density, separation = torch.empty(2, batch, n, dtype=exact, device="cpu").unbind(0)
-    found, weight = (log_density.numpy(), separation.numpy()), separation.numpy()
+    found = (log_density.numpy(), separation.numpy())
+    weight = separation.numpy()
     neighbours = min(neighbours, n)
     for begin, end, pairs in products_in_parts(x):
         over_sets(distance_sets, begin, end, n, pairs, pairs)
@@ -106,9 +107,11 @@ def _separations(squared, density, separation):
     n = len(squared)
     separation[:] = _largest(squared)
     for j in range(n):
-        row, other = squared[j], density[j]
+        row = squared[j]
+        other = density[j]
         for i in range(n):
-            least, here = separation[i], row[i]
+            least = separation[i]
+            here = row[i]
             denser = (other > density[i]) | ((other == density[i]) & (j < i))
             nearer = denser & ((here < least) | (here != here))
             separation[i] = here if nearer else least

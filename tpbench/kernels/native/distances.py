@@ -161,7 +161,8 @@ def centre_sets(begin, end, base, x, bits, set_stride, row_stride, mean, centred
         for c in range(width):
             offset[c] = np.rint(mean[b - base, c] / step) * step
         for i in range(n):
-            row, out = x[b * set_stride + i * row_stride :][:width], centred[b - base, i]
+            row = x[b * set_stride + i * row_stride :][:width]
+            out = centred[b - base, i]
             for c in range(width):
                 out[c] = row[c] - offset[c]
     return True
@@ -170,18 +171,23 @@ def centre_sets(begin, end, base, x, bits, set_stride, row_stride, mean, centred
 @compiled
 def _distances(products, distance, norm, tile):
     """distance [N, N] may be products. Numbers below the diagonal are read through a tile laid on its side."""
-    n, zero = len(products), products.dtype.type(0)
+    n = len(products)
+    zero = products.dtype.type(0)
     for i in range(n):
         norm[i] = products[i, i]
     for top in range(0, n, TILE):
         for left in range(top, n, TILE):
-            height, width = min(TILE, n - top), min(TILE, n - left)
+            height = min(TILE, n - top)
+            width = min(TILE, n - left)
             for j in range(width):
-                row, length = products[left + j][top : top + height], norm[left + j]
+                row = products[left + j][top : top + height]
+                length = norm[left + j]
                 for i in range(height):
                     tile[i, j] = length - row[i]
             for i in range(height):
-                row, length, half = products[top + i][left : left + width], norm[top + i], tile[i]
+                row = products[top + i][left : left + width]
+                length = norm[top + i]
+                half = tile[i]
                 out = distance[top + i][left : left + width]
                 for j in range(width):
                     apart = (length - row[j]) + half[j]

@@ -19,18 +19,21 @@ def iterate_medoids(distance: Tensor, weight: Tensor, first: Tensor, iterations:
     """distance [B, N, N], weight [B, N], first [B, K] -> medoids [B, K], assignment [B, N]."""
     medoids = first.clone(memory_format=torch.contiguous_format)
     assignment = first.new_empty(weight.shape)
-    pairs, weight = array(distance, distance.dtype), array(weight, distance.dtype)
+    pairs = array(distance, distance.dtype)
+    weight = array(weight, distance.dtype)
     run(medoids_sets, 0, *weight.shape, pairs, weight, iterations, medoids.numpy(), assignment.numpy())
     return medoids, assignment
 
 
 def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """products [B, N, N], weight [B, N], first [B, K] -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
-    (batch, n), k = weight.shape, first.shape[1]
+    batch, n = weight.shape
+    k = first.shape[1]
     share = products.new_empty(batch, k, n)
     assignment = first.new_empty(batch, n)
     chosen = first.contiguous().numpy()
-    pairs, weight = array(products, products.dtype), array(weight, products.dtype)
+    pairs = array(products, products.dtype)
+    weight = array(weight, products.dtype)
     run(means_sets, 0, batch, n, pairs, weight, iterations, chosen, share.numpy(), assignment.numpy())
     return share, assignment
 
@@ -63,28 +66,36 @@ def _nearest_medoid(distance, medoids, best, label):
 
     Four medoids at a time, so that the results so far are read and written a quarter as often.
     """
-    n, k = len(label), len(medoids)
+    n = len(label)
+    k = len(medoids)
     best[:] = distance[medoids[0]]
     label[:] = 0
     number = 1
     while number + 4 <= k:
-        one, two = distance[medoids[number]], distance[medoids[number + 1]]
-        three, four = distance[medoids[number + 2]], distance[medoids[number + 3]]
+        one = distance[medoids[number]]
+        two = distance[medoids[number + 1]]
+        three = distance[medoids[number + 2]]
+        four = distance[medoids[number + 3]]
         first = np.int32(number)
         for i in range(n):
-            least, which = best[i], label[i]
+            least = best[i]
+            which = label[i]
             nearer = _comes_before(one[i], least)
-            least, which = one[i] if nearer else least, first if nearer else which
+            least = one[i] if nearer else least
+            which = first if nearer else which
             nearer = _comes_before(two[i], least)
-            least, which = two[i] if nearer else least, np.int32(first + 1) if nearer else which
+            least = two[i] if nearer else least
+            which = np.int32(first + 1) if nearer else which
             nearer = _comes_before(three[i], least)
-            least, which = three[i] if nearer else least, np.int32(first + 2) if nearer else which
+            least = three[i] if nearer else least
+            which = np.int32(first + 2) if nearer else which
             nearer = _comes_before(four[i], least)
             best[i] = four[i] if nearer else least
             label[i] = np.int32(first + 3) if nearer else which
         number += 4
     while number < k:
-        row, first = distance[medoids[number]], np.int32(number)
+        row = distance[medoids[number]]
+        first = np.int32(number)
         for i in range(n):
             least = best[i]
             nearer = _comes_before(row[i], least)
@@ -120,7 +131,8 @@ def _gather_members(label, begins, members):
 @compiled
 def _cheapest(distance, weight, members, medoid):
     """The member that costs its cluster least, ties to the lowest; where a cost is NaN, the medoid as it was."""
-    chosen, least = medoid, distance.dtype.type(0)
+    chosen = medoid
+    least = distance.dtype.type(0)
     for place in range(len(members)):
         row = distance[members[place]]
         cost = distance.dtype.type(0)
@@ -129,7 +141,8 @@ def _cheapest(distance, weight, members, medoid):
         if cost != cost:
             return medoid
         if place == 0 or cost < least:
-            chosen, least = members[place], cost
+            chosen = members[place]
+            least = cost
     return chosen
 
 
@@ -149,7 +162,8 @@ def _move_medoids(distance, weight, begins, members, medoids):
 @compiled
 def medoids_sets(begin, end, base, pairs, weight, iterations, medoids, assignment):
     """pairs: distances of the sets from base on; medoids: where to start. False where such a token does not exist."""
-    n, k = weight.shape[1], medoids.shape[1]
+    n = weight.shape[1]
+    k = medoids.shape[1]
     best = np.empty(n, pairs.dtype)
     label = np.empty(n, np.int32)
     members = np.empty(n, np.int64)
@@ -172,7 +186,9 @@ def medoids_sets(begin, end, base, pairs, weight, iterations, medoids, assignmen
 def _nearest_mean(norm, inner, best, label):
     """The first nearest centre of every token by |c|^2 - 2 c.x, NaN before all numbers."""
     for number in range(len(norm)):
-        row, length, name = inner[number], norm[number], np.int32(number)
+        row = inner[number]
+        length = norm[number]
+        name = np.int32(number)
         for i in range(len(label)):
             least = best[i]
             apart = length - (row[i] + row[i])
@@ -192,7 +208,8 @@ def _move_mean(products, weight, members, share, inner, norm):
     share[:] = 0
     inner[:] = 0
     for member in members:
-        part, row = weight[member] / total, products[member]
+        part = weight[member] / total
+        row = products[member]
         share[member] = part
         for i in range(len(inner)):
             inner[i] += row[i] * part
@@ -216,7 +233,8 @@ def _begin_means(products, first, share, inner, norm):
 @compiled
 def means_sets(begin, end, base, pairs, weight, iterations, chosen, share, assignment):
     """pairs: products of the sets from base on. False where a token to start from does not exist."""
-    n, k = weight.shape[1], chosen.shape[1]
+    n = weight.shape[1]
+    k = chosen.shape[1]
     inner = np.empty((k, n), pairs.dtype)  # c_k . x_i and |c_k|^2
     norm = np.empty(k, pairs.dtype)
     best = np.empty(n, pairs.dtype)

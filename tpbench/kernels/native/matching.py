@@ -50,7 +50,8 @@ def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
 def _ranks(score, rank):
     """How many scores come before each: larger, or as large with a lower index; NaN is larger than numbers."""
     for i in range(len(score)):
-        own, before = score[i], np.int32(0)
+        own = score[i]
+        before = np.int32(0)
         for j in range(len(score)):
             other = score[j]
             larger = (other > own) | ((other != other) & (own == own))
@@ -73,12 +74,14 @@ def _best_partners(similarity, prefix, best, score):
     even, odd = similarity.shape
     begin = prefix // 2  # odd tokens before it belong to the prefix
     for i in range(even):
-        choice, most = begin, similarity.dtype.type(-np.inf)
+        choice = begin
+        most = similarity.dtype.type(-np.inf)
         if 2 * i >= prefix:
             row = similarity[i]
             for j in range(begin, odd):
                 if row[j] > most or row[j] != row[j]:
-                    choice, most = j, row[j]
+                    choice = j
+                    most = row[j]
                 if most != most:
                     break
         best[i] = choice
@@ -116,7 +119,8 @@ def halves_sets(begin, end, base, similarity, prefix, k, assignment):  # noqa: A
 @compiled
 def energy_sets(begin, end, base, similarity, order, among, k, assignment):  # noqa: ARG001
     n = order.shape[1]
-    firsts, seconds = (among + 1) // 2, among // 2
+    firsts = (among + 1) // 2
+    seconds = among // 2
     score = np.empty(firsts, similarity.dtype)
     rank = np.empty(firsts, np.int32)
     source = np.empty(firsts, np.int64)
@@ -124,11 +128,13 @@ def energy_sets(begin, end, base, similarity, order, among, k, assignment):  # n
     for b in range(begin, end):
         for i in range(firsts):
             row = similarity[b, order[b, 2 * i]]
-            choice, most = order[b, 1], row[order[b, 1]]
+            choice = order[b, 1]
+            most = row[order[b, 1]]
             for j in range(1, seconds):
                 value = row[order[b, 2 * j + 1]]
                 if most == most and (value > most or value != value):
-                    choice, most = order[b, 2 * j + 1], value
+                    choice = order[b, 2 * j + 1]
+                    most = value
             target[i] = choice
             score[i] = most
         _ranks(score, rank)

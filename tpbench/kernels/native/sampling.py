@@ -36,7 +36,8 @@ def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
 @compiled
 def _scaled(total, share):
     """Sums scaled to run from 0 to 1; returns the smallest that is not 0, or NaN where one is."""
-    lowest, start = total[0], total.dtype.type(np.inf)
+    lowest = total[0]
+    start = total.dtype.type(np.inf)
     span = total[len(total) - 1] - lowest
     for i in range(len(total)):
         share[i] = (total[i] - lowest) / span
@@ -54,7 +55,9 @@ def sample_sets(begin, end, base, totals, spacing, place):  # noqa: ARG001
 
     Where one sum is NaN, so is the start and every sample: the first token is taken, as the definition has it.
     """
-    n, k, one = totals.shape[1], place.shape[1], totals.dtype.type(1)
+    n = totals.shape[1]
+    k = place.shape[1]
+    one = totals.dtype.type(1)
     share = np.empty(n, totals.dtype)
     sample = np.empty(k, totals.dtype)
     best = np.empty(k, totals.dtype)
@@ -66,9 +69,11 @@ def sample_sets(begin, end, base, totals, spacing, place):  # noqa: ARG001
             best[s] = abs(sample[s] - share[0])
             label[s] = 0
         for i in range(1, n):
-            value, number = share[i], np.int32(i)
+            value = share[i]
+            number = np.int32(i)
             for s in range(k):
-                apart, least = abs(sample[s] - value), best[s]
+                apart = abs(sample[s] - value)
+                least = best[s]
                 nearer = apart < least
                 best[s] = apart if nearer else least
                 label[s] = number if nearer else label[s]

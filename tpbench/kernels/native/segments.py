@@ -63,7 +63,8 @@ def mean_sets(begin, end, base, x, set_stride, row_stride, weight, assignment, m
         mean[b] = 0
         for i in range(n):
             row = x[b * set_stride + i * row_stride :][:width]
-            out, part = mean[b, assignment[b, i]], share[i]
+            out = mean[b, assignment[b, i]]
+            part = share[i]
             for c in range(width):
                 out[c] += row[c] * part
     return True

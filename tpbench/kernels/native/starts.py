@@ -14,7 +14,9 @@ from torch import Tensor
 from tpbench.kernels import clustering
 from tpbench.kernels.native.engine import Types, array, compiled, over_sets
 
-TOPK, PEAKS, FARTHEST = 1, 2, 3
+TOPK = 1
+PEAKS = 2
+FARTHEST = 3
 STARTS = {"topk": TOPK, "peaks": PEAKS, "farthest": FARTHEST}
 
 
@@ -54,12 +56,14 @@ def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
 @compiled
 def _ranks(score, rank):
     """How many tokens are heavier than each: larger, or as large with a lower index; NaN is larger than numbers."""
-    n, missing = len(score), 0
+    n = len(score)
+    missing = 0
     rank[:] = 0
     for j in range(n):
         value = score[j]
         missing += value != value
-        before, behind = rank[:j], rank[j + 1 :]
+        before = rank[:j]
+        behind = rank[j + 1 :]
         for i in range(j):
             before[i] += np.int32(value > score[i])
         later = score[j + 1 :]
@@ -91,14 +95,17 @@ def _first_of(rank, first):
 
 @compiled
 def _peaks(distance, score, rank, apart, first):
-    n, far = len(score), score.dtype.type(np.inf)
+    n = len(score)
+    far = score.dtype.type(np.inf)
     _ranks(score, rank)
     for i in range(n):  # the definition's distance where no other token is heavier
         apart[i] = distance[i, i] + score.dtype.type(np.finfo(score.dtype).max)
     for j in range(n):
-        row, place = distance[j], rank[j]
+        row = distance[j]
+        place = rank[j]
         for i in range(n):
-            least, here = apart[i], row[i]
+            least = apart[i]
+            here = row[i]
             seen = here if (place < rank[i]) | (here != here) else far
             apart[i] = seen if (seen < least) | (seen != seen) else least
     for i in range(n):
@@ -109,25 +116,29 @@ def _peaks(distance, score, rank, apart, first):
 
 @compiled
 def _farthest(distance, score, rank, nearest, first):
-    n, nothing = len(score), score.dtype.type(-np.inf)
+    n = len(score)
+    nothing = score.dtype.type(-np.inf)
     taken = np.zeros(n, np.bool_)
     _ranks(score, rank)
     _first_of(rank, first[:1])
     nearest[:] = distance[first[0]]
     taken[first[0]] = True
     for turn in range(1, len(first)):
-        chosen, most = 0, nothing
+        chosen = 0
+        most = nothing
         for i in range(n):
             gain = nothing if taken[i] else score[i] * nearest[i]
             if gain > most or gain != gain:
-                chosen, most = i, gain
+                chosen = i
+                most = gain
             if gain != gain:
                 break
         first[turn] = chosen
         taken[chosen] = True
         row = distance[chosen]
         for i in range(n):
-            least, here = nearest[i], row[i]
+            least = nearest[i]
+            here = row[i]
             nearest[i] = here if (here < least) | (here != here) else least
 
 
