@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from tpbench.cards import Card
 from tpbench.downsampler import Downsampler
-from tpbench.registry import Card
 
 RULES = Path(__file__).parents[1] / "docs" / "rules.toml"
 INTRODUCTION = """## How each works

@@ -8,8 +8,8 @@ import methods_cards
 from test_contract import promise_sizes
 
 from tpbench import registry
+from tpbench.cards import FAMILIES, Card
 from tpbench.downsampler import Downsampler, Needs, Site
-from tpbench.registry import Card
 from tpbench.report.markdown import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -32,7 +32,7 @@ requested number, *at most* may keep fewer, *masked* hides tokens and removes no
 def page() -> str:
     """The text of docs/methods.md."""
     classes = registry.discover()
-    cards = sorted(registry.select("all"), key=lambda card: ["", *registry.FAMILIES].index(card.family))
+    cards = sorted(registry.select("all"), key=lambda card: ["", *FAMILIES].index(card.family))
     rows = [[text.replace("|", r"\|") for text in texts(card, classes[card.name])] for card in cards]
     pages = methods_cards.section(cards, classes)
     return "\n".join(["# Methods", "", INTRODUCTION, "", *table(HEADS, rows, left=len(HEADS)), "\n\n".join(pages), ""])

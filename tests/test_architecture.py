@@ -187,7 +187,8 @@ def test_triton_is_loaded_with_its_own_rooms_alone():
     """A machine without Triton, or without a GPU, imports everything else."""
     code = sources()
     with_triton = {name for name in code if "triton" in loaded_with(code, name)}
-    assert with_triton == {f"tpbench.kernels.{room}" for room in ("attention_triton", "clustering_triton")}
+    rooms = ("attention_triton", "clustering_triton", "distances_triton", "starts_triton")
+    assert with_triton == {f"tpbench.kernels.{room}" for room in rooms}
 
 
 def test_numba_is_loaded_with_its_own_rooms_alone():

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -54,6 +54,9 @@ def test_all_of_this_in_the_interpreter():
     assert " passed" in done.stdout
 
 
+CLUSTERING_ROOMS = ("clustering_triton", "distances_triton", "starts_triton")
+
+
 def fused(name: str) -> ModuleType:
     return importlib.import_module(f"tpbench.kernels.{name}")
 
@@ -70,7 +73,7 @@ def test_kernels_compile_for_hopper_without_a_gpu():
         if not Path(getattr(knobs, tool).path).is_file():
             pytest.skip(f"Triton ships no {tool} here")
     rows = importlib.import_module("opbench.compiled").compile_all(torch.bfloat16)
-    launched = {name for room in ("attention_triton", "clustering_triton") for name in vars(fused(room))}
+    launched = {name for room in ("attention_triton", *CLUSTERING_ROOMS) for name in vars(fused(room))}
     missing = {name for name in launched if name.endswith("_kernel")} - {row.kernel for row in rows}
     assert missing == {"_offset_kernel"}  # of float32 alone
     for row in rows:
@@ -431,11 +434,11 @@ ATTENTION_FAULTS = {
 }
 
 
-def with_a_fault(room: str, fault: tuple[str, str], folder: Path) -> ModuleType:
-    """The source of a room with a fault put in, imported as a module of its own."""
+def with_a_fault(rooms: tuple[str, ...], fault: tuple[str, str], folder: Path) -> ModuleType:
+    """The one of these rooms whose source holds what the fault replaces, with it put in, as a module of its own."""
     right, wrong = fault
-    source = Path(fused(room).__file__).read_text(encoding="utf-8")
-    assert right in source, "the control no longer fits the kernel"
+    sources = {room: Path(fused(room).__file__).read_text(encoding="utf-8") for room in rooms}
+    ((room, source),) = [(room, source) for room, source in sources.items() if right in source]
     path = folder / f"{room}_with_a_fault.py"
     path.write_text(source.replace(right, wrong), encoding="utf-8")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -450,7 +453,8 @@ SMALL = ("odd sizes", "ties", "ties, longer", "all alike")  # enough to find eve
 @interpreted_only
 @pytest.mark.parametrize("fault", CLUSTERING_FAULTS)
 def test_control_a_fault_in_clustering_is_found(fault, tmp_path):
-    room = with_a_fault("clustering_triton", CLUSTERING_FAULTS[fault], tmp_path)
+    faulty = with_a_fault(CLUSTERING_ROOMS, CLUSTERING_FAULTS[fault], tmp_path)
+    room = SimpleNamespace(**{**vars(fused("clustering_triton")), **vars(faulty)})
     assert any(differ(room, SETS[case]) for case in SMALL for name, differ in STEPS.items() if compared(name, case))
 
 
@@ -461,6 +465,6 @@ def compared(step: str, case: str) -> bool:
 @interpreted_only
 @pytest.mark.parametrize("fault", ATTENTION_FAULTS)
 def test_control_a_fault_in_attention_is_found(fault, tmp_path):
-    room = with_a_fault("attention_triton", ATTENTION_FAULTS[fault], tmp_path)
+    room = with_a_fault(("attention_triton",), ATTENTION_FAULTS[fault], tmp_path)
     cases = [to_device(ATTENTION[case], torch.float16) for case in ("odd sizes", "a narrow head", "beyond a tile")]
     assert any(attention_differs(room, given) for given in cases)

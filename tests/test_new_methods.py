@@ -17,7 +17,7 @@ from tpbench import registry
 from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
 from tpbench.errors import UnsupportedModel
 from tpbench.kernels import attention as kernels
-from tpbench.measure import export
+from tpbench.kernels import plain
 from tpbench.tokens import Tokens, stable_topk
 from tpbench.vit import TokenViT
 
@@ -390,7 +390,7 @@ def test_the_transpose_is_applied_without_the_map(times):
     with FlopCounterMode(display=False) as counter:
         kernels.attention_transpose_apply(q, k, start, times)
     assert counter.get_total_flops() == 2 * 3 * 2 * 7 * 7 * (4 + times)
-    torch.testing.assert_close(export.attention_transpose_apply(q, k, start, times), want)
+    torch.testing.assert_close(plain.attention_transpose_apply(q, k, start, times), want)
 
 
 def test_zerotprune_importance_is_the_stationary_distribution():

@@ -16,6 +16,7 @@ import pytest
 
 from tpbench import registry, schedule
 from tpbench.bench.plan import Plan
+from tpbench.cards import COUNTS, FAMILIES
 from tpbench.downsampler import Downsampler
 from tpbench.errors import UsageError
 from tpbench.recipe import load
@@ -61,8 +62,8 @@ def test_the_unreduced_model_comes_first_and_alone():
 def test_a_card_says_what_a_reader_needs(name):
     card = registry.catalogue()[0][name]
     assert card.title
-    assert card.count in registry.COUNTS
-    assert (card.family in registry.FAMILIES) != card.unreduced
+    assert card.count in COUNTS
+    assert (card.family in FAMILIES) != card.unreduced
     assert registry.method(name).__doc__ or inspect.getmodule(registry.method(name)).__doc__
     if card.paper:
         assert card.venue
@@ -93,7 +94,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_classes", {})
     monkeypatch.setattr(registry, "_cards", {})
-    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("mine", package, group)])
+    monkeypatch.setattr("tpbench.cards.entry_points", lambda group: [EntryPoint("mine", package, group)])
 
     def install(**sources: str) -> Path:
         for name, source in sources.items():
@@ -209,13 +210,13 @@ def test_a_class_without_a_card_is_fatal(plugins):
 
 
 def test_nothing_installed_is_said(monkeypatch):
-    monkeypatch.setattr(registry, "entry_points", lambda group: [])  # noqa: ARG005
+    monkeypatch.setattr("tpbench.cards.entry_points", lambda group: [])  # noqa: ARG005
     with pytest.raises(UsageError, match="pip install -e"):
         registry.catalogue()
 
 
 def test_an_entry_point_to_nowhere_is_named(monkeypatch):
-    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("lost", "no_such_package", group)])
+    monkeypatch.setattr("tpbench.cards.entry_points", lambda group: [EntryPoint("lost", "no_such_package", group)])
     with pytest.raises(UsageError, match="'lost' names 'no_such_package'"):
         registry.catalogue()
 

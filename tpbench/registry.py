@@ -1,9 +1,8 @@
 """The register of methods: their cards, which are read without importing anything, and their classes when needed.
 
-A method file has `@register("name", paper="...", ...)` over its class, with literal arguments. `catalogue()` reads
-these cards from the source, so that a list of the methods does not import torch; `discover()` imports the files and
-checks each against its card. Files are found through the entry-point group `tpbench.methods`, of which every entry
-names a module or a package of modules.
+`catalogue()` reads the cards from the source (`tpbench.cards`), so that a list of the methods does not import torch;
+`discover()` imports the files and checks each against its card. Files are found through the entry-point group
+`tpbench.methods`, of which every entry names a module or a package of modules.
 """
 
 from __future__ import annotations
@@ -16,40 +15,15 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib.metadata import entry_points
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from tpbench.cards import Broken, Card, cards_in, installed_files
 from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
     from tpbench.downsampler import Downsampler
-
-GROUP = "tpbench.methods"
-COUNTS = ("exact", "at_most", "masked")  # how a method meets the requested number of tokens; masked: none is removed
-FAMILIES = ("clustering", "merging", "pruning", "learned queries", "grid", "trivial")  # in the order they are shown
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of a method without importing it."""
-
-    name: str
-    title: str
-    family: str = ""  # one of FAMILIES; empty for the unreduced model and for plug-ins that do not say
-    count: str = "exact"  # one of COUNTS
-    paper: str = ""
-    venue: str = ""
-    year: int = 0
-    url: str = ""
-    differs: str = ""  # where the implementation departs from the paper, and why
-    module: str = ""
-    unreduced: bool = False  # whether it is the unreduced model
-
-    def __post_init__(self) -> None:
-        if self.family not in ("", *FAMILIES):
-            raise ValueError(f"{self.name} is of no known family: {self.family!r}; known: {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)
@@ -72,14 +46,6 @@ class Variant:
     def title(self) -> str:
         """The method's title, with the settings that differ from its defaults."""
         return ", ".join([self.card.title, *(f"{name} = {value}" for name, value in self.settings)])
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A method file that could not be read or imported, and why."""
-
-    module: str
-    reason: str
 
 
 _plugins: dict[str, Path] = {}  # module name -> source file of methods given by path
@@ -133,7 +99,7 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
     broken: list[Broken] = []
     for module, path in _files():
         try:
-            for card in _cards_in(module, path, path.stat().st_mtime_ns):
+            for card in cards_in(module, path, path.stat().st_mtime_ns):
                 if card.name in cards:
                     broken.append(
                         Broken(module, f"method {card.name!r} is already defined in {cards[card.name].module}")
@@ -283,47 +249,6 @@ def _import(module: str) -> None:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    """(module, source file) of every module that the entry points name or contain. Nothing is imported."""
-    entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
-    if not entries:
-        raise UsageError("no methods are installed: run `python -m pip install -e .` in the checkout")
-    seen: set[str] = set()
-    for entry in entries:
-        spec = importlib.util.find_spec(entry.value)
-        if spec is None or spec.origin is None:
-            raise UsageError(f"entry point {entry.name!r} names {entry.value!r}, which cannot be found")
-        if spec.submodule_search_locations is None:
-            found = [(entry.value, Path(spec.origin))]
-        else:
-            folders = [Path(folder) for folder in spec.submodule_search_locations]
-            found = [
-                (f"{entry.value}.{path.stem}", path) for folder in folders for path in sorted(folder.glob("[!_]*.py"))
-            ]
-        for module, path in found:
-            if module not in seen:
-                seen.add(module)
-                yield module, path
+    """(module, source file) of every installed method file and of every plug-in."""
+    yield from installed_files()
     yield from _plugins.items()
-
-
-@lru_cache(maxsize=1000)
-def _cards_in(module: str, path: Path, changed: int) -> tuple[Card, ...]:  # noqa: ARG001
-    """The cards of a file, parsed once as long as its time of change stays."""
-    return tuple(_read_cards(module, path))
-
-
-def _read_cards(module: str, path: Path) -> Iterator[Card]:
-    """The cards in a file's source. Raises SyntaxError, ValueError or TypeError for those that cannot be read."""
-    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for decorator in node.decorator_list:
-            if (
-                isinstance(decorator, ast.Call)
-                and isinstance(decorator.func, ast.Name)
-                and decorator.func.id == "register"
-            ):
-                if len(decorator.args) != 1:
-                    raise ValueError(f"@register over {node.name} takes the name first, then keywords")
-                fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
-                yield Card(name=ast.literal_eval(decorator.args[0]), module=module, **fields)

@@ -21,7 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from tpbench.kernels import attention_triton, clustering_triton
+from tpbench.kernels import attention_triton, clustering_triton, distances_triton, starts_triton
 
 BATCH, HEADS, TOKENS, BODY, KEPT, WIDTH, HEAD = 256, 6, 197, 196, 137, 384, 64
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -86,19 +86,18 @@ def launches(dtype: torch.dtype) -> list[tuple[ModuleType, Callable[[], object]]
     bias, score = empty(BATCH, 1, 1, TOKENS), empty(BATCH, BODY, dtype=torch.float32)
     first = empty(BATCH, KEPT, dtype=torch.int64)
     x = empty(BATCH, TOKENS, WIDTH)[:, 1:]
-    pairs = clustering_triton.room_for_pairs(x)
-    attention, clustering = attention_triton, clustering_triton
+    pairs = distances_triton.room_for_pairs(x)
     return [
-        (attention, lambda: attention.attend_and_receive(q, k, v, None, 0.125)),
-        (attention, lambda: attention.attend_and_receive(q, k, v, bias, 0.125)),
-        (attention, lambda: attention.receive(q, k, None, None, 0.125)),
-        (clustering, lambda: clustering.squared_distances(x)),
-        (clustering, lambda: clustering.inner_products(x)),
-        (clustering, lambda: clustering.heaviest(score, KEPT)),
-        (clustering, lambda: clustering.peaks(pairs, score, KEPT)),
-        (clustering, lambda: clustering.farthest(pairs, score, KEPT)),
-        (clustering, lambda: clustering.iterate_medoids(pairs, score, first, 5)),
-        (clustering, lambda: clustering.iterate_means(pairs, score, first, 5)),
+        (attention_triton, lambda: attention_triton.attend_and_receive(q, k, v, None, 0.125)),
+        (attention_triton, lambda: attention_triton.attend_and_receive(q, k, v, bias, 0.125)),
+        (attention_triton, lambda: attention_triton.receive(q, k, None, None, 0.125)),
+        (distances_triton, lambda: distances_triton.squared_distances(x)),
+        (distances_triton, lambda: distances_triton.inner_products(x)),
+        (starts_triton, lambda: starts_triton.heaviest(score, KEPT)),
+        (starts_triton, lambda: starts_triton.peaks(pairs, score, KEPT)),
+        (starts_triton, lambda: starts_triton.farthest(pairs, score, KEPT)),
+        (clustering_triton, lambda: clustering_triton.iterate_medoids(pairs, score, first, 5)),
+        (clustering_triton, lambda: clustering_triton.iterate_means(pairs, score, first, 5)),
     ]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from tpbench import registry
+from tpbench import cards, registry
 from tpbench.errors import UsageError
 
-FAMILIES = registry.FAMILIES
+FAMILIES = cards.FAMILIES
 OTHER = "other"
 NULL = "null row"
 SETTING = "finetune_seed"
@@ -21,7 +21,7 @@ def family(method: str) -> str:
 
 
 @cache
-def _cards() -> dict[str, registry.Card]:
+def _cards() -> dict[str, cards.Card]:
     try:
         return registry.catalogue()[0]
     except UsageError:  # a report can be made where no method is installed
