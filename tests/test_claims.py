@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from tpbench.claims.verdict import ONE_SEED, Reading, Rule, decide
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.outcomes import outcomes, pack
-from tpbench.record import Record
+from tpbench.record import Gains, Record, Spectrum
 from tpbench.report.families import EXCLUDED, FAILS, HOLDS, UNDECIDED, against_paper
 from tpbench.report.statistics import Difference
 
@@ -238,10 +238,14 @@ def test_k_means_says_what_its_gram_matrix_saves():
 # ------------------------------------------------------------------------------------------ 2
 
 
-def spectra(*ratios: float) -> list[dict]:
+def spectra(*ratios: float) -> list[Spectrum]:
     """Spectra whose own attention has these gains of high over low frequencies."""
     names = {"at_the_keys": 0.5, "as_it_is": 1.0, "one_key_norm": 0.8}
-    return [{name: {"high_over_low": factor * r} for name, factor in names.items()} for r in ratios]
+    empty = {"images": 16, "kernel": [], "key_norm_variation": []}
+    return [
+        Spectrum(**empty, **{name: Gains(gains=[], high_over_low=factor * r) for name, factor in names.items()})
+        for r in ratios
+    ]
 
 
 def test_the_spectrum_is_read_on_logarithms():
@@ -582,7 +586,7 @@ def example(folder: Path) -> list[Study]:
     store(folder / "digits", own)
     store(folder / "digits", [replace(r, machine="older-cd34") for r in older(own)[:20]])
     store(folder / "smoke", [replace(r, recipe="smoke", data={"fingerprint": "few"}) for r in own[:10]])
-    files = {"spectra": spectra(1.25, 1.3, 1.2), "starts": objectives(0.01, 0.012, 0.008)}
+    files = {"spectra": map(asdict, spectra(1.25, 1.3, 1.2)), "starts": objectives(0.01, 0.012, 0.008)}
     for kind, tolds in files.items():
         for seed, told in enumerate(tolds):
             path = folder / "digits" / kind / machine / f"seed{seed}.json"

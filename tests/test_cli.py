@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
 from tpbench.cli import DONE, FAILED, WRONG, main
+from tpbench.record import Profile, Record
 
 
 def ask(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str, str]:
@@ -157,12 +159,19 @@ def test_profile_prints_one_object(capsys):
     )  # fmt: skip
     result = json.loads(out)
     assert code == DONE
-    assert result["requested_tokens"] == result["tokens"] == [50, 25]
-    assert {size: len(samples) for size, samples in result["latency"].items()} == {"1": 3, "2": 3}
-    assert sum(layer["macs"] for layer in result["layers"]) == result["macs"] < result["macs_unreduced"]
-    reducers = [layer for layer in result["layers"] if layer["name"].endswith(".reducer")]
+    assert result["tokens"]["requested"] == result["tokens"]["achieved"] == [50, 25]
+    samples = {size: [len(own) for own in both.values()] for size, both in result["latency"].items()}
+    assert samples == {"1": [3, 3], "2": [3, 3]}
+    macs = result["macs"]
+    assert sum(layer["macs"] for layer in macs["layers"]) == macs["total"] < macs["unreduced"]
+    reducers = [layer for layer in macs["layers"] if layer["name"].endswith(".reducer")]
     assert len(reducers) == 2
-    assert all(layer["macs"] > 0 and layer["seconds"] > 0 for layer in reducers)
+    assert all(layer["macs"] > 0 and result["layers_seconds"][layer["name"]] > 0 for layer in reducers)
+
+
+def test_profile_has_the_names_of_a_record():
+    own = {"model", "mode", "trace"}
+    assert {field.name for field in fields(Profile)} - own < {field.name for field in fields(Record)}
 
 
 def test_profile_prints_a_table(capsys):
@@ -203,27 +212,27 @@ def test_a_batch_that_no_memory_holds_is_refused_in_one_line(capsys):
 def test_memory_that_runs_out_in_the_middle_of_a_profile_is_refused_in_one_line(capsys, monkeypatch):
     import torch
 
-    from tpbench.measure import modes, profile
+    from tpbench.measure import cell, modes
 
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
 
-    monkeypatch.setattr(profile, "compare", fail)
+    monkeypatch.setattr(cell, "compare", fail)
     code, _, err = ask(capsys, *PROFILE, "1")
     assert code == WRONG
     assert "out of GPU memory in profiling with 1 images" in err
     assert len(err.strip().splitlines()) == 1
-    monkeypatch.setattr(profile, "compare", modes.compare)
+    monkeypatch.setattr(cell, "compare", modes.compare)
     assert ask(capsys, *PROFILE, "1")[0] == DONE, "control: with enough memory the same command works"
 
 
 def test_control_another_error_in_a_profile_is_no_matter_of_memory(capsys, monkeypatch):
-    from tpbench.measure import profile
+    from tpbench.measure import cell
 
     def fail(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(profile, "compare", fail)
+    monkeypatch.setattr(cell, "compare", fail)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         ask(capsys, *PROFILE, "1")
 

@@ -161,7 +161,9 @@ def test_counts_that_a_model_cannot_reach_are_rejected_with_an_explanation(text,
 
 def learned(tmp_path, **change) -> str:
     path = tmp_path / "soft_extract.json"
-    path.write_text(json.dumps({"patches": 196, "counts": [196, 150, 150, 40], **change}))
+    found = {"method": "topk", "search": "SoftExtract", "patches": 196, "counts": [196, 150, 150, 40], "kept": [1.5]}
+    found["off_the_shelf"] = {"macs_share": 0.5}
+    path.write_text(json.dumps(found | change))
     return f"learned:{path}"
 
 

@@ -52,13 +52,13 @@ def test_smoothing_is_low_pass_and_copying_is_not():
 
 def test_a_model_is_measured_block_by_block(vit, images):
     model = reduce(vit, "none")
-    told = spectrum.spectrum(model, images)
+    found = spectrum.spectrum(model, images)
     logits = model(images)
-    assert len(told["key_norm_variation"]) == len(model.blocks) == len(told["as_it_is"]["gains"])
-    assert [len(head) for head in told["as_it_is"]["gains"][0]] == [1 + spectrum.BANDS] * 2
-    readings = [told[name]["gains"] for name in ("at_the_keys", "as_it_is", "one_key_norm")]
+    assert len(found.key_norm_variation) == len(model.blocks) == len(found.as_it_is.gains)
+    assert [len(head) for head in found.as_it_is.gains[0]] == [1 + spectrum.BANDS] * 2
+    readings = [found.at_the_keys.gains, found.as_it_is.gains, found.one_key_norm.gains]
     assert all(a != b for a, b in pairwise(readings))
-    assert all(a > b for block in told["kernel"] for head in block for a, b in pairwise(head))
+    assert all(a > b for block in found.kernel for head in block for a, b in pairwise(head))
     torch.testing.assert_close(model(images), logits, msg="no hook stays")
 
 

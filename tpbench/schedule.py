@@ -21,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tpbench.errors import ScheduleError
-from tpbench.record import read_json
+from tpbench.errors import ScheduleError, UsageError
+from tpbench.record import read_learned
 
 
 class Kind(StrEnum):
@@ -153,11 +153,11 @@ def spell(counts: Sequence[int], blocks: Sequence[int]) -> str:
 def _learned(path: Path) -> Schedule:
     """The counts in a file of `tpbench search`, at the blocks where tokens leave."""
     try:
-        found = read_json(path)
-        counts = [int(k) for k in found["counts"]]
-        before = [int(found["patches"]), *counts]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ScheduleError(f"learned schedule {path} cannot be read ({type(error).__name__}: {error})") from error
+        found = read_learned(path)
+    except UsageError as error:
+        raise ScheduleError(str(error)) from error
+    counts = found.counts
+    before = [found.patches, *counts]
     blocks = tuple(block for block, (n, k) in enumerate(zip(before, counts)) if k < n)
     leaving = tuple(counts[block] for block in blocks)
     return Schedule(f"learned:{path.stem}", blocks, kind=Kind.LEARNED, counts=leaving)

@@ -125,7 +125,7 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         workspace.check_time()
         images = next(iter(workspace.data(seed).test.batches(SPECTRUM_IMAGES))).images
         gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
-        write_json(path, about(workspace, seed) | gains)
+        write(path, replace(gains, **about(workspace, seed)))
 
 
 def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:

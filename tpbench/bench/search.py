@@ -1,7 +1,6 @@
 """Learning how many tokens each block keeps, by the search of a method's paper; the counts work with any method.
 
-The result is OUT/learned/METHOD_seedS.json: {"counts": K after every block, "patches", "kept": the learned real
-numbers, ...}. The schedule `learned:FILE` reads it.
+The result is OUT/learned/METHOD_seedS.json (`tpbench.record.Learned`). The schedule `learned:FILE` reads it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
 from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
-from tpbench.record import write_json
+from tpbench.record import Learned, write
 from tpbench.schedule import spell
 from tpbench.training.evaluate import evaluate
 from tpbench.training.train import Update, train
@@ -79,25 +78,24 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
     counts = [max(1, int(k)) for k in kept]
     if counts[-1] == patches:
         raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
-    path = learned_path(workspace, method, seed)
-    found = {
-        "method": method,
-        "search": cls.__name__,
-        "recipe": workspace.recipe.name,
-        "machine": workspace.machine,
-        "seed": seed,
-        "patches": patches,
-        "counts": counts,
-        "kept": kept,
-        "config": asdict(model.reducers[0].config),
-        "optim": asdict(how.optim),
-        "backbone_lr_scale": how.backbone_lr_scale,
-        "training": asdict(training),
-        "environment": environment.describe(workspace.device, workspace.dtype),
-        "git": environment.git(),
-    }
-    found["off_the_shelf"] = judged(workspace, method, seed=seed, schedule=spell(counts, range(depth)))
-    write_json(path, found, indent=1)
+    found = Learned(
+        method=method,
+        search=cls.__name__,
+        recipe=workspace.recipe.name,
+        machine=workspace.machine,
+        seed=seed,
+        patches=patches,
+        counts=counts,
+        kept=kept,
+        config=asdict(model.reducers[0].config),
+        optim=asdict(how.optim),
+        backbone_lr_scale=how.backbone_lr_scale,
+        training=asdict(training),
+        environment=environment.describe(workspace.device, workspace.dtype),
+        git=environment.git(),
+        off_the_shelf=judged(workspace, method, seed=seed, schedule=spell(counts, range(depth))),
+    )
+    write(learned_path(workspace, method, seed), found, indent=1)
 
 
 def searching(method: str) -> type[Search]:

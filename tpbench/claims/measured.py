@@ -35,7 +35,7 @@ def low_pass(study: Study) -> Iterator[Reading]:
         ),
     }
     for name, (topic, shown_only) in tests.items():
-        logs = {seed: -log(told[name]["high_over_low"]) for seed, told in enumerate(study.spectra)}
+        logs = {seed: -log(getattr(found, name).high_over_low) for seed, found in enumerate(study.spectra)}
         reading = Reading(
             claim=2,
             topic=topic,
@@ -57,7 +57,17 @@ def clustering_is_robust(study: Study) -> Iterator[Reading]:
     if not study.starts:
         missing = "clustering objectives of the bases: run the recipe again"
         for topic, rule in ((STARTS, _same()), (ITERATED, _converged())):
-            yield Reading(7, topic, topic, study.name, "", "ratio", rule, logarithm=True, missing=missing)
+            yield Reading(
+                claim=7,
+                topic=topic,
+                test=topic,
+                study=study.name,
+                schedule="",
+                unit="ratio",
+                rule=rule,
+                logarithm=True,
+                missing=missing,
+            )
         return
     default = study.starts[0]["default"]
     others = [start for start in study.starts[0]["starts"] if start != default["start"]]
@@ -77,13 +87,13 @@ def _converged() -> Rule:
 
 
 def _start(study: Study, start: str, default: str) -> Reading:
-    samples = [told["starts"][start][str(ITERATIONS)] for told in study.starts]
+    samples = [found["starts"][start][str(ITERATIONS)] for found in study.starts]
     test = f"objective after {ITERATIONS} iterations, start {start} over {default}"
     return _objective(study, STARTS, test, _same(), samples)
 
 
 def _convergence(study: Study, start: str) -> Reading:
-    samples = [told["unconverged"][start] for told in study.starts]
+    samples = [found["unconverged"][start] for found in study.starts]
     test = f"objective after {ITERATIONS} iterations over the converged one, start {start}"
     settled = 100 * fmean(sample["settled"] for sample in samples)
     note = f"{settled:.0f} % of the clusterings change no more after {ITERATIONS} iterations"
@@ -93,7 +103,7 @@ def _convergence(study: Study, start: str) -> Reading:
 def _objective(study: Study, topic: str, test: str, rule: Rule, samples: list[dict[str, Any]]) -> Reading:
     means = [sample["mean"] for sample in samples]
     sds = [sample["sd"] for sample in samples]
-    images = [told["images"] for told in study.starts]
+    images = [found["images"] for found in study.starts]
     return Reading(
         claim=7,
         topic=topic,

@@ -14,7 +14,7 @@ import pandas as pd
 from tpbench import recipe
 from tpbench.errors import UsageError
 from tpbench.outcomes import Outcomes, unpack
-from tpbench.record import Record, Store, read_json
+from tpbench.record import Record, Spectrum, Store, read_json, read_spectrum
 from tpbench.report.frame import by_machine
 
 FINE_TUNED = "fine_tuned"
@@ -35,7 +35,7 @@ class Study:
     folder: str
     machine: str
     records: list[Record]
-    spectra: list[dict[str, Any]] = field(default_factory=list)
+    spectra: list[Spectrum] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
     older: int = 0
     expected: float | None = None
@@ -158,7 +158,7 @@ def _study(folder: Path, machine: str, records: list[Record]) -> Study:
         folder=folder.name,
         machine=machine,
         records=newer or records,
-        spectra=[_spectrum(path) for path in sorted((folder / "spectra" / machine).glob("seed*.json"))],
+        spectra=[read_spectrum(path) for path in sorted((folder / "spectra" / machine).glob("seed*.json"))],
         starts=[_starts(path) for path in sorted((folder / "starts" / machine).glob("seed*.json"))],
         older=len(records) - len(newer) if newer else 0,
         expected=_expected_base(records[0].recipe),
@@ -176,27 +176,13 @@ def _records(folder: Path) -> Store:
     return Store.of(folder)
 
 
-def _spectrum(path: Path) -> dict[str, Any]:
-    return _checked(path, "spectrum", lambda told: [told[n]["high_over_low"] for n in SPECTRA])
-
-
 def _starts(path: Path) -> dict[str, Any]:
-    def numbers(told: dict[str, Any]) -> list[float]:
-        parts = [part for by_iterations in told["starts"].values() for part in by_iterations.values()]
-        parts += told["unconverged"].values()
-        return [told["images"], told["default"], *(part[name] for part in parts for name in ("mean", "sd"))]
-
-    return _checked(path, "objectives", numbers)
-
-
-SPECTRA = ("as_it_is", "at_the_keys", "one_key_norm")
-
-
-def _checked(path: Path, kind: str, numbers: Any) -> dict[str, Any]:
-    """A measured file as JSON; one that lacks a number is refused by name."""
+    """Objectives as JSON; a file that lacks a number is refused by name."""
     try:
-        told = read_json(path)
-        numbers(told)
-        return told
+        found = read_json(path)
+        parts = [part for by_iterations in found["starts"].values() for part in by_iterations.values()]
+        parts += found["unconverged"].values()
+        _ = [found["images"], found["default"], *(part[name] for part in parts for name in ("mean", "sd"))]
+        return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{kind} {path} is corrupt ({type(error).__name__}: {error}); delete it") from error
+        raise UsageError(f"objectives {path} is corrupt ({type(error).__name__}: {error}); delete it") from error

@@ -24,6 +24,7 @@ EXAMPLE = (
 MOST_ROUNDS = 100_000  # a larger number is a slip of the finger
 ROUNDS = 50
 REPEATS = 20
+WARM_UP = 3  # forward passes before the samples
 MANY_ONLY = ("schedules", "rounds", "time_limit", "data", "pretrained", "out", "fresh")
 ONE_ONLY = ("schedule", "repeats", "trace")
 
@@ -83,28 +84,33 @@ def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
         raise UsageError(f"--repeats {repeats}: at least 1 is needed")
 
     from tpbench.measure import profile
-    from tpbench.measure.modes import Mode
+    from tpbench.recipe import Measure
 
-    result = profile.profile(
+    how = Measure(
+        batch_sizes=sizes,
+        repeats=repeats,
+        warmup=WARM_UP,
+        compile=arguments.compile,
+        cuda_graph=arguments.cuda_graph,
+    )
+    found = profile.profile(
         name=arguments.model,
         method=arguments.method,
         schedule=arguments.schedule or "none",
-        batch_sizes=sizes,
-        repeats=repeats,
+        how=how,
         site=arguments.site,
         dtype=arguments.dtype,
         device=arguments.device,
-        mode=Mode(compiled=arguments.compile, cuda_graph=arguments.cuda_graph),
         trace=arguments.trace,
     )
     if arguments.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(asdict(found), indent=1))
         return DONE
     from rich.console import Console
 
     from tpbench.report import profiled
 
-    profiled.show(result, Console())
+    profiled.show(found, Console())
     return DONE
 
 

@@ -37,9 +37,9 @@ def act(arguments: argparse.Namespace) -> int:
     plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
     path = search.run(plan, arguments.method, arguments.seed, Progress())
 
+    from tpbench.record import read_learned
     from tpbench.report import learned
 
-    found = learned.read(path)
-    print(learned.summary(found))
+    print(learned.summary(read_learned(path)))
     print(f"figure: {learned.draw(out)}\nuse it: tpbench run --recipe {arguments.recipe} --schedules learned:{path}")
     return DONE

@@ -15,36 +15,32 @@ Shapes: B images, H heads, N tokens, D head dim. A gain is (energy out / energy 
 from __future__ import annotations
 
 from math import exp, log
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tpbench.record import Gains, Spectrum
 from tpbench.vit import TokenViT
 
 BANDS = 8  # of equally many frequencies each, from low to high, above the constant one
 
 
 @torch.no_grad()
-def spectrum(model: TokenViT, images: Tensor) -> dict[str, Any]:
-    """Gains of every block and head on `images` [B, C, height, width], as a JSON object.
-
-    at_the_keys, as_it_is and one_key_norm: {"gains": [blocks][heads][1 + bands], the first that of the constant, and
-    "high_over_low": the gain of the upper half of the frequencies over that of their lowest quarter, geometric mean
-    over blocks and heads}. kernel: the gains of the exact case. key_norm_variation: standard deviation over mean of
-    the keys' norms, by block.
-    """
-    result: dict[str, Any] = {"images": len(images), "kernel": [], "key_norm_variation": []}
+def spectrum(model: TokenViT, images: Tensor) -> Spectrum:
+    """Gains of every block and head on `images` [B, C, height, width]."""
+    kernel: list[list[list[float]]] = []
+    variation: list[float] = []
     readings: dict[str, list] = {"at_the_keys": [], "as_it_is": [], "one_key_norm": []}
     for q, k, v, scale in projections(model, images):
         norms = k.norm(dim=-1, keepdim=True)  # [B, H, N, 1]
         one_norm = k / norms * norms.mean(dim=(0, 2), keepdim=True)
-        result["key_norm_variation"].append((norms.std() / norms.mean()).item())
-        result["kernel"].append(gains(one_norm, one_norm, v, scale).tolist())
+        variation.append((norms.std() / norms.mean()).item())
+        kernel.append(gains(one_norm, one_norm, v, scale).tolist())
         readings["at_the_keys"].append(gains(k, k, v, scale).tolist())
         readings["as_it_is"].append(gains(q, k, v, scale).tolist())
         readings["one_key_norm"].append(gains(q, one_norm, v, scale).tolist())
-    return result | {name: {"gains": gain, "high_over_low": high_over_low(gain)} for name, gain in readings.items()}
+    found = {name: Gains(gains=gain, high_over_low=high_over_low(gain)) for name, gain in readings.items()}
+    return Spectrum(images=len(images), kernel=kernel, key_norm_variation=variation, **found)
 
 
 def projections(model: TokenViT, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor, float]]:

@@ -13,7 +13,8 @@ All of these but tables and figures end with a checksum of their own text; see `
 """
 
 from tpbench.record.files import host_id, replace_bytes, replace_text, sweep
-from tpbench.record.lines import read, read_budget, write
+from tpbench.record.lines import read, read_budget, read_learned, read_spectrum, write
+from tpbench.record.measured import Gains, Learned, Profile, Spectrum
 from tpbench.record.schema import (
     READABLE,
     SCHEMA,
@@ -35,10 +36,14 @@ __all__ = [
     "SCHEMA",
     "Budget",
     "Code",
+    "Gains",
+    "Learned",
     "PackedOutcomes",
+    "Profile",
     "Record",
     "Samples",
     "Seeds",
+    "Spectrum",
     "Store",
     "checked",
     "host_id",
@@ -46,6 +51,8 @@ __all__ = [
     "read_all",
     "read_budget",
     "read_json",
+    "read_learned",
+    "read_spectrum",
     "replace_bytes",
     "replace_text",
     "row_name",

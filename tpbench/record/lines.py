@@ -1,4 +1,4 @@
-"""One record or budget as text: its line of JSON with a checksum, and back."""
+"""One record, budget or other measured value as text: JSON with a checksum, and back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from tpbench.errors import UsageError
 from tpbench.record.files import replace_bytes
+from tpbench.record.measured import Learned, Spectrum
 from tpbench.record.schema import READABLE, SCHEMA, Budget, Record, checked
-from tpbench.record.seal import seal, unseal
+from tpbench.record.seal import read_content, seal, unseal
 
 
 def parsed(text: bytes, where: str) -> tuple[Record, bool]:
@@ -69,9 +70,25 @@ def read_budget(path: Path) -> Budget:
         ) from error
 
 
-def write(path: Path, content: Record | Budget) -> None:
-    """Write a record or a budget, with a checksum, whole or not at all.
+def read_spectrum(path: Path) -> Spectrum:
+    """A base's spectrum from its file; one that cannot be read is refused by name."""
+    try:
+        return checked(Spectrum, read_content(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"spectrum {path} is corrupt ({type(error).__name__}: {error}); delete it") from error
+
+
+def read_learned(path: Path) -> Learned:
+    """What a search has learned, from its file; one that cannot be read is refused by name."""
+    try:
+        return checked(Learned, read_content(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"learned schedule {path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def write(path: Path, content: Record | Budget | Spectrum | Learned, indent: int | None = None) -> None:
+    """Write a typed value as JSON with a checksum, in one step, so that no reader ever sees half of it.
 
     Half characters, as file names in an error message may hold, become question marks: no reader takes them.
     """
-    replace_bytes(path, seal(json.dumps(asdict(content), ensure_ascii=False)) + b"\n")
+    replace_bytes(path, seal(json.dumps(asdict(content), ensure_ascii=False, indent=indent)) + b"\n")

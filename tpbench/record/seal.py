@@ -53,13 +53,17 @@ def write_json(path: Path, content: dict[str, Any], indent: int | None = None) -
     replace_bytes(path, seal(json.dumps(content, indent=indent)) + b"\n")
 
 
+def read_content(path: Path) -> bytes:
+    """The JSON text of a file without its checksum. Raises ValueError for one that was changed since it was written."""
+    return unseal(_one_newline(path.read_bytes()))[0]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object that `write_json` has written, or one without a checksum.
 
     Raises ValueError for what is no JSON object or was changed since it was written.
     """
-    content, _ = unseal(_one_newline(path.read_bytes()))
-    found = json.loads(content)
+    found = json.loads(read_content(path))
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
     if "checksum" in found:  # not in its place, or not a checksum

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tpbench.errors import UsageError
-from tpbench.record import read_json
+from tpbench.record import Learned, read_learned
 from tpbench.report.pareto import COLOURS, MARKERS, STYLE, save
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A file of `tpbench search`; one that cannot be read is refused by name."""
-    try:
-        found = read_json(path)
-        _ = found["counts"], found["kept"], found["patches"], found["method"], found["off_the_shelf"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"learned schedule {path} cannot be read ({type(error).__name__}: {error})") from error
-    return found
-
-
-def summary(found: Mapping[str, Any]) -> str:
+def summary(found: Learned) -> str:
     """What was learned, in one line."""
-    counts = ", ".join(map(str, found["counts"]))
-    judged = found["off_the_shelf"]
+    counts = ", ".join(map(str, found.counts))
+    judged = found.off_the_shelf
     return (
-        f"{found['search']} learned {counts} of {found['patches']} tokens after blocks 0 to {len(found['counts']) - 1}:"
-        f" {judged['macs_share']:.1%} of the MACs under {found['method']},"
+        f"{found.search} learned {counts} of {found.patches} tokens after blocks 0 to {len(found.counts) - 1}:"
+        f" {judged['macs_share']:.1%} of the MACs under {found.method},"
         f" validation top-1 {judged['validation_top1']:.2%} off the shelf"
     )
 
 
 def draw(folder: Path) -> Path | None:
     """FOLDER/figures/learned.png: K after every block of everything in FOLDER/learned; None where there is nothing."""
-    found = {path.stem: read(path) for path in sorted((folder / "learned").glob("*.json"))}
+    found = {path.stem: read_learned(path) for path in sorted((folder / "learned").glob("*.json"))}
     if not found:
         return None
     from matplotlib import rc_context
@@ -45,10 +32,10 @@ def draw(folder: Path) -> Path | None:
         panel = figure.subplots()
         for number, (name, one) in enumerate(found.items()):
             look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            share = one["off_the_shelf"]["macs_share"]
-            panel.plot([one["patches"], *one["counts"]], label=f"{name}: {share:.0%} of the MACs", **look)
-            panel.plot(range(1, len(one["kept"]) + 1), one["kept"], "_", color=look["color"], markersize=12, alpha=0.6)
-        ticks = range(len(one["counts"]) + 1)
+            share = one.off_the_shelf["macs_share"]
+            panel.plot([one.patches, *one.counts], label=f"{name}: {share:.0%} of the MACs", **look)
+            panel.plot(range(1, len(one.kept) + 1), one.kept, "_", color=look["color"], markersize=12, alpha=0.6)
+        ticks = range(len(one.counts) + 1)
         panel.set_xticks(ticks, ["input", *(f"block {block}" for block in ticks[:-1])], rotation=45 * (len(ticks) > 7))
         panel.set_ylabel("K: body tokens that leave (dash: as learned)")
         panel.set_ylim(bottom=0)
