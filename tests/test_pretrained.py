@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -61,6 +63,12 @@ def test_every_method_off_the_shelf_and_nothing_trained(tmp_path, request, weigh
     base = load_base(Workspace(Plan(recipe=untrained, out=out, device="cpu")), 0)
     assert torch.equal(base.head.weight, weights["head.weight"])
     assert "nan" not in capsys.readouterr().out
+
+
+def test_what_is_not_trained_has_no_tuned_lines(tiny_recipe):
+    tuned = replace(tiny_recipe, tuned={"topk": {"lr": 0.1}})
+    assert tuned.tuned_lines("topk") == {"lr": 0.1}
+    assert tuned.untrained(True).tuned_lines("topk") == {}
 
 
 @pytest.mark.parametrize("spoil", ["missing", "text", "lacks a weight", "another width"])

@@ -547,8 +547,11 @@ def test_no_interval_leaves_0_to_100_and_none_is_zero() -> None:
 
 
 def test_a_table_of_very_many_rows_is_compared_with_the_reference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = "Of more than 2 methods only differences to the reference are listed, and no ranks."
+    assert "only differences" not in only(STUDY).tables[SCHEDULE].resolution()
     monkeypatch.setattr("tpbench.report.standings.MOST_RIVALS", 2)
     comparison = only(STUDY)
+    assert comparison.tables[SCHEDULE].resolution().endswith(limit)
     assert list(comparison.pairs["method_b"]) == ["wkmedoids", "wkmedoids"]
     assert comparison.frame["rank"].isna().all()
     assert compared(STUDY)["random", SCHEDULE]["verdict"] == "worse"

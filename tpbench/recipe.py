@@ -138,10 +138,10 @@ class Recipe:
     measure: Measure = Measure()
 
     def untrained(self, pretrained: bool | str) -> Recipe:
-        """The same with pretrained weights and without any training: every method off the shelf."""
+        """The same with pretrained weights and without any training, so without tuned lines: all off the shelf."""
         base = replace(self.base, epochs=0)
         finetune = replace(self.finetune, epochs=0)
-        return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune)
+        return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune, tuned={})
 
     def tuned_lines(self, method: str) -> dict[str, float]:
         """The lines of the fine-tuning that were tuned for a method, with their values; often none."""

@@ -51,8 +51,8 @@ def of_recipe(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
         with locked(plan.out):
             workspace.prepare(fresh=False)
             jobs = [base_job(workspace, seed)]
-            progress.start(0, 0, jobs)
-            side_by_side(jobs, 1, workspace, partial(Workspace, plan), progress)
+            progress.start(total=0, done=0, jobs=jobs)
+            side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
     images = next(iter(workspace.data(seed).test.batches(count))).images
     data = plan.recipe.data
     return Subject(
@@ -72,11 +72,18 @@ def of_model(name: str, pretrained: bool | str, files: Sequence[Path], device: s
     model = vit.create(name, {}, pretrained).eval().to(where)
     if model.in_chans != 3:
         raise UsageError(f"model {name} takes {model.in_chans} channels; photographs have 3")
-    prepare, mean, std = vit.preparation(model)
+    how = vit.preprocessing(model)
+    prepare = vit.transform(model)
     photographs = dict(read(files) if files else samples())
     images = torch.stack([prepare(photograph) for photograph in photographs.values()]).to(where)
     weights = {True: "weights from the hub", False: "untrained weights"}.get(pretrained, f"weights of {pretrained}")
-    return Subject(model, images, visible(images, mean, std), tuple(photographs), f"{name}, {weights}")
+    return Subject(
+        model=model,
+        images=images,
+        pixels=visible(images, how["mean"], how["std"]),
+        names=tuple(photographs),
+        about=f"{name}, {weights}",
+    )
 
 
 def read(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:

@@ -85,6 +85,11 @@ class Standings:
         df = median(difference.df for difference in known)
         return Estimate(0.0, middle, df, self.seeds).detectable(comparisons)
 
+    def _unlisted(self) -> str:
+        if self.rivals < MOST_RIVALS:  # the reference is one more
+            return ""
+        return f" Of more than {MOST_RIVALS} methods only differences to the reference are listed, and no ranks."
+
     def resolution(self) -> str:
         """The model, its n and the smallest difference that the table can see, in one sentence."""
         if self.model is None:
@@ -100,6 +105,7 @@ class Standings:
             f"freedom. The smallest difference to {self.reference} that it can see (two-sided 5 %, power 0.8) is "
             f"{self.smallest:.2f} points{corrected}."
             + (f" Rows with a residual SD of their own: {own}." if own else "")
+            + self._unlisted()
         )
 
 

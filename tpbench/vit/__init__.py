@@ -11,7 +11,7 @@ from tpbench.vit.adoption import adopt
 from tpbench.vit.attention import ProbedAttention
 from tpbench.vit.blocks import TokenBlock
 from tpbench.vit.eva import TokenEva
-from tpbench.vit.making import create, hub_classes, preparation, preprocessing
+from tpbench.vit.making import create, hub_classes, preprocessing, transform
 from tpbench.vit.model import TokenModel, TokenViT
 from tpbench.vit.planning import plan
 from tpbench.vit.reducing import macs_share, reduce
@@ -30,7 +30,7 @@ __all__ = [
     "hub_classes",
     "macs_share",
     "plan",
-    "preparation",
     "preprocessing",
     "reduce",
+    "transform",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from timm.layers import build_sincos2d_pos_embed
 from timm.models import load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -54,16 +54,8 @@ def create(
     return model
 
 
-def preparation(model: nn.Module) -> tuple[Callable[[Image], Tensor], Sequence[float], Sequence[float]]:
-    """How timm prepares an RGB image for a model that it made, and the mean and standard deviation it divides by."""
-    config = resolve_model_data_config(model)
-    size = (model.in_chans, *model.patch_embed.img_size)
-    prepare = create_transform(**{**config, "input_size": size}, is_training=False)
-    return prepare, config["mean"], config["std"]
-
-
 def preprocessing(model: nn.Module) -> dict[str, Any]:
-    """How a timm model's weights want images: mean and std of the channels, crop and interpolation of the evaluation.
+    """How a timm model's weights want images: mean and std of the channels, and how they are cropped for evaluation.
 
     A model that says nothing gets timm's default for vision transformers.
     """
@@ -72,8 +64,23 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
         "mean": tuple(own.get("mean", (0.5, 0.5, 0.5))),
         "std": tuple(own.get("std", (0.5, 0.5, 0.5))),
         "crop": own.get("crop_pct") or 0.875,
+        "crop_mode": own.get("crop_mode", "center"),
         "interpolation": own.get("interpolation", "bicubic"),
     }
+
+
+def transform(model: nn.Module) -> Callable[[Image], Tensor]:
+    """How timm makes the input [C, height, width] of a model from an RGB image, with the model's `preprocessing`."""
+    how = preprocessing(model)
+    return create_transform(
+        input_size=(model.in_chans, *model.patch_embed.img_size),
+        is_training=False,
+        mean=how["mean"],
+        std=how["std"],
+        crop_pct=how["crop"],
+        crop_mode=how["crop_mode"],
+        interpolation=how["interpolation"],
+    )
 
 
 def hub_classes(name: str) -> int:

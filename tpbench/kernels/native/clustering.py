@@ -5,6 +5,7 @@ A few sets at a time go through all steps, in memory that is used again.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,7 @@ def kmedoids(
 ) -> tuple[Tensor, Tensor]:
     """All steps of the operator `clustering.kmedoids`."""
     batch, n, _ = x.shape
-    exact = _exact(x)
-    first = _given(score, first, start, k, exact)
-    weights = array(weight, exact)
-    scores = weights if score is weight else array(score, exact)
+    first, weights, scores = _prepared(x, weight, score, first=first, start=start, k=k)
     medoids = _firsts(first, batch, k)
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
     found = medoids.numpy()
@@ -61,9 +59,7 @@ def kmeans(
     """All steps of the operator `clustering.kmeans`."""
     batch, n, _ = x.shape
     exact = _exact(x)
-    first = _given(score, first, start, k, exact)
-    weights = array(weight, exact)
-    scores = weights if score is weight else array(score, exact)
+    first, weights, scores = _prepared(x, weight, score, first=first, start=start, k=k)
     chosen = _firsts(first, batch, k).numpy()
     share = torch.empty(batch, k, n, dtype=exact, device="cpu")
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
@@ -84,11 +80,19 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _given(score: Tensor, first: Tensor | None, start: str, k: int, exact: torch.dtype) -> Tensor | None:
-    """The tokens to start from where they are given, or go by scores whose order the exact dtype would lose."""
+def _prepared(
+    x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int
+) -> tuple[Tensor | None, np.ndarray, np.ndarray]:
+    """The tokens to start from (None: to be chosen), and weights and scores [B, N] in the dtype of the distances.
+
+    The start "topk" is chosen here where that dtype would lose the order of the scores.
+    """
+    exact = _exact(x)
     if first is None and start == "topk" and torch.promote_types(score.dtype, exact) != exact:
-        return clustering.heaviest(score, k)
-    return first
+        first = clustering.heaviest(score, k)
+    weights = array(weight, exact)
+    scores = weights if score is weight else array(score, exact)
+    return first, weights, scores
 
 
 def _firsts(first: Tensor | None, batch: int, k: int) -> Tensor:
