@@ -26,6 +26,8 @@ from tpbench.tokens import Tokens, cosine
     "command; of equally near clusters those with the lowest token merge first",
 )
 class ATC(Downsampler):
+    """Merges the clusters of an agglomerative clustering of the keys."""
+
     needs = Needs.KEYS
     weighted_attention = True
 
@@ -39,11 +41,13 @@ class ATC(Downsampler):
         self.weighted_attention = self.config.proportional
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Cluster the body tokens until K clusters are left, and merge each."""
         features = head_mean(probe.keys[:, :, tokens.prefix :])
         distance = 1 - cosine(features, features)
         return tokens.merge(agglomerative.agglomerate(distance, self.setup.k, self.config.linkage), self.setup.k)
 
     def macs(self) -> int:
+        """N^2 D for the cosines of all pairs of head-averaged keys, and those of the merging."""
         n = self.setup.tokens
         merging = agglomerative.merge_macs(n, self.setup.k, self.config.linkage)
         return n * n * (self.setup.width // self.setup.heads) + merging

@@ -33,6 +33,7 @@ class ATS(Downsampler):
     needs = Needs.CLS | Needs.VALUES
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Sample up to K different tokens; what is left of the K places is padding."""
         length = probe.values[:, :, tokens.prefix :].float().square().sum(dim=(1, 3)).sqrt()
         score = probe.cls * length if tokens.alive is None else probe.cls * length * tokens.alive
         rising, order = score.sort(dim=1, stable=True)

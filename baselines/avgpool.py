@@ -18,6 +18,7 @@ class GridPooling(Downsampler):
 
     @classmethod
     def reachable(cls, tokens: int, k: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
+        """The largest grid of at most k cells, no side shrunk over twice as much as the other; UsageError off a grid."""
         if grid is None:
             raise UsageError(f"{cls.__name__} needs tokens on a grid")
         if k >= tokens:
@@ -73,4 +74,5 @@ class AveragePooling(GridPooling):
     """Every token is the mean of a window of the grid."""
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """The means of the windows of the grid."""
         return self.from_grid(tokens, self.average(self.on_grid(tokens.body)))

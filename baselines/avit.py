@@ -54,6 +54,7 @@ class AViT(Downsampler):
         rate_weight: Annotated[float, Ge(0)] = 2.0
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """Hide the tokens whose halting scores have added up; none is removed."""
         before = tokens.carry.get("halting", torch.zeros_like(tokens.size))
         halting = before + torch.sigmoid(self.config.scale * tokens.body[..., 0].float() - self.config.shift)
         left = (1 - halting).clamp(min=0)

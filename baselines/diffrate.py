@@ -46,6 +46,7 @@ class RateSearch(Search):
         self.merging = nn.Parameter(favour.clone())
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Mask the tokens that are pruned or merged; the merged ones join their partners."""
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
         order = stable_topk(probe.cls.masked_fill(alive == 0, -1), tokens.count)  # the dead come last
         tokens = replace(tokens, alive=alive).keep(order)
@@ -89,6 +90,7 @@ class RateSearch(Search):
         )
 
     def kept(self, arriving: Tensor) -> Tensor:
+        """The expected number of tokens that pruning and merging leave."""
         return arriving * self.share(self.pruning) * self.share(self.merging)
 
     def penalty(self, share: Tensor) -> Tensor:
@@ -121,6 +123,7 @@ class DiffRate(Downsampler):
         pruned: Annotated[float, Interval(ge=0, le=1)] = 0.5
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Prune to `pruned_to` tokens by class attention, then merge down to K."""
         k = self.setup.k
         tokens = tokens.keep(stable_topk(probe.cls, self.pruned_to))
         similarity, partner = cosine(tokens.body[:, k:], tokens.body[:, :k]).max(dim=2)
@@ -137,4 +140,5 @@ class DiffRate(Downsampler):
         return self.setup.tokens - int(self.config.pruned * (self.setup.tokens - self.setup.k))
 
     def macs(self) -> int:
+        """C for every pair of a token that merges and one that stays: their cosines."""
         return (self.pruned_to - self.setup.k) * self.setup.k * self.setup.width

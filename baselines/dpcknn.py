@@ -36,8 +36,10 @@ class DPCKNN(Downsampler):
         neighbours: Annotated[int, Ge(1)] = 5
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """Merge every token into the density peak that it belongs to."""
         assignment = density_peaks(tokens.body, self.config.neighbours, self.setup.k)
         return tokens.merge(assignment, self.setup.k)
 
     def macs(self) -> int:
+        """N^2 C: the distances of all pairs."""
         return self.setup.tokens**2 * self.setup.width

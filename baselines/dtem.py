@@ -49,6 +49,8 @@ def soft_pairs(similarity: Tensor, r: int, temperature: float, chance: Tensor) -
     "frozen=1; in training all tokens stay in the sequence, and a token always sees itself whole",
 )
 class DTEM(ToMe):
+    """Merges as ToMe does, by a learned embedding; in training the merges are soft."""
+
     needs = Needs.INPUT
 
     @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class DTEM(ToMe):
         self.frozen_share = self.config.frozen
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Merge N - K tokens of A into B by the embedding: softly in training."""
         still = probe.input.detach()
         metric = self.embed(still + self.config.input_gradient * (probe.input - still))
         if self.training:
@@ -94,5 +97,6 @@ class DTEM(ToMe):
         return replace(tokens, x=x, size=size, alive=(left / size).clamp(0, 1), grid=None)
 
     def macs(self) -> int:
+        """The embedding of all tokens, and the cosines between A and B."""
         n = self.setup.prefix + self.setup.tokens
         return n * self.setup.width * self.config.embedding + (n - n // 2) * (n // 2) * self.config.embedding

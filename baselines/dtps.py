@@ -28,10 +28,14 @@ from tpbench.tokens import Tokens, cosine
     differs="as dynamicvit and etps: reduces where the recipe says; no gradient through the similarities",
 )
 class DTPS(DynamicViT):
+    """DynamicViT, of which pruned tokens are squeezed into those that stay."""
+
     def pruned(self, tokens: Tokens, score: Tensor) -> Tokens:
+        """At inference: keep the K tokens of highest score and squeeze the others into them."""
         return squeezed(tokens, score, self.setup.k)
 
     def hidden(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
+        """In training: the same for the tokens that go from alive [B, N] to not kept [B, N]."""
         similarity = cosine(tokens.body, tokens.body).masked_fill((kept == 0)[:, None, :], float("-inf"))
         score, host = similarity.max(dim=2)
         leaves = (alive - kept)[:, :, None] * F.one_hot(host, tokens.count)  # [B, from, to]
@@ -43,4 +47,5 @@ class DTPS(DynamicViT):
         return replace(tokens, x=torch.cat([tokens.x[:, : tokens.prefix], body], dim=1), size=size)
 
     def macs(self) -> int:
+        """Those of the predictor, and C for every pair of a token that leaves and one that stays."""
         return super().macs() + (self.setup.tokens - self.setup.k) * self.setup.k * self.setup.width

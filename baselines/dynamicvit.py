@@ -56,6 +56,7 @@ class DynamicViT(Downsampler):
         )
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """Mask what the predictor drops in training; at inference keep the K likeliest."""
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
         scores = self.predict(tokens.body, alive)
         if not self.training:
@@ -102,5 +103,6 @@ class DynamicViT(Downsampler):
         }
 
     def macs(self) -> int:
+        """Those of the predictor's linear layers on N tokens."""
         c = self.setup.width
         return self.setup.tokens * (c * c + c * (c // 2) + (c // 2) * (c // 4) + (c // 4) * 2)

@@ -40,10 +40,14 @@ def squeezed(tokens: Tokens, score: Tensor, k: int) -> Tokens:
     differs="the weights of the mean are constants: no gradient through the similarities",
 )
 class ETPS(Downsampler):
+    """Keeps the K tokens of highest class attention and squeezes the others into them."""
+
     needs = Needs.CLS
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Keep K tokens by class attention; the others join their hosts."""
         return squeezed(tokens, probe.cls, self.setup.k)
 
     def macs(self) -> int:
+        """(N - K) K C: the cosines between dropped and kept tokens."""
         return (self.setup.tokens - self.setup.k) * self.setup.k * self.setup.width

@@ -28,6 +28,7 @@ class EViT(Downsampler):
     needs = Needs.CLS
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Keep K - 1 tokens by class attention and fuse the others into one."""
         kept = stable_topk(probe.cls, self.setup.k - 1).sort(dim=1).values
         dropped = torch.ones_like(probe.cls).scatter(1, kept, 0)
         weight = (probe.cls * dropped).to(tokens.x.dtype)
@@ -44,4 +45,5 @@ class EViT(Downsampler):
         return torch.full_like(tokens.size, fused, dtype=torch.int64).scatter(1, kept, place)
 
     def macs(self) -> int:
+        """N C: the fused token is a weighted sum over all tokens."""
         return self.setup.tokens * self.setup.width

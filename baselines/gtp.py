@@ -49,6 +49,7 @@ class GTP(Downsampler):
         self.weighted_attention = self.config.proportional
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Keep K tokens; each adds a fraction of its dropped neighbours."""
         tokens = placed(tokens)
         order = stable_topk(probe.own * probe.received, tokens.count)
         kept = order[:, : self.setup.k].sort(dim=1).values
@@ -74,6 +75,7 @@ class GTP(Downsampler):
         return scale[:, :, None] * edges * scale[:, None, :]
 
     def macs(self) -> int:
+        """The cosines of all pairs, and the products of edges with dropped tokens."""
         n = self.setup.tokens
         k = self.setup.k
         width = self.setup.width

@@ -26,6 +26,7 @@ class Importance(Downsampler):
     needs = Needs.RECEIVED
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Draw K tokens without replacement, in proportion to the attention they receive."""
         # The K largest of log p + Gumbel noise are a draw without replacement with probabilities p.
         uniform = torch.rand_like(probe.received).clamp_(min=torch.finfo(torch.float32).tiny)
         noise = -(-uniform.log()).clamp_(min=torch.finfo(torch.float32).tiny).log()

@@ -101,6 +101,7 @@ class ThresholdSearch(Thresholds, Search):
         self.mean_share = torch.ones(())  # over about ten batches
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Mask by the thresholds, and note the share of the tokens that stay."""
         after = self.masked(tokens, probe)
         if self.training:
             before = after.alive.numel() if tokens.alive is None else tokens.alive.sum()
@@ -109,6 +110,7 @@ class ThresholdSearch(Thresholds, Search):
         return after
 
     def kept(self, arriving: Tensor) -> Tensor:
+        """The mean share of the last batches, with the gradient of the last one."""
         return arriving * (self.mean_share + (self.share - self.share.detach()))
 
     def penalty(self, share: Tensor) -> Tensor:
@@ -141,6 +143,7 @@ class LTMP(Thresholds):
         rate_weight: Annotated[float, Ge(0)] = 10.0
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Mask by the thresholds in training; at inference remove N - K tokens."""
         if not self.training:
             return self.removed(tokens, probe)
         after = self.masked(tokens, probe)
@@ -160,6 +163,7 @@ class LTMP(Thresholds):
         return tokens.merge(torch.where(place < k, place, to), k + 1).keep(own)
 
     def macs(self) -> int:
+        """The cosines between A and B of head-averaged keys."""
         n = self.setup.tokens
         return (n - n // 2) * (n // 2) * (self.setup.width // self.setup.heads)
 

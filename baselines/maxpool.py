@@ -13,4 +13,5 @@ class MaxPooling(GridPooling):
     """Every token is the maximum, channel by channel, of a window of the grid."""
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """The maxima of the windows of the grid."""
         return self.from_grid(tokens, F.adaptive_max_pool2d(self.on_grid(tokens.body), self.target))

@@ -34,6 +34,8 @@ Temperature = Annotated[float, Gt(0)]
     "token is in neither set; the second direction uses the attractions of the first, at most half leave in one block",
 )
 class MCTF(ToMe):
+    """Merges pairs by similarity, attention received and size, in both directions."""
+
     needs = Needs.RECEIVED
 
     @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class MCTF(ToMe):
         self.weighted_attention = self.config.proportional
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Merge N - K tokens into their partners: half of A into B, the others of B into A."""
         received = probe.received.detach().clamp(min=torch.finfo(torch.float32).tiny)
         attraction = self.attraction(tokens, received)
         r = tokens.count - self.setup.k
@@ -69,6 +72,7 @@ class MCTF(ToMe):
         )
 
     def macs(self) -> int:
+        """The cosines between A and B."""
         n = self.setup.tokens
         return (n - n // 2) * (n // 2) * self.setup.width
 

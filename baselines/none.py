@@ -12,4 +12,5 @@ class Unreduced(Downsampler):
     reduces = False
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """The tokens as they are."""
         return tokens

@@ -25,6 +25,7 @@ class PatchDropout(Downsampler):
     """Keeps K evenly spaced tokens."""
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """Keep K tokens, evenly spaced in their order."""
         k = self.setup.k
         index = (2 * torch.arange(k, device=tokens.x.device) + 1) * tokens.count // (2 * k)
         return tokens.keep(index.expand(tokens.x.shape[0], -1))

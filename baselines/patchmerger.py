@@ -27,9 +27,11 @@ class PatchMerger(Downsampler):
         self.queries = nn.Parameter(torch.randn(setup.k, setup.width))  # standard deviation 1, as published
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """K weighted means of all tokens, with learned weights."""
         x = self.norm(tokens.body)
         share = (self.queries @ x.transpose(1, 2)).softmax(dim=-1)  # no 1/sqrt(C), as published
         return tokens.with_body(share @ x, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
+        """2 N K C: the scores of the tokens, and the means."""
         return 2 * self.setup.k * self.setup.tokens * self.setup.width

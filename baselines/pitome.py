@@ -43,6 +43,7 @@ class PiToMe(ToMe):
         self.weighted_attention = self.config.proportional
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Merge N - K tokens in pairs, from the middle block on among the 2 (N - K) of highest energy alone."""
         r = tokens.count - self.setup.k
         depth = self.setup.stage / self.setup.stages
         metric = head_mean(probe.keys[:, :, tokens.prefix :])
@@ -53,4 +54,5 @@ class PiToMe(ToMe):
         return tokens.merge(assignment, self.setup.k)
 
     def macs(self) -> int:
+        """N^2 D: the cosines of all pairs of head-averaged keys."""
         return self.setup.tokens**2 * self.setup.width // self.setup.heads

@@ -47,6 +47,8 @@ def either(chosen: Tensor, first: Tokens, second: Tokens) -> Tokens:
     "scores sum to 1; r follows from the schedule; later attention counts sizes, as ToMe's, unless proportional=False",
 )
 class PPT(ToMe):
+    """Prunes where the scores of an image differ, and merges where they do not."""
+
     needs = Needs.CLS | Needs.KEYS | Needs.VALUES
 
     @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class PPT(ToMe):
         self.weighted_attention = self.config.proportional
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Both ways to K tokens, and for every image the one that its scores ask for."""
         score = self.scores(tokens, probe)
         pooled = super().forward(tokens, probe)
         pruned = tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)

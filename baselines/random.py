@@ -12,5 +12,6 @@ class Random(Downsampler):
     """Keeps K tokens drawn at random, each with the same probability."""
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """Keep K tokens at random."""
         draw = torch.rand(tokens.size.shape, device=tokens.x.device)
         return tokens.keep(draw.argsort(dim=1)[:, : self.setup.k].sort(dim=1).values)

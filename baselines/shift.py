@@ -21,7 +21,10 @@ from tpbench.tokens import Tokens, stable_topk
     "the MLP, the paper's choice, at end (shift(site=end)); residual connections count as no shift",
 )
 class Shift(Downsampler):
+    """Keeps the K tokens that the branch before the site has moved farthest."""
+
     needs = Needs.SHIFT
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Keep the K tokens of largest shift."""
         return tokens.keep(stable_topk(probe.shift, self.setup.k).sort(dim=1).values)

@@ -36,6 +36,7 @@ class Sinkhorn(Downsampler):
         self.centres = nn.Parameter(torch.randn(setup.k, setup.width))
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """K means by an optimal-transport plan between tokens and learned centres."""
         units = F.normalize(tokens.body, dim=-1)
         similarity = F.normalize(self.centres, dim=-1) @ units.transpose(1, 2)
         plan = similarity.float() / self.eps
@@ -46,4 +47,5 @@ class Sinkhorn(Downsampler):
         return tokens.with_body(share @ units, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
+        """2 N K C: the scores of the tokens, and the means."""
         return 2 * self.setup.k * self.setup.tokens * self.setup.width

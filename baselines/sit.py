@@ -28,10 +28,12 @@ class SiT(Downsampler):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """K weighted means of all tokens, with weights that two layers give."""
         share = (self.score(tokens.body) * self.scale).transpose(1, 2).softmax(dim=-1)
         return tokens.with_body(share @ tokens.body, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
+        """Those of the two layers, and N K C of the means."""
         n = self.setup.tokens
         c = self.setup.width
         k = self.setup.k

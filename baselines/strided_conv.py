@@ -44,10 +44,13 @@ class StridedConv(GridPooling):
             nn.init.constant_(self.conv.weight, 1 / (kernel[0] * kernel[1]))
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """A learned convolution over the windows of the grid."""
         return self.from_grid(tokens, self.conv(self.on_grid(tokens.body)))
 
     def average(self, image: Tensor) -> Tensor:
+        """The mean of every window of the convolution, over an image [B, C, rows, columns]."""
         return F.avg_pool2d(image, self.conv.kernel_size, self.conv.stride)
 
     def macs(self) -> int:
+        """K C^2 for every place of the window."""
         return self.setup.k * self.conv.weight.numel()

@@ -56,7 +56,10 @@ def targets(assignment: Tensor, prefix: int, k: int) -> Tensor:
     "divided by its own norm, as in the paper, where two public re-implementations divide it by the target's",
 )
 class ToFu(ToMe):
+    """Drops the tokens that ToMe would merge in the first half of the blocks, and merges by MLERP in the second."""
+
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Prune or merge N - K tokens of A, by the stage of the block."""
         metric = head_mean(probe.keys)
         assignment = match_halves(cosine(metric[:, ::2], metric[:, 1::2]), tokens.prefix, self.setup.k)
         if 2 * self.setup.stage >= self.setup.stages:

@@ -27,6 +27,8 @@ from tpbench.tokens import Tokens, spread
     "tokens lie on no grid",
 )
 class TokenLearner(Downsampler):
+    """K averages of all tokens under maps that two layers make."""
+
     @dataclass(frozen=True)
     class Config:
         hidden: Annotated[int, Ge(1)] = 64
@@ -40,10 +42,12 @@ class TokenLearner(Downsampler):
         )
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002
+        """K averages of the tokens under learned maps."""
         share = self.maps(tokens.body).transpose(1, 2) / tokens.count
         return tokens.with_body(share @ tokens.body, spread(tokens.size, share), share=share)
 
     def macs(self) -> int:
+        """N (C hidden + hidden K) for the maps, and N K C for the averages."""
         n = self.setup.tokens
         c = self.setup.width
         k = self.setup.k

@@ -35,6 +35,7 @@ class ToMe(Downsampler):
 
     @classmethod
     def reachable(cls, tokens: int, k: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
+        """k, if at most half of the tokens must leave. Raises Unreachable for fewer."""
         least = tokens - tokens // 2
         if k < least:
             raise Unreachable(
@@ -43,11 +44,13 @@ class ToMe(Downsampler):
         return super().reachable(tokens, k, grid)
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Merge the N - K best pairs into their size-weighted means."""
         metric = head_mean(probe.keys)
         similarity = cosine(metric[:, ::2], metric[:, 1::2])
         return tokens.merge(match_halves(similarity, tokens.prefix, self.setup.k), self.setup.k)
 
     def macs(self) -> int:
+        """The cosines between A and B of head-averaged keys."""
         n = self.setup.prefix + self.setup.tokens
         return (n - n // 2) * (n // 2) * (self.setup.width // self.setup.heads)
 

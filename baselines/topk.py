@@ -28,6 +28,7 @@ class SoftExtract(Search):
         self.retention = nn.Parameter(torch.ones(setup.tokens))
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Scale every token by the retention of its rank in attention received."""
         with torch.no_grad():
             self.retention.clamp_(0, 1)
         rank = stable_topk(probe.received, tokens.count).argsort(dim=1)
@@ -35,9 +36,11 @@ class SoftExtract(Search):
         return replace(tokens, x=tokens.x * scale[:, :, None].to(tokens.x.dtype))
 
     def kept(self, arriving: Tensor) -> Tensor:
+        """The sum of the retentions, at most the tokens that arrive."""
         return torch.minimum(self.retention.clamp(0, 1).sum(), arriving)
 
     def penalty(self, share: Tensor) -> Tensor:  # noqa: ARG002
+        """The strength times the block's number from 1 times the sum of the retentions."""
         return self.config.strength * (self.setup.block + 1) * self.retention.sum()
 
 
@@ -58,4 +61,5 @@ class TopK(Downsampler):
     search = SoftExtract
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Keep the K tokens that receive most attention, in their order."""
         return tokens.keep(stable_topk(probe.received, self.setup.k).sort(dim=1).values)

@@ -24,4 +24,5 @@ class TopKClass(Downsampler):
     needs = Needs.CLS
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Keep the K tokens of highest class attention, in their order."""
         return tokens.keep(stable_topk(probe.cls, self.setup.k).sort(dim=1).values)

@@ -32,6 +32,8 @@ from tpbench.tokens import Tokens, cosine, rows, stable_topk
     "is filtered out by its variance; rounds fall from 30 to 5 to 1 over the schedule's blocks, not the model's",
 )
 class ZeroTPrune(ToMe):
+    """Keeps the more important half of the tokens, and of the others those least like it."""
+
     needs = Needs.QUERIES | Needs.KEYS
     weighted_attention = False
 
@@ -40,6 +42,7 @@ class ZeroTPrune(ToMe):
         rounds: Annotated[int, Ge(1)] = 30  # of PageRank in the first quarter of the schedule's blocks
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """Drop N - K of the less important tokens, the most similar to an important one first."""
         order = stable_topk(self.importance(probe)[:, tokens.prefix :], tokens.count)
         important = order[:, : tokens.count - tokens.count // 2]
         others = order[:, tokens.count - tokens.count // 2 :]
@@ -71,6 +74,7 @@ class ZeroTPrune(ToMe):
         return max(1, self.config.rounds // 6) if 4 * (stage + 1) <= 3 * stages else 1
 
     def macs(self) -> int:
+        """Those of the ranking over the attention of all heads, and of the cosines between the halves."""
         n = self.setup.tokens
         heads = self.setup.heads
         width = self.setup.width // heads

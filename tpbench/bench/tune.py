@@ -113,6 +113,7 @@ def best(losses: list[float | None]) -> int:
 
 
 def trials_path(workspace: Workspace, variant: Variant) -> Path:
+    """Where the trials of a method are kept."""
     return workspace.out / "tuning" / f"{variant.method}.json"
 
 

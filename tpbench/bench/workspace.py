@@ -120,20 +120,25 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def record_path(self, cell: Cell) -> Path:
+        """The file of a cell's record while the run is unfinished."""
         name = f"{row_name(str(cell.variant), cell.schedule.text)}_seed{cell.seed}.json"
         return self.out / "records" / self.machine / name
 
     def budget_path(self, cell: Cell) -> Path:
+        """The file with the counts that meet the cell's share of the latency, one for all seeds."""
         name = f"{row_name(str(cell.variant), cell.schedule.text)}.json"
         return self.out / "budgets" / self.machine / name
 
     def spectrum_path(self, seed: int) -> Path:
+        """The file of a base's spectrum."""
         return self.out / "spectra" / self.machine / f"seed{seed}.json"
 
     def starts_path(self, seed: int) -> Path:
+        """The file with what starts and iterations do to the clustering objective on a base."""
         return self.out / "starts" / self.machine / f"seed{seed}.json"
 
     def checkpoint_folder(self, cell: Cell) -> Path:
+        """The folder of a cell's checkpoints, which is deleted when the cell is done."""
         return self.work / "cells" / self.record_path(cell).stem
 
     # ------------------------------------------------------------------------------------ cells

@@ -129,6 +129,7 @@ def loss_on_the_hull(group: Sequence[Study]) -> Reading:
 
 
 def several_widths(group: Sequence[Study]) -> bool:
+    """Whether the bases of these studies cost different numbers of multiply-adds."""
     return len({study.base_macs for study in group if study.base}) > 1
 
 

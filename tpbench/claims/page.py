@@ -93,6 +93,7 @@ def remark(reading: Reading) -> str:
 
 
 def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
+    """The page of all claims: a sentence for each, then the studies, then every reading."""
     lines = ["# The paper's claims", "", *sentences(readings), "", INTRODUCTION]
     lines += ["", "Studies:", "", *([described(study) for study in studies] or ["- none"]), ""]
     for claim, text in CLAIMS.items():

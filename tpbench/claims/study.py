@@ -42,10 +42,12 @@ class Study:
 
     @property
     def name(self) -> str:
+        """The recipe and the machine."""
         return f"{self.recipe} on {self.machine}"
 
     @property
     def recipe(self) -> str:
+        """The name of the recipe that all records share."""
         return self.records[0].recipe
 
     @property
@@ -55,6 +57,7 @@ class Study:
 
     @property
     def has_outcomes(self) -> bool:
+        """Whether it is known which test images were classified right."""
         return any(record.outcomes for record in self.records)
 
     # ------------------------------------------------------------------------------------ the base
@@ -71,6 +74,7 @@ class Study:
 
     @property
     def base_macs(self) -> int:
+        """Multiply-adds of the base per image; 0 where none were counted."""
         return max((record.macs["unreduced"] for record in self.records if record.macs), default=0)
 
     @property
@@ -109,9 +113,11 @@ class Study:
         return [text for text in texts if not text.startswith(("macs=", "latency="))]
 
     def of(self, method: str, schedule: str) -> list[Record]:
+        """The records of a method at a schedule, one for each seed."""
         return [record for record in self.records if record.method == method and record.schedule == schedule]
 
     def methods(self) -> list[str]:
+        """The names of the rows, in the order of the records."""
         return list(dict.fromkeys(record.method for record in self.records))
 
     def top1(self, schedule: str, stage: str) -> pd.DataFrame:

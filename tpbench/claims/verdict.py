@@ -68,6 +68,7 @@ class Reading:
 
     @property
     def value(self) -> float:
+        """The estimate as it is shown: a ratio where the reading is on logarithms."""
         return self.shown(self.ours.value)
 
     @property
@@ -79,6 +80,7 @@ class Reading:
         return self.shown(low), self.shown(high)
 
     def shown(self, number: float) -> float:
+        """A number of the reading's scale as it is shown."""
         return exp(number) if self.logarithm else number
 
     @property

@@ -57,6 +57,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UsageError, so that a wrong request ends in one line and exit code 2."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
 

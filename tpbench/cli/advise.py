@@ -23,6 +23,7 @@ TIME_LIMIT = "4m"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("--model", required=True, help="a timm model name, or module:function that returns the model")
     verb.add_argument("--latency", required=True, help="share of the unreduced model's latency to reach, e.g. 0.7")
     verb.add_argument("--pretrained", nargs="?", const=True, metavar="FILE", help="weights from the hub, or in FILE")
@@ -44,6 +45,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     sizes = asked.batch_sizes(arguments.batch_sizes)
     limit = asked.seconds(arguments.time_limit)
     if arguments.images < 1:

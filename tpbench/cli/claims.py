@@ -13,6 +13,7 @@ EXAMPLE = "tpbench claims results/cifar10 results/cifar10-w128"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument(
         "folders", nargs="*", type=Path, metavar="DIR", help="results folders (default: all under results)"
     )
@@ -20,6 +21,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench.claims import claims, page, study, summary
 
     folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))

@@ -12,6 +12,7 @@ EXAMPLE = "tpbench export --methods all --out results/export"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("--methods", default="all", help="all (default), or names separated by commas")
     verb.add_argument("--model", default="test_vit", help="a timm model name (default test_vit, a small one)")
     verb.add_argument("--schedule", default="0.7@1,3", help="a budget (default 0.7@1,3)")
@@ -19,6 +20,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench import registry
 
     cards = registry.select(arguments.methods)

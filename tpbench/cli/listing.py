@@ -13,10 +13,12 @@ EXAMPLE = "tpbench list --json"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench import registry
 
     cards, broken = registry.catalogue()

@@ -30,6 +30,7 @@ ONE_ONLY = ("schedule", "repeats", "trace")
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("--model", required=True, help="a timm model name")
     verb.add_argument("--method", help="one method's name; see `tpbench list`")
     verb.add_argument("--schedule", help="its budget, e.g. 0.7@3,6,9 (blocks count from 0)")
@@ -62,6 +63,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     sizes = asked.batch_sizes(arguments.batch_sizes)
     if (arguments.method is None) == (arguments.methods is None):
         raise UsageError("give --method NAME for one method or --methods NAMES for many; see `tpbench list`")

@@ -17,11 +17,13 @@ EXAMPLE = "tpbench recipe digits"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("name", nargs="?", metavar="NAME", help="a packaged recipe or a .py file; without it, list them")
     verb.add_argument("--json", action="store_true", help="print one object, or a list of names, instead of text")
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench import recipe as recipes
 
     if arguments.name is None:

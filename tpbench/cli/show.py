@@ -17,6 +17,7 @@ MOST_IMAGES = 64
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     what = verb.add_mutually_exclusive_group()
     what.add_argument("--recipe", help="the trained base and the test images of a recipe (default: digits)")
     what.add_argument("--model", help="a timm model name, with photographs")
@@ -44,6 +45,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     check(arguments)
 
     from tpbench import recipe as recipes

@@ -21,6 +21,7 @@ EXAMPLE = "tpbench tune --recipe digits"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
     verb.add_argument("--methods", default="all", help="all (default), or names separated by commas")
     verb.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies")
@@ -28,6 +29,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 

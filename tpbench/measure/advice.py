@@ -161,9 +161,11 @@ class Clock:
 
     @property
     def left(self) -> float:
+        """Seconds until the end; 0 behind it."""
         return max(0.0, self.end - time.monotonic())
 
     def effort(self, share: float) -> Effort:
+        """As many rounds as a share of the time that is left allows."""
         return Effort(ROUNDS, share * self.left)
 
     def watch(self, stage: str, share: float, left: float) -> None:

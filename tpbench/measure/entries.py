@@ -52,10 +52,12 @@ class Subject:
 
     @property
     def about(self) -> dict:
+        """What the images are: source, number, shape and fingerprint."""
         return self.images.about
 
     @property
     def where(self) -> torch.device:
+        """The device that the images are on."""
         return self.images.pixels.device
 
     def in_dtype(self, dtype: torch.dtype) -> nn.Module:
@@ -171,11 +173,13 @@ def roles(modes: Sequence[Mode]) -> list[tuple[Mode, str]]:
 
 
 def entry(model: nn.Module | None, images: Tensor, mode: Mode, **about: object) -> Entry:
+    """One row to time: a model on images [B, C, H, W] in a mode, and what the row is called by."""
     row = Row(batch=len(images), dtype=name_of(images.dtype), mode=str(mode), **about)
     return Entry(row, lambda: mode.call(model, images))
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """The name of a dtype: "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -199,6 +203,7 @@ class Plan:
 
     @cached_property
     def first(self) -> vit.TokenViT:
+        """The model as the plan was asked for, before its counts are fixed."""
         return self.subject.reduce(self.subject.model, self.variant, self.asked)
 
     def model(self, base: nn.Module) -> nn.Module | None:

@@ -80,11 +80,13 @@ def outcome(model: vit.TokenViT, make: Callable[[nn.Module, Tensor], Call]) -> d
 
 
 def seeded(call: Call, images: Tensor, seed: int = 0) -> Tensor:
+    """What a model makes of images when torch's generator starts from a seed."""
     torch.manual_seed(seed)
     return call(images)
 
 
 def draws(model: nn.Module, images: Tensor) -> bool:
+    """Whether a model draws at random: two seeds give different logits."""
     return not torch.equal(seeded(model, images, 0), seeded(model, images, 1))
 
 
@@ -100,23 +102,28 @@ def innermost(error: BaseException) -> str:
 
 
 def compiled(model: nn.Module, images: Tensor) -> Call:
+    """The route of `torch.compile`, in one graph."""
     Mode(compiled=True).call(model, images)
     return torch.compile(model, fullgraph=True, dynamic=False)
 
 
 def strict(model: nn.Module, images: Tensor) -> Call:
+    """The route of `torch.export` that traces Python's bytecode."""
     return torch.export.export(model, (images,), strict=True).module()
 
 
 def fixed_batch(model: nn.Module, images: Tensor) -> Call:
+    """The route of `torch.export` for batches of one size."""
     return exported(model, images).module()
 
 
 def any_batch(model: nn.Module, images: Tensor) -> Call:
+    """The route of `torch.export` for batches of any size."""
     return torch.export.export(model, (images,), dynamic_shapes={"x": {0: Dim.DYNAMIC}}, strict=False).module()
 
 
 def onnx(model: nn.Module, images: Tensor) -> Call:
+    """The route of ONNX, run by ONNX Runtime. The operators are replaced by their plain forms."""
     program = torch.onnx.export(
         in_plain_operators(exported(model, images)), dynamo=True, custom_translation_table=translations()
     )
@@ -133,6 +140,7 @@ ROUTES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
 
 
 def exported(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """The model as `torch.export` records it, for batches of one size."""
     return torch.export.export(model, (images,), strict=False)
 
 

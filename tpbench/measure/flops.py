@@ -31,6 +31,7 @@ class Macs:
 
     @property
     def total(self) -> int:
+        """Multiply-adds of all layers together."""
         return sum(self.layers.values())
 
     @property

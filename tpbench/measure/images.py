@@ -77,6 +77,7 @@ def of_part(part: Part, count: int, source: str, where: torch.device) -> Images:
 
 
 def described(pixels: Tensor, source: str, where: torch.device) -> Images:
+    """Images [B, C, H, W] on a device, with their source, number, shape and fingerprint."""
     digest = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     about = {"source": source, "images": len(pixels), "shape": list(pixels.shape[1:]), "fingerprint": digest}
     return Images(pixels.contiguous().to(where), about)

@@ -77,6 +77,7 @@ class Course:
 
     @classmethod
     def of(cls, subject: Subject, batch: int, dtype: torch.dtype, mode: Mode) -> Course:
+        """A course for a subject's images and weights in a dtype."""
         return cls(
             subject=subject,
             model=subject.in_dtype(dtype),
@@ -100,6 +101,7 @@ class Pursuit:
 
     @property
     def nearest_first(self) -> list[Candidate]:
+        """The candidates that were timed, those nearest to the target first."""
         timed = [candidate for candidate in self.tried.values() if candidate.reduced]
         return sorted(timed, key=lambda candidate: abs(candidate.latency - self.target))
 
@@ -185,6 +187,7 @@ class Pursuit:
         self.now.passes += 1
 
     def solution(self, farthest: float = FARTHEST) -> Solution:
+        """The best candidate if it is within `farthest` of the target, as a share of it, and all that was tried."""
         timed = [candidate for candidate in self.tried.values() if candidate.reduced]
         tried = [{"counts": list(c.counts), "reduced": c.reduced, "unreduced": c.unreduced} for c in timed]
         if not timed:

@@ -32,6 +32,7 @@ class Ratio:
 
     @property
     def includes_one(self) -> bool:
+        """Whether the interval allows that nothing changed."""
         return self.low <= 1 <= self.high
 
 
@@ -76,6 +77,7 @@ def control(session: Session, group: Group) -> Ratio:
 
 
 def speed(row: Row, best: Row) -> Speed:
+    """A row in numbers, compared with the fastest unreduced row."""
     samples = np.asarray(row.seconds)
     speedup = ratio(best.seconds, row.seconds)
     return Speed(

@@ -64,10 +64,12 @@ class Row:
 
     @property
     def key(self) -> Key:
+        """What the row is told apart by in a session."""
         return Key(self.method, self.schedule, self.batch, self.dtype, self.mode, self.role)
 
     @property
     def group(self) -> Group:
+        """The rows that it is compared with: those of its batch size and dtype."""
         return Group(self.batch, self.dtype)
 
 

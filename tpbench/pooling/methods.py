@@ -41,6 +41,7 @@ class TokenPooling(Downsampler):
 
     @classmethod
     def asks(cls, config: Config) -> Needs:
+        """The attention that weighs the tokens: the class token's, or what each receives."""
         return Needs.CLS if config.weights == "class" else Needs.RECEIVED
 
     def significance(self, probe: Probe) -> Tensor:
@@ -84,6 +85,7 @@ class WeightedKMedoids(TokenPooling):
         output: Literal["medoid", "mean", "weighted_mean"] = "medoid"
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """The medoids of K clusters or their means, by `output`; each stands for the patches of its cluster."""
         points, weight, score = self.clustering(tokens, probe)
         medoids, assignment = cluster.kmedoids(
             points, weight, self.setup.k, iterations=self.config.iterations, init=self.config.init, score=score
@@ -93,6 +95,7 @@ class WeightedKMedoids(TokenPooling):
         return tokens.merge(assignment, self.setup.k, weight if self.config.output == "weighted_mean" else None)
 
     def macs(self) -> int:
+        """Those of the inner products of all pairs; iterations only add and compare."""
         return self.pair_macs()
 
 
@@ -141,6 +144,7 @@ class WeightedKMeans(TokenPooling):
     """Each cluster is replaced by its centre, the weighted mean of its members."""
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
+        """The weighted means of K clusters; each stands for the patches of its cluster."""
         points, weight, score = self.clustering(tokens, probe)
         centres, assignment = cluster.kmeans(
             points, weight, self.setup.k, iterations=self.config.iterations, init=self.config.init, score=score
@@ -151,6 +155,7 @@ class WeightedKMeans(TokenPooling):
         return tokens.with_body(centres, size, assignment=assignment)
 
     def macs(self) -> int:
+        """Those of the inner products of all pairs, and K N C for the means."""
         return self.pair_macs() + self.setup.k * self.setup.tokens * self.setup.width
 
 

@@ -134,6 +134,7 @@ class Record:
 
     @property
     def file_name(self) -> str:
+        """The name of the record's own file while a run is unfinished."""
         return f"{row_name(self.method, self.schedule)}_seed{self.seed}.json"
 
 

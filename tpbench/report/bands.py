@@ -29,6 +29,7 @@ class Shown(NamedTuple):
 
     @property
     def heading(self) -> str:
+        """The name with its unit."""
         return ", ".join(filter(None, (self.head, self.unit)))
 
 

@@ -25,10 +25,12 @@ class Source(NamedTuple):
 
     @property
     def first(self) -> Cell:
+        """The cell of the first seed."""
         return self.cells[0]
 
     @property
     def method(self) -> str:
+        """The name of the row."""
         return self.first["method"]
 
     def mean(self, name: str, over: str | None = None) -> float:
@@ -47,6 +49,7 @@ class Source(NamedTuple):
         return UNKNOWN if judgement is None else judgement.difference
 
     def to_base(self) -> Difference | Estimate:
+        """The difference of the row to the base; UNKNOWN for the base itself."""
         return self.table.to_base.get(self.method, UNKNOWN)
 
 
@@ -72,10 +75,12 @@ class Column:
 
     @property
     def heading(self) -> str:
+        """The heading of the readable tables: the name with its unit."""
         return ", ".join(filter(None, (self.head, self.unit)))
 
     @property
     def short_unit(self) -> str:
+        """The unit in the first table."""
         return self.brief_unit or self.unit
 
     def short(self, row: Row) -> str:

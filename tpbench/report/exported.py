@@ -44,6 +44,7 @@ def markdown(survey: Mapping[str, Any]) -> str:
 
 
 def cell(outcome: Mapping[str, Any]) -> str:
+    """The text of an outcome: whether the route works, and the largest difference of the logits."""
     if not outcome["works"]:
         return "no"
     difference = outcome["difference"]
@@ -51,6 +52,7 @@ def cell(outcome: Mapping[str, Any]) -> str:
 
 
 def why_not(survey: Mapping[str, Any]) -> Iterator[str]:
+    """A line of Markdown for every route that fails, with the reason."""
     for name, routes in survey["methods"].items():
         for route, outcome in routes.items():
             if not outcome["works"]:

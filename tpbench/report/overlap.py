@@ -56,6 +56,7 @@ def matrix(rows: Mapping[str, Stage], heads: Mapping[str, str], measure: Callabl
 
 
 def escaped(name: str) -> str:
+    """A name for a cell of a Markdown table."""
     return name.replace("|", r"\|")
 
 

@@ -140,6 +140,7 @@ class Additive:
 
     @property
     def pool(self) -> tuple[str, ...]:
+        """The rows that share the pooled residual variance."""
         return tuple(method for method in self.methods if method not in self.apart)
 
     def mean(self, method: str) -> MeanTop1:

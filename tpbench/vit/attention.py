@@ -86,6 +86,7 @@ class ProbedAttention(Probed, Attention):
     """timm's Attention, which can be looked at."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:  # noqa: ARG002
+        """timm's own forward: [B, N, C] -> [B, N, C]."""
         return Attention.forward(self, x) if bias is None else Attention.forward(self, x, attn_mask=bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

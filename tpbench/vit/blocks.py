@@ -27,6 +27,7 @@ class Reducing:
 
     @classmethod
     def around(cls, block: nn.Module, reducer: Downsampler | None, site: Site, prefix: int, weighted: bool) -> Reducing:
+        """Adopt a block of timm's, so that it passes Tokens and calls the reducer at its site."""
         adopted = adopt(cls, block)
         adopted.attn = cls.probed(block.attn)
         adopted.site = site
@@ -36,6 +37,10 @@ class Reducing:
         return adopted
 
     def forward(self, tokens: Tokens, rotation: Tensor | None = None) -> Tokens:
+        """Tokens through attention and MLP, x [B, P + N, C], with the reducer at its site.
+
+        rotation turns queries and keys.
+        """
         if self.reducer is None and not self.counts_keys(tokens):
             return self.unreduced(tokens, rotation)
         attended, probe = self.attend(tokens, rotation)
@@ -94,6 +99,7 @@ class Reducing:
         return row + (n * n * width if twice else 0)
 
     def counts_keys(self, tokens: Tokens) -> bool:
+        """Whether attention must weigh the keys: by size, or because some tokens are not alive."""
         return self.weighted or tokens.alive is not None
 
     def key_weight(self, tokens: Tokens) -> Tensor:
@@ -114,10 +120,13 @@ class TokenBlock(Reducing, Block):
 
     @staticmethod
     def probed(attention: nn.Module) -> ProbedAttention:
+        """Adopt timm's attention, so that it can be looked at."""
         return adopt(ProbedAttention, attention)
 
     def attention_branch(self, attended: Tensor) -> Tensor:
+        """What attention adds to the residual stream: [B, P + N, C]."""
         return self.drop_path1(self.ls1(attended))
 
     def mlp_branch(self, x: Tensor) -> Tensor:
+        """What the MLP adds to the residual stream: [B, P + N, C]."""
         return self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

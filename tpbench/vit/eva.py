@@ -22,6 +22,7 @@ class Turning(Probed):
     """Attention that turns the queries and keys of its body tokens."""
 
     def turned(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """q and k [B, H, P + N, D] rotated by position, in v's dtype."""
         if rotation is None:
             return q, k
         return self.turn(q, rotation).type_as(v), self.turn(k, rotation).type_as(v)
@@ -37,9 +38,11 @@ class ProbedEvaAttention(Turning, EvaAttention):
     """timm's EvaAttention, which can be looked at."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
+        """timm's own forward: [B, N, C] -> [B, N, C]."""
         return EvaAttention.forward(self, x, rope=rotation, attn_mask=bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet turned."""
         q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in self.projections(x))
         return self.q_norm(q), self.k_norm(k), v
 
@@ -59,9 +62,11 @@ class ProbedRopeAttention(Turning, AttentionRope):
     """timm's AttentionRope, which can be looked at. Heads that share keys and values are told apart."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
+        """timm's own forward: [B, N, C] -> [B, N, C]."""
         return AttentionRope.forward(self, x, rope=rotation, attn_mask=bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet turned."""
         parts = (
             self.qkv(x).chunk(3, dim=2) if self.qkv is not None else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
@@ -78,13 +83,16 @@ class TokenEvaBlock(Reducing, EvaBlock):
 
     @staticmethod
     def probed(attention: nn.Module) -> Turning:
+        """Adopt either of timm's attentions with rotary embedding, so that it can be looked at."""
         kind = ProbedEvaAttention if type(attention) is EvaAttention else ProbedRopeAttention
         return adopt(kind, attention)
 
     def attention_branch(self, attended: Tensor) -> Tensor:
+        """What attention adds to the residual stream: [B, P + N, C]."""
         return self.drop_path1(attended if self.gamma_1 is None else self.gamma_1 * attended)
 
     def mlp_branch(self, x: Tensor) -> Tensor:
+        """What the MLP adds to the residual stream: [B, P + N, C]."""
         x = self.mlp(self.norm2(x))
         return self.drop_path2(x if self.gamma_2 is None else self.gamma_2 * x)
 
@@ -96,7 +104,9 @@ class TokenEva(TokenModel, Eva, of=Eva):
 
     @property
     def pools_prefix(self) -> bool:
+        """Whether prefix tokens are pooled with the others."""
         return self.attn_pool is not None
 
     def positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embedded patches -> tokens [B, P + M, C] with their position embedding, and the rotation."""
         return self._pos_embed(patches)

@@ -46,6 +46,7 @@ class TokenModel:
         site: Site,
         schedule: Schedule | None = None,
     ) -> TokenModel:
+        """A model over Tokens around timm's model, whose modules it shares."""
         kind = TokenModel.kinds[type(model)]
         adopted = adopt(kind, model)
         by_block = {reducer.setup.block: reducer for reducer in reducers}
@@ -62,6 +63,7 @@ class TokenModel:
 
     @property
     def reducers(self) -> list[Downsampler]:
+        """The instances of the method, in the order of their blocks."""
         return [block.reducer for block in self.blocks if block.reducer is not None]
 
     @property
@@ -123,6 +125,7 @@ class TokenModel:
         return self.macs_leaving(counts).item()
 
     def head_macs(self) -> int:
+        """Multiply-adds of the classifiers per image."""
         heads = [head for head in (self.head, getattr(self, "head_dist", None)) if head is not None]
         return sum(linear_macs(head) for head in heads)
 

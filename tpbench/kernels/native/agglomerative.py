@@ -104,6 +104,7 @@ def _merge(between, linkage, i, j, size, nearest, apart):
 
 @compiled
 def agglomerate_sets(begin, end, base, linkage, distance, k, assignment):  # noqa: ARG001
+    """`agglomerate` for the sets from `begin` to `end`."""
     n = distance.shape[1]
     between = np.empty((n, n), np.float64)
     size = np.empty(n, np.float64)

@@ -202,6 +202,7 @@ def _distances(products, distance, norm, tile):
 
 @compiled
 def distance_sets(begin, end, base, products, distance):
+    """Squared distances [n, n] from inner products, for the sets from `begin` to `end`."""
     norm = np.empty(products.shape[1], products.dtype)
     tile = np.empty((TILE, TILE), products.dtype)
     for b in range(begin, end):

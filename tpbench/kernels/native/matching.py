@@ -90,6 +90,7 @@ def _best_partners(similarity, prefix, best, score):
 
 @compiled
 def halves_sets(begin, end, base, similarity, prefix, k, assignment):  # noqa: ARG001
+    """`match_halves` for the sets from `begin` to `end`."""
     _, even, odd = similarity.shape
     n = even + odd - prefix
     best = np.empty(even, np.int64)
@@ -118,6 +119,7 @@ def halves_sets(begin, end, base, similarity, prefix, k, assignment):  # noqa: A
 
 @compiled
 def energy_sets(begin, end, base, similarity, order, among, k, assignment):  # noqa: ARG001
+    """`match_by_energy` for the sets from `begin` to `end`."""
     n = order.shape[1]
     firsts = (among + 1) // 2
     seconds = among // 2

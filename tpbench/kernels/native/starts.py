@@ -155,6 +155,7 @@ def _start(start, distance, score, rank, room, first):
 
 @compiled
 def start_sets(begin, end, base, start, distance, score, first):
+    """The first medoids or centres of the sets from `begin` to `end`."""
     rank = np.empty(score.shape[1], np.int32)
     room = np.empty(score.shape[1], score.dtype)
     for b in range(begin, end):
