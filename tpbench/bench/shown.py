@@ -115,7 +115,7 @@ def reduced(subject: Subject, variant: Variant, schedule: Schedule) -> vit.Token
     """The subject's model under a method, with the recipe's settings of it where there is a recipe."""
     if subject.recipe is None:
         return vit.reduce(subject.model, variant.method, schedule, **dict(variant.settings))
-    return models.reduced(subject.recipe, subject.model, variant, schedule)
+    return models.reduced(subject.recipe, subject.model, variant=variant, schedule=schedule)
 
 
 def rows(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:

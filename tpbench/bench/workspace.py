@@ -87,7 +87,7 @@ class Workspace:
             self.work.mkdir(parents=True, exist_ok=True)
             sweep(self.out)
             host_id(self.work)
-            check(Store.of(self.out), self.recipe, self.machine, fresh)
+            check(Store.of(self.out), self.recipe, machine=self.machine, fresh=fresh)
             if fresh:
                 self._delete_everything()
         ranks.wait()

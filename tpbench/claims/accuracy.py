@@ -59,7 +59,7 @@ def at_equal_cost(study: Study, claim: int, contrasts: Sequence[Contrast]) -> It
     """The contrasts at equal MACs, which count, and at equal latency and equal tokens, which are shown."""
     for cost, prefix in COSTS.items():
         schedules = study.schedules(prefix) if prefix else study.schedules()
-        family = Family(study, claim, f"{cost}: ", Rule(low=0))
+        family = Family(study=study, claim=claim, heading=f"{cost}: ", rule=Rule(low=0))
         second = "" if cost == EQUAL_MACS else SECOND
         measured = []
         for reading in over_schedules(family, contrasts, schedules):
@@ -70,7 +70,16 @@ def at_equal_cost(study: Study, claim: int, contrasts: Sequence[Contrast]) -> It
             if cost == EQUAL_MACS and test not in measured:
                 missing = f"records of {contrast.a} and {contrast.b} at a schedule {prefix}..."
                 topic = _topic(family, contrast)
-                yield Reading(claim, topic, test, study.name, "", "points", family.rule, missing=missing)
+                yield Reading(
+                    claim=claim,
+                    topic=topic,
+                    test=test,
+                    study=study.name,
+                    schedule="",
+                    unit="points",
+                    rule=family.rule,
+                    missing=missing,
+                )
 
 
 def over_schedules(family: Family, contrasts: Sequence[Contrast], schedules: Sequence[str]) -> Iterator[Reading]:
@@ -79,9 +88,9 @@ def over_schedules(family: Family, contrasts: Sequence[Contrast], schedules: Seq
     for contrast in contrasts:
         usable[contrast] = []
         for schedule in schedules:
-            if between(family.study, contrast.a, contrast.b, [schedule]) is None:
+            if between(family.study, contrast.a, b=contrast.b, schedules=[schedule]) is None:
                 continue
-            reason = unequal(family.study, contrast.a, contrast.b, schedule)
+            reason = unequal(family.study, contrast.a, b=contrast.b, schedule=schedule)
             if reason:
                 yield replace(_reading(family, contrast, [schedule]), shown_only=f"not equal: {reason}")
             else:
@@ -98,7 +107,7 @@ def _reading(family: Family, contrast: Contrast, schedules: Sequence[str]) -> Re
     shares = [study.macs_share(contrast.a, schedule) for schedule in schedules]
     effects = [paper_difference(contrast.a, contrast.b, share) for share in shares]
     effect = fmean(effects) if family.rule.side else nan
-    difference = between(study, contrast.a, contrast.b, schedules)
+    difference = between(study, contrast.a, b=contrast.b, schedules=schedules)
     test = family.heading + contrast.name
     several = f"mean of {len(schedules)} schedules: {'; '.join(schedules)}"
     return Reading(
@@ -151,10 +160,19 @@ def settings_do_not_matter(study: Study) -> Iterator[Reading]:
         match = SETTING.match(method)
         if match and (match[1] == "init" or int(match[2]) > ITERATIONS):
             contrasts.append(Contrast(method, POOLING, f"{match[1]}={match[2]} minus the default"))
-    family = Family(study, 7, "accuracy, ", Rule(-ROBUST, ROBUST), topic=SETTINGS)
+    family = Family(study=study, claim=7, heading="accuracy, ", rule=Rule(-ROBUST, ROBUST), topic=SETTINGS)
     schedules = study.schedules() + study.schedules("macs=")
     found = list(over_schedules(family, contrasts, schedules))
     yield from found
     if not found:
         missing = "records of other starts and of more iterations: the recipe ablations"
-        yield Reading(7, SETTINGS, SETTINGS, study.name, "", "points", family.rule, missing=missing)
+        yield Reading(
+            claim=7,
+            topic=SETTINGS,
+            test=SETTINGS,
+            study=study.name,
+            schedule="",
+            unit="points",
+            rule=family.rule,
+            missing=missing,
+        )

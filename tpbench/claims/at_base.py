@@ -49,7 +49,7 @@ def loss_on_one_base(study: Study) -> Iterator[Reading]:
 
 
 def _read_off(study: Study, blank: Reading, stage: str) -> Reading:
-    found = at_share(study, POOLING, SHARE, stage)
+    found = at_share(study, POOLING, share=SHARE, stage=stage)
     if found is None:
         return replace(blank, missing=f"records of the base and of {POOLING} at {SHARE:.0%} of its MACs or fewer")
     difference, where = found
@@ -60,7 +60,7 @@ def _by_schedule(study: Study, blank: Reading, stage: str) -> Iterator[Reading]:
     """Every schedule against the base, from the mildest to the harshest."""
     shares = {schedule: study.macs_share(POOLING, schedule) for schedule in priced(study, POOLING)}
     for schedule in sorted(shares, key=lambda text: -shares[text]):
-        difference = to_base(study, POOLING, {schedule: 1.0}, stage)
+        difference = to_base(study, POOLING, weights={schedule: 1.0}, stage=stage)
         if difference is not None:
             test = f"{POOLING} minus the base at {100 * (1 - shares[schedule]):.0f} % fewer MACs"
             reading = replace(

@@ -35,7 +35,7 @@ SCHEDULES = {
 
 def number(value: float) -> Difference:
     """A value that is counted: no standard error."""
-    return Difference(value, nan, 0.0, 1, "", "")
+    return Difference(value=value, standard_error=nan, df=0.0, seeds=1, a="", b="")
 
 
 # ------------------------------------------------------------------------------------------ 1

@@ -38,7 +38,7 @@ def between(study: Study, a: str, b: str, schedules: Sequence[str], stage: str =
     over_seeds = fit(table).difference(a, b)
     if not study.has_outcomes:
         return over_seeds
-    points = [points_of(study, a, b, schedule, stage, common) for schedule in schedules]
+    points = [points_of(study, a, b=b, schedule=schedule, stage=stage, seeds=common) for schedule in schedules]
     return with_images(over_seeds, np.mean(points, axis=0))
 
 
@@ -67,8 +67,17 @@ def of_values(values: Mapping[int, float], a: str, b: str) -> Difference:
     """The mean of one number a seed; its standard error by the scatter over seeds."""
     numbers = list(values.values())
     if len(numbers) < 2:
-        return Difference(numbers[0] if numbers else nan, nan, 0.0, len(numbers), a, b)
-    return Difference(fmean(numbers), stdev(numbers) / sqrt(len(numbers)), len(numbers) - 1.0, len(numbers), a, b)
+        return Difference(
+            value=numbers[0] if numbers else nan, standard_error=nan, df=0.0, seeds=len(numbers), a=a, b=b
+        )
+    return Difference(
+        value=fmean(numbers),
+        standard_error=stdev(numbers) / sqrt(len(numbers)),
+        df=len(numbers) - 1.0,
+        seeds=len(numbers),
+        a=a,
+        b=b,
+    )
 
 
 def of_samples(means: Sequence[float], sds: Sequence[float], images: Sequence[int], a: str, b: str) -> Difference:
@@ -83,7 +92,7 @@ def of_samples(means: Sequence[float], sds: Sequence[float], images: Sequence[in
     of_images = fmean(sd**2 / count for sd, count in zip(sds, images))
     parts = [(over_seeds.standard_error**2, over_seeds.df), (of_images, float(sum(images) - len(images)))]
     standard_error, df = combined([part for part in parts if part[0] > 0])
-    return Difference(over_seeds.value, standard_error, df, over_seeds.seeds, a, b)
+    return Difference(value=over_seeds.value, standard_error=standard_error, df=df, seeds=over_seeds.seeds, a=a, b=b)
 
 
 # ------------------------------------------------------------------------------------------ at a given cost
@@ -109,7 +118,7 @@ def at_share(study: Study, method: str, share: float, stage: str = FINE_TUNED) -
         return None
     above = min((place for place in places if place.share > share), key=lambda place: place.share, default=Place("", 1))
     weight = (above.share - share) / (above.share - below.share)
-    difference = to_base(study, method, {below.schedule: weight, above.schedule: 1 - weight}, stage)
+    difference = to_base(study, method, weights={below.schedule: weight, above.schedule: 1 - weight}, stage=stage)
     if difference is None:
         return None
     names = " and ".join(name or "the base" for name in (below.schedule, above.schedule))
@@ -136,7 +145,10 @@ def to_base(study: Study, method: str, weights: Mapping[str, float], stage: str)
     if not study.has_outcomes:
         return of_values(values.to_dict(), method, study.base)
     seeds = list(values.index)
-    points = [weights[text] * points_of(study, method, study.base, text, stage, seeds) for text in weights]
+    points = [
+        weights[text] * points_of(study, method, b=study.base, schedule=text, stage=stage, seeds=seeds)
+        for text in weights
+    ]
     return from_outcomes(np.sum(points, axis=0), method, study.base)
 
 

@@ -89,7 +89,7 @@ def _converged() -> Rule:
 def _start(study: Study, start: str, default: str) -> Reading:
     samples = [found["starts"][start][str(ITERATIONS)] for found in study.starts]
     test = f"objective after {ITERATIONS} iterations, start {start} over {default}"
-    return _objective(study, STARTS, test, _same(), samples)
+    return _objective(study, STARTS, test=test, rule=_same(), samples=samples)
 
 
 def _convergence(study: Study, start: str) -> Reading:
@@ -97,7 +97,7 @@ def _convergence(study: Study, start: str) -> Reading:
     test = f"objective after {ITERATIONS} iterations over the converged one, start {start}"
     settled = 100 * fmean(sample["settled"] for sample in samples)
     note = f"{settled:.0f} % of the clusterings change no more after {ITERATIONS} iterations"
-    return replace(_objective(study, ITERATED, test, _converged(), samples), note=note)
+    return replace(_objective(study, ITERATED, test=test, rule=_converged(), samples=samples), note=note)
 
 
 def _objective(study: Study, topic: str, test: str, rule: Rule, samples: list[dict[str, Any]]) -> Reading:
@@ -112,7 +112,7 @@ def _objective(study: Study, topic: str, test: str, rule: Rule, samples: list[di
         schedule=study.starts[0]["schedule"],
         unit="ratio",
         rule=rule,
-        ours=of_samples(means, sds, images, "", ""),
+        ours=of_samples(means, sds, images=images, a="", b=""),
         paper="stated, no number",
         logarithm=True,
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tpbench.report.families import ALPHA, EXCLUDED, FAILS, HOLDS, UNDECIDED, holm, judge
 from tpbench.report.statistics import Difference
 
-UNKNOWN = Difference(nan, nan, 0.0, 0, "", "")
+UNKNOWN = Difference(value=nan, standard_error=nan, df=0.0, seeds=0, a="", b="")
 ONE_SEED = "one seed: no interval"
 NO_INTERVAL = "too few seeds for an interval, or no scatter between them"
 

@@ -91,9 +91,9 @@ def advised(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float)
     )
     part = None
     if arguments.data is not None:
-        part = subject.labelled(own.model, arguments.data, arguments.images, where)
+        part = subject.labelled(own.model, arguments.data, limit=arguments.images, where=where)
     countdown = Countdown()
     try:
-        return advice.advise(own, wish, part, countdown)
+        return advice.advise(own, wish, part=part, watch=countdown)
     finally:
         countdown.close()

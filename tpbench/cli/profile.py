@@ -124,7 +124,7 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
     if arguments.fresh and arguments.out is None:
         raise UsageError("--fresh discards a session that --out holds; without --out there is none")
     limit = asked.seconds(arguments.time_limit)
-    session = timed(arguments, sizes, rounds, limit)
+    session = timed(arguments, sizes, rounds=rounds, limit=limit)
 
     from tpbench.report import timed as report
 
@@ -166,6 +166,8 @@ def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, li
     )
     countdown = Countdown()
     try:
-        return many.time(own, grid, Effort(rounds, limit), arguments.out, fresh=arguments.fresh, watch=countdown)
+        return many.time(
+            own, grid, effort=Effort(rounds, limit), out=arguments.out, fresh=arguments.fresh, watch=countdown
+        )
     finally:
         countdown.close()

@@ -68,11 +68,16 @@ def act(arguments: argparse.Namespace) -> int:
 
     environment.begin(1 if recipe is None else recipe.workers, arguments.device)
     if recipe is None:
-        subject = shown.of_model(arguments.model, arguments.pretrained, arguments.images, arguments.device)
+        subject = shown.of_model(arguments.model, arguments.pretrained, files=arguments.images, device=arguments.device)
     else:
         plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
-        subject = shown.of_recipe(plan, arguments.seed, arguments.count, Progress())
-    return show(subject, shown.rows(subject, variants, budget, arguments.seed), budget.text, out / "pictures")
+        subject = shown.of_recipe(plan, arguments.seed, count=arguments.count, progress=Progress())
+    return show(
+        subject,
+        shown.rows(subject, variants, schedule=budget, seed=arguments.seed),
+        budget=budget.text,
+        folder=out / "pictures",
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -91,7 +96,11 @@ def show(subject, rows, budget: str, folder: Path) -> int:
     check_rows(rows)
     about = f"{subject.about}, schedule {budget}"
     for number, name in enumerate(subject.names):
-        print(pictures.draw(subject.pixels[number], rows, number, f"{name}: {about}", folder / f"{name}.png"))
+        print(
+            pictures.draw(
+                subject.pixels[number], rows, image=number, about=f"{name}: {about}", path=folder / f"{name}.png"
+            )
+        )
     for name, row in rows.items():
         if isinstance(row, str):
             print(f"not shown: {name}: {row}")

@@ -37,7 +37,7 @@ def measure(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dty
     if "live" in tokens:
         counted["live"] = live_macs(model, tokens["live"])
     cost = Cost(tokens=tokens, macs=counted)
-    return replace(cost, **timed(model, base, how, dtype)) if how.repeats else cost
+    return replace(cost, **timed(model, base, how=how, dtype=dtype)) if how.repeats else cost
 
 
 def timed(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def timed(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype
     return {
         "latency": seconds,
         "unreduced_mode": fastest,
-        "layers_seconds": latency.layers(model, noise, how.repeats, how.warmup, dtype),
+        "layers_seconds": latency.layers(model, noise, repeats=how.repeats, warmup=how.warmup, dtype=dtype),
         "peak_memory_bytes": {name: memory.peak_bytes(call, noise.device) for name, call in calls.items()},
     }
 

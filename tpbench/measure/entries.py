@@ -127,14 +127,15 @@ def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[
     check(subject, grid)
     found: list[Entry] = []
     plans = [
-        Plan(subject, variant, schedule, (solved or {}).get((variant, schedule))) for variant, schedule in grid.pairs()
+        Plan(subject=subject, variant=variant, schedule=schedule, solved=(solved or {}).get((variant, schedule)))
+        for variant, schedule in grid.pairs()
     ]
     for dtype in grid.dtypes:
         model = subject.in_dtype(dtype)
         models = [plan.model(model) for plan in plans]
         for batch in grid.batch_sizes:
             images = subject.images.pixels[:batch].to(dtype)
-            found += unreduced(subject, model, images, grid.modes)
+            found += unreduced(subject, model, images=images, modes=grid.modes)
             for mode in grid.modes:
                 here = (dtype, batch, mode) == grid.solved_at
                 found += [plan.entry(own, images, mode, here) for plan, own in zip(plans, models)]

@@ -25,5 +25,13 @@ def follow(model: TokenModel, images: Tensor, seed: int) -> list[Stage]:
         if tokens.provenance is None:
             raise UnsupportedModel("it does not say which patches its tokens are made of")
         known = tokens.provenance.living(tokens.alive)
-        stages.append(Stage(block, known.grid, known.owner.cpu().numpy(), known.patch.cpu().numpy(), known.exact))
+        stages.append(
+            Stage(
+                block=block,
+                grid=known.grid,
+                owner=known.owner.cpu().numpy(),
+                patch=known.patch.cpu().numpy(),
+                exact=known.exact,
+            )
+        )
     return stages

@@ -72,7 +72,7 @@ def layers(
 
     hooks = [hook for name, module in named_layers(model).items() for hook in watch(name, module)]
     try:
-        whole = interleaved({"": forward_call(model, images, dtype)}, repeats, warmup, images.device)[""]
+        whole = interleaved({"": forward_call(model, images, dtype)}, repeats, warmup=warmup, device=images.device)[""]
     finally:
         for hook in hooks:
             hook.remove()

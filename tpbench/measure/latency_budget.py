@@ -191,15 +191,15 @@ class Pursuit:
         timed = [candidate for candidate in self.tried.values() if candidate.reduced]
         tried = [{"counts": list(c.counts), "reduced": c.reduced, "unreduced": c.unreduced} for c in timed]
         if not timed:
-            return Solution(None, None, self.error, tried)
+            return Solution(counts=None, off=None, error=self.error, tried=tried)
         best = self.nearest_first[0]
         if abs(self.off) <= farthest:
-            return Solution(list(best.counts), self.off, None, tried)
+            return Solution(counts=list(best.counts), off=self.off, error=None, tried=tried)
         error = (
             f"schedule {self.schedule.text!r}: the method cannot cost {self.target:g} of the unreduced model's latency;"
             f" the nearest it reaches is {best.latency:.3f}, by {spell(best.counts, self.schedule.blocks)}"
         )
-        return Solution(None, self.off, error, tried)
+        return Solution(counts=None, off=self.off, error=error, tried=tried)
 
 
 def solve(
@@ -219,7 +219,7 @@ def solve(
     seconds is about how long this may take: passes then have fewer rounds, and some may be left out. A method whose
     nearest counts are farther off than `farthest`, as a share of what was asked, has none.
     """
-    course = Course.of(subject, batch, dtype, mode)
+    course = Course.of(subject, batch, dtype=dtype, mode=mode)
     pursuits = {pair: Pursuit(*pair) for pair in asked}
     start = time.monotonic()
     for number in range(PASSES):
@@ -236,7 +236,7 @@ def solve(
 
 def time_all(course: Course, going: Mapping[Pursuit, Entry], allowed: float | None) -> None:
     """Time the candidates of a pass in turns with the unreduced model, in about so many seconds."""
-    references = unreduced(course.subject, course.model, course.images, course.mode.permitted())[:-1]
+    references = unreduced(course.subject, course.model, images=course.images, modes=course.mode.permitted())[:-1]
     calls, rows, a_round = warmed([*references, *going.values()], course.images.device, calls_each=1)
     failed = {row.key: row.error for row in rows if row.error is not None}
     rounds = ROUNDS if allowed is None else min(ROUNDS, max(LEAST_ROUNDS, int(allowed / a_round)))

@@ -39,12 +39,12 @@ def time(
     """The session of a grid, in OUT/timing/MACHINE.json too where there is an OUT; a complete one is only read."""
     start = clock.monotonic()
     name = environment.machine(subject.where, "unnamed" if out is None else host_id(out / "work"))
-    begun = session.begin(subject, name, effort.rounds, grid.dtypes[0])
+    begun = session.begin(subject, name, wanted=effort.rounds, dtype=grid.dtypes[0])
     path = None if out is None else timings.path_in(out, name)
     if path is not None and fresh:
         path.unlink(missing_ok=True)
     if path is not None:
-        done = session.finished(path, begun, entries.keys(grid), effort)
+        done = session.finished(path, begun, keys=entries.keys(grid), effort=effort)
         if done is not None:
             return done
     solved = solve(subject, grid, effort, path, watch=watch)
@@ -52,7 +52,7 @@ def time(
     entries.require_some(rows)
     if effort.seconds is not None:
         effort = replace(effort, seconds=max(0.0, effort.seconds - (clock.monotonic() - start)))
-    return session.run(begun, rows, effort, subject.where, path, watch=watch)
+    return session.run(begun, rows, effort=effort, where=subject.where, path=path, watch=watch)
 
 
 def solve(

@@ -122,7 +122,7 @@ def compare(
             torch.compiler.reset()  # what was compiled for the cell before is not needed any more
         rivals = {str(permitted): permitted.call(unreduced, images, dtype) for permitted in mode.permitted()}
         calls = {"reduced": mode.call(reduced, images, dtype), **rivals}
-        seconds = interleaved(calls, repeats, warmup, images.device)
+        seconds = interleaved(calls, repeats, warmup=warmup, device=images.device)
         best = min(rivals, key=lambda name: median(seconds[name]))
         samples[str(batch)] = {"reduced": seconds["reduced"], "unreduced": seconds[best]}
         chosen[str(batch)] = best

@@ -41,8 +41,14 @@ def load(
     model = make(name, pretrained).eval().to(where)
     vit.check_supported(model)
     with explain_out_of_memory("in timing", images, "choose smaller --batch-sizes", kind=UsageError):
-        pixels = photographs(model, images, where) if folder is None else from_folder(model, images, folder, where)
-    return Subject(name, weights(name, pretrained), model, pixels, partial(reduced, site=site))
+        pixels = (
+            photographs(model, images, where)
+            if folder is None
+            else from_folder(model, images, folder=folder, where=where)
+        )
+    return Subject(
+        name=name, weights=weights(name, pretrained), model=model, images=pixels, reduce=partial(reduced, site=site)
+    )
 
 
 def make(name: str, pretrained: bool | str = False) -> nn.Module:
@@ -105,7 +111,7 @@ def from_folder(model: nn.Module, count: int, folder: Path, where: torch.device)
     """The first images of a folder, whatever their classes are."""
     any_class = replace(lines(model, folder, count), classes=MOST_CLASSES)
     part, _ = held_out(any_class, where)
-    return of_part(part, count, str(folder), where)
+    return of_part(part, count, source=str(folder), where=where)
 
 
 def labelled(model: nn.Module, folder: Path, limit: int, where: torch.device) -> Part:

@@ -65,7 +65,14 @@ class Row:
     @property
     def key(self) -> Key:
         """What the row is told apart by in a session."""
-        return Key(self.method, self.schedule, self.batch, self.dtype, self.mode, self.role)
+        return Key(
+            method=self.method,
+            schedule=self.schedule,
+            batch=self.batch,
+            dtype=self.dtype,
+            mode=self.mode,
+            role=self.role,
+        )
 
     @property
     def group(self) -> Group:

@@ -147,7 +147,9 @@ class Store:
                     record, sealed = parsed(text, where)
                     if record.machine != machine:
                         raise UsageError(f"record {where} is of machine {record.machine}, and lies under {machine}")
-                    part.entries.append(Entry(self._shared(record), file, start, end, sealed))
+                    part.entries.append(
+                        Entry(record=self._shared(record), file=file, start=start, end=end, sealed=sealed)
+                    )
                 except UsageError as error:
                     part.bad.append(Bad(machine, str(error)))
 
@@ -214,7 +216,7 @@ class Store:
             packed = line(text)
             start = end
             end += len(packed)
-            part.entries.append(Entry(entry.record, file, start, end, sealed=True))
+            part.entries.append(Entry(record=entry.record, file=file, start=start, end=end, sealed=True))
             yield packed
 
     def _texts(self, entries: list[Entry]) -> Iterator[bytes]:

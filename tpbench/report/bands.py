@@ -63,7 +63,7 @@ def banded(comparison: Comparison, by: str) -> Iterator[tuple[str, list[Row]]]:
         low = (band - 0.5) * WIDTH
         high = (band + 0.5) * WIDTH
         title = f"{low:.0%} to {high:.0%} of the unreduced model's {every[by].what}"
-        places = [{name: _place(row, bands[name], every[name], top1) for name in every} for row in best]
+        places = [{name: _place(row, bands[name], axis=every[name], top1=top1) for name in every} for row in best]
         yield title, [row | {"places": own} for row, own in zip(best, places)]
 
 

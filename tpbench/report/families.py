@@ -114,7 +114,17 @@ def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> 
             verdict = EQUIVALENT
         elif p_inferior <= alpha:
             verdict = NOT_INFERIOR
-        judgements.append(Judgement(difference, margin, verdict, within, p_difference, p_inferior, p_equivalent))
+        judgements.append(
+            Judgement(
+                difference=difference,
+                margin=margin,
+                verdict=verdict,
+                within_margin=within,
+                p_difference=p_difference,
+                p_inferior=p_inferior,
+                p_equivalent=p_equivalent,
+            )
+        )
     return judgements
 
 
@@ -155,7 +165,7 @@ def against_paper(difference: Difference, effect: float, bound: float = 0.0, lev
         verdict = FAILS
     elif farthest < claimed:
         verdict = EXCLUDED
-    return AgainstPaper(difference, effect, verdict, excluded)
+    return AgainstPaper(difference=difference, effect=effect, verdict=verdict, effect_excluded=excluded)
 
 
 # ------------------------------------------------------------------------------------------ the null row
@@ -187,8 +197,8 @@ def _rate(called: int, of: int) -> Rate:
     from scipy.special import betaincinv
 
     if of == 0:
-        return Rate(0, 0, nan, nan, nan)
+        return Rate(called=0, of=0, share=nan, low=nan, high=nan)
     tail = (1 - LEVEL) / 2
     low = float(betaincinv(called, of - called + 1, tail)) if called else 0.0
     high = float(betaincinv(called + 1, of - called, 1 - tail)) if called < of else 1.0
-    return Rate(called, of, called / of, low, high)
+    return Rate(called=called, of=of, share=called / of, low=low, high=high)

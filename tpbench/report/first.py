@@ -46,7 +46,7 @@ def sections(comparison: Comparison) -> list[Section]:
         notes = [comparison.tables[schedule].resolution(), *_notes(rows)]
         if len(best) < len(shown):
             notes.append(f"{len(shown) - len(best)} more rows are in the files.")
-        found.append(Section(schedule, _columns(frame, best), _grouped(best), notes))
+        found.append(Section(title=schedule, columns=_columns(frame, best), groups=_grouped(best), notes=notes))
     return found
 
 

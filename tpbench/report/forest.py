@@ -39,7 +39,7 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
         panels = figure.subplots(1, len(sections), sharey=True, squeeze=False)[0]
         for panel, section in zip(panels, sections):
             rows = {row["method"]: row for _, own in section.groups for row in own}
-            _panel(panel, comparison, section.title, [(place, rows.get(place[1])) for place in places])
+            _panel(panel, comparison, schedule=section.title, lines=[(place, rows.get(place[1])) for place in places])
         _names(panels[0], places)
         _title(figure, comparison)
         save(figure, path)
@@ -67,7 +67,7 @@ def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[t
         if name == table.reference:
             panel.plot(0, height, "D", color=INK, markersize=5)
         elif row is not None and row["reference_difference_points"] in known:
-            _line(panel, row, height, family_colour(family))
+            _line(panel, row, height=height, colour=family_colour(family))
     widths = [row["reference_difference_half_width_points"] for _, row in lines if row is not None]
     usual = median([width for width in widths if width == width] or [0.0])
     panel.set_xlim(min([*known, -table.margin]) - 1.2 * usual - 0.5, max([*known, table.margin]) + 1.2 * usual + 0.5)

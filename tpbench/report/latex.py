@@ -19,8 +19,8 @@ def latex(comparison: Comparison, accuracy: Sequence[Column], cost: Sequence[Col
     about = f"{frame['machine'].iloc[0]}, recipe {frame['recipe'].iloc[0]}"
     partial = "".join(f" Seeds left out: {line}." for line in left_out(comparison.rows))
     lines = ["% Made by python -m tpbench report. Needs \\usepackage{booktabs}, nothing else."]
-    lines += _float(comparison, accuracy, "accuracy", f"Accuracy: {about}. {note}{partial}")
-    lines += _float(comparison, cost, "cost", f"Cost: {about}.")
+    lines += _float(comparison, accuracy, name="accuracy", caption=f"Accuracy: {about}. {note}{partial}")
+    lines += _float(comparison, cost, name="cost", caption=f"Cost: {about}.")
     return "\n".join([*lines, ""])
 
 

@@ -63,7 +63,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
         panels = figure.subplots(1, 2, sharey=True)
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
         for panel, cost in zip(panels, _costs(frame)):
-            _panel(panel, comparison, cost, top1)
+            _panel(panel, comparison, cost=cost, top1=top1)
         panels[0].set_ylabel(top1.label)
         _titles(comparison, panels)
         _legend(figure, panels)
@@ -107,14 +107,14 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, top1: Axis) -> None:
         )
         panel.scatter(own[cost.name], own[top1.name], s=26, color=colour, edgecolor="white", label=family, zorder=3)
     for _, base in known[known["unreduced"]].iterrows():
-        _base(panel, base, cost, top1)
+        _base(panel, base, cost=cost, top1=top1)
     low = known[top1.name].min()
     high = known[top1.name].max()
     margin = max(0.06 * (high - low), 0.1)
     panel.set_ylim(low - margin, high + margin)  # by the means: a wide interval may leave the frame
     panel.margins(x=0.1)
     panel.locator_params(axis="x", nbins=7)
-    _labels(panel, reduced, set(points), cost, top1, comparison.contrast.reference)
+    _labels(panel, reduced, points=set(points), cost=cost, top1=top1, reference=comparison.contrast.reference)
 
 
 def _labels(

@@ -63,7 +63,7 @@ def draw(pixels: np.ndarray, rows: Mapping[str, Row], image: int, about: str, pa
         for line, (name, row) in zip(panels, rows.items()):
             _label(line[0], name, row)
             _photograph(line[0], pixels)
-            _fill(line[1:], pixels, row, image)
+            _fill(line[1:], pixels, row=row, image=image)
         figure.suptitle(about, fontsize=9)
         figure.supxlabel(fill(NOTE, 40 * columns), fontsize=7)
         _save(figure, path)
@@ -87,7 +87,7 @@ def _fill(panels: Sequence[Axes], pixels: np.ndarray, row: Row, image: int) -> N
         panels[0].text(0, 0.5, fill(row, 34), transform=panels[0].transAxes, va="center", color="#777777")
         return
     for panel, stage in zip(panels, row):
-        _stage(panel, pixels, stage, image)
+        _stage(panel, pixels, stage=stage, image=image)
 
 
 def _stage(panel: Axes, pixels: np.ndarray, stage: Stage, image: int) -> None:

@@ -28,7 +28,7 @@ from tpbench.report.two_way import Answers, answers, with_all_images
 FINE_TUNED = "fine_tuned"
 OFF_THE_SHELF = "off_the_shelf"
 MOST_RIVALS = 200  # methods of a table up to which any two are compared; of more, all with the reference
-UNKNOWN = Estimate(nan, nan, 0.0, 0)
+UNKNOWN = Estimate(value=nan, standard_error=nan, df=0.0, seeds=0)
 
 
 def judged(records: Sequence[Record]) -> str:
@@ -83,7 +83,7 @@ class Standings:
             return nan if self.model is None else self.model.detectable(comparisons)
         middle = median(difference.standard_error for difference in known)
         df = median(difference.df for difference in known)
-        return Estimate(0.0, middle, df, self.seeds).detectable(comparisons)
+        return Estimate(value=0.0, standard_error=middle, df=df, seeds=self.seeds).detectable(comparisons)
 
     def _unlisted(self) -> str:
         if self.rivals < MOST_RIVALS:  # the reference is one more
@@ -122,7 +122,9 @@ def standings(schedule: str, records: Sequence[Record], by: str, contrast: Contr
     alone = {name: _mean_alone([record for record in healthy if record.method == name], by) for name in left_out}
     other = OFF_THE_SHELF if by == FINE_TUNED else FINE_TUNED
     means = {by: alone, other: _means(_fitted(healthy, other))}
-    empty = Standings(schedule, by, contrast.reference, contrast.margin, means=means, left_out=left_out)
+    empty = Standings(
+        schedule=schedule, by=by, reference=contrast.reference, margin=contrast.margin, means=means, left_out=left_out
+    )
     model = _fitted(part, by)
     if model is None:
         return empty
@@ -130,7 +132,7 @@ def standings(schedule: str, records: Sequence[Record], by: str, contrast: Contr
     bases = {record.method for record in part if record.unreduced}
     differences = _Differences(model, _answers(part, by) if with_images else {})
     judged_alone = replace(empty, model=model, means={**means, by: alone | _means(model)}, with_images=with_images)
-    return _compared(judged_alone, differences, bases, outside)
+    return _compared(judged_alone, differences, bases=bases, outside=outside)
 
 
 def _compared(table: Standings, differences: _Differences, bases: set[str], outside: set[str]) -> Standings:
@@ -202,7 +204,9 @@ def _means(model: Additive | None) -> dict[str, MeanTop1]:
 def _mean_alone(records: Sequence[Record], by: str) -> MeanTop1:
     """A mean without an interval."""
     known = [100 * record.metrics[f"{by}_top1"] for record in records if f"{by}_top1" in record.metrics]
-    return MeanTop1(fmean(known) if known else nan, nan, 0.0, len(known), records[0].method)
+    return MeanTop1(
+        value=fmean(known) if known else nan, standard_error=nan, df=0.0, seeds=len(known), method=records[0].method
+    )
 
 
 def _answers(records: Sequence[Record], by: str) -> dict[str, Answers]:

@@ -55,7 +55,7 @@ def write(folder: Path, comparison: Comparison) -> list[Path]:
         f"{machine}-pairs.csv": csv(comparison.pairs),
         f"{machine}.md": markdown(comparison),
         **{f"{machine}-by-{name}.md": grouped(comparison, name) for name in bands.axes(comparison.frame)},
-        f"{machine}.tex": latex(comparison, accuracy(), cost(comparison.frame), f"{NOTE} {MARKS}"),
+        f"{machine}.tex": latex(comparison, accuracy(), cost=cost(comparison.frame), note=f"{NOTE} {MARKS}"),
     }
     for name, text in texts.items():
         replace_text(folder / "tables" / name, text)

@@ -53,7 +53,9 @@ def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
     means = _means(points)
     seeds = len(means)
     scatter = float(means.std(ddof=1)) if seeds > 1 else nan
-    over_seeds = Difference(float(means.mean()), scatter / sqrt(seeds), seeds - 1.0, seeds, a, b)
+    over_seeds = Difference(
+        value=float(means.mean()), standard_error=scatter / sqrt(seeds), df=seeds - 1.0, seeds=seeds, a=a, b=b
+    )
     return with_images(over_seeds, points)
 
 
@@ -133,7 +135,9 @@ def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
     tested = np.stack([by_seed[seed].tested for seed in seeds])
     right = 100.0 * np.stack([by_seed[seed].right for seed in seeds])
     means = right.sum(axis=1) / tested.sum(axis=1)
-    return Answers(by_seed, seeds, tested, np.where(tested, right - means[:, None], 0.0))
+    return Answers(
+        outcomes=by_seed, seeds=seeds, tested=tested, deviations=np.where(tested, right - means[:, None], 0.0)
+    )
 
 
 def with_all_images(over_seeds: Sequence[Difference], rows: Mapping[str, Answers]) -> list[Difference]:
