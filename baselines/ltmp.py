@@ -97,8 +97,8 @@ class ThresholdSearch(Thresholds, Search):
 
     def __init__(self, setup: Setup, config: Config | None = None):
         super().__init__(setup, config)
-        self.share = torch.ones(size=())  # of the tokens that stay, in the last batch of the training, with its gradient
-        self.mean_share = torch.ones(size=())  # over about ten batches
+        self.share = torch.tensor(1.0)  # of the tokens that stay, in the last batch of the training, with its gradient
+        self.mean_share = torch.tensor(1.0)  # over about ten batches
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """Mask by the thresholds, and note the share of the tokens that stay."""
