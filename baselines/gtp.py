@@ -4,7 +4,7 @@ A token is worth keeping if it attends much to itself, so that the others could 
 attend much to it. The graph joins neighbours on the patch grid, and every token with those most similar to it; a
 weight is divided by the roots of the degrees of both ends. Each token that stays adds a fraction of its pruned
 neighbours to itself. The number of times that later attention counts it grows in the same way. Written from the
-paper's description.
+paper's description; the defaults are those of its public code.
 """
 
 from dataclasses import dataclass, replace
