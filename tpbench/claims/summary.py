@@ -100,8 +100,8 @@ def _studies(readings: Sequence[Reading], chosen: Sequence[Reading]) -> str:
     text = f" ({', '.join(f'{study}, {_seeds(chosen, study)}' for study in used)})" if used else ""
     counted = [reading for reading in readings if reading.counts and reading.study]
     others = [study for study in dict.fromkeys(reading.study for reading in counted) if study not in used]
-    told = [f"{study}: {overall([r for r in counted if r.study == study])}" for study in others]
-    return text + (f"; also {', '.join(told)}" if told else "")
+    texts = [f"{study}: {overall([r for r in counted if r.study == study])}" for study in others]
+    return text + (f"; also {', '.join(texts)}" if texts else "")
 
 
 def _seeds(chosen: Sequence[Reading], study: str) -> str:

@@ -89,6 +89,6 @@ def token_counts(model: vit.TokenViT, images: Tensor) -> dict[str, list]:
         for hook in hooks:
             hook.remove()
     asked = model.requested
-    told = {"blocks": [block for block, _ in asked], "requested": [k for _, k in asked]}
-    told |= {"achieved": [counts[block] for block, _ in asked], "after_block": list(counts)}
-    return told | ({"live": live} if live else {})
+    found = {"blocks": [block for block, _ in asked], "requested": [k for _, k in asked]}
+    found |= {"achieved": [counts[block] for block, _ in asked], "after_block": list(counts)}
+    return found | ({"live": live} if live else {})

@@ -145,8 +145,8 @@ def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
         if own.empty:
             continue
         rows = own.sort_values(name).to_dict("records")
-        told = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
-        times = ", ".join(f"{row['method']} takes {_time(comparison, row, name)}" for row in told)
+        shown = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
+        times = ", ".join(f"{row['method']} takes {_time(comparison, row, name)}" for row in shown)
         faster = sum(row[name] < 1 for row in rows)
         yield (
             f"By the clock at {table.schedule}, batch {batches[-1]}, {faster} of {len(rows)} take less time than the "

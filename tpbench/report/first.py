@@ -107,14 +107,16 @@ def remarks(comparison: Comparison) -> list[str]:
 def _saves_nothing(frame: pd.DataFrame) -> Iterator[str]:
     masked = frame[frame["count"] == "masked"]
     for method, own in masked.groupby("method", sort=False):
-        told = [_accuracies(row) for row in own[own["seeds"] > 0].to_dict("records")]
-        yield f"Saves nothing: {method}, which hides tokens and removes none; {'; '.join(told) or 'not run'}."
+        texts = [_accuracies(row) for row in own[own["seeds"] > 0].to_dict("records")]
+        yield f"Saves nothing: {method}, which hides tokens and removes none; {'; '.join(texts) or 'not run'}."
 
 
 def _accuracies(row: Row) -> str:
     names = {"off_the_shelf_top1_percent": "off the shelf", "fine_tuned_top1_percent": "fine-tuned"}
-    told = [f"{plus_minus(row, name)} % {words}" for name, words in names.items() if not pd.isna(row[name])]
-    return f"at {row['schedule']} {fixed(100 * row['macs_share'], 1)} % of the MACs, {', '.join(told) or 'no accuracy'}"
+    parts = [f"{plus_minus(row, name)} % {words}" for name, words in names.items() if not pd.isna(row[name])]
+    return (
+        f"at {row['schedule']} {fixed(100 * row['macs_share'], 1)} % of the MACs, {', '.join(parts) or 'no accuracy'}"
+    )
 
 
 def _about_records(comparison: Comparison) -> Iterator[str]:
