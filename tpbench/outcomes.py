@@ -52,8 +52,8 @@ class Outcomes:
 def outcomes(images: str, right: np.ndarray, tested: np.ndarray | None = None) -> Outcomes:
     """Outcomes of one model from arrays of bool, [I]. Without `tested` every image was tested."""
     right = np.asarray(right)
-    whole = np.ones(right.shape, dtype=bool) if tested is None else np.asarray(tested)
-    return Outcomes(images, right, whole)
+    used = np.ones(right.shape, dtype=bool) if tested is None else np.asarray(tested)
+    return Outcomes(images, right, used)
 
 
 # ------------------------------------------------------------------------------------------ packed, for a record

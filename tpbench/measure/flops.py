@@ -72,9 +72,9 @@ def counted(model: TokenViT) -> Macs:
         if block.reducer is not None:  # the probe is computed inside the attention: move it to whom it serves
             macs[f"blocks.{index}.attn"] -= block.probe_macs(block.reducer)
             macs[f"blocks.{index}.reducer"] += block.probe_macs(block.reducer)
-    whole = sum(flops["Global"].values()) // 2
-    if whole != sum(macs.values()):
-        raise MacsDisagree(f"the counter finds {whole} MACs in the model but {sum(macs.values())} in its layers")
+    total = sum(flops["Global"].values()) // 2
+    if total != sum(macs.values()):
+        raise MacsDisagree(f"the counter finds {total} MACs in the model but {sum(macs.values())} in its layers")
     return Macs(macs)
 
 

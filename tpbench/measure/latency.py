@@ -72,12 +72,12 @@ def layers(
 
     hooks = [hook for name, module in named_layers(model).items() for hook in watch(name, module)]
     try:
-        whole = interleaved({"": forward_call(model, images, dtype)}, repeats, warmup=warmup, device=images.device)[""]
+        passes = interleaved({"": forward_call(model, images, dtype)}, repeats, warmup=warmup, device=images.device)[""]
     finally:
         for hook in hooks:
             hook.remove()
     medians = {name: median(times[warmup:]) for name, times in samples.items()}
-    return medians | {"other": max(0.0, median(whole) - sum(medians.values()))}
+    return medians | {"other": max(0.0, median(passes) - sum(medians.values()))}
 
 
 def named_layers(model: TokenViT) -> dict[str, nn.Module]:

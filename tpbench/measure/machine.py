@@ -20,20 +20,20 @@ def facts(where: torch.device) -> dict[str, Any]:
 
     None stands for what the system does not say.
     """
-    told = {
+    report = {
         "cpu_flags": cpu_flags(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "governor": line_of(GOVERNOR),
     }
     if where.type == "cuda":
-        told |= {
+        report |= {
             "driver": line_of(DRIVER),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "capability": list(torch.cuda.get_device_capability(where)),
         }
-    return told
+    return report
 
 
 def cpu_flags() -> list[str]:

@@ -1,4 +1,4 @@
-"""A whole timing session of one model: shares of latency are solved first, then every row is timed in turns."""
+"""A timing session of one model: shares of latency are solved first, then every row is timed in turns."""
 
 from __future__ import annotations
 

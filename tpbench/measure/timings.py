@@ -64,7 +64,7 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What the row is told apart by in a session."""
+        """What identifies the row in a session."""
         return Key(
             method=self.method,
             schedule=self.schedule,
@@ -180,8 +180,8 @@ def read_all(out: Path) -> list[Session]:
 
 
 def write(path: Path, session: Session) -> None:
-    """Write a session whole or not at all, one line a row."""
-    whole = asdict(session)
-    rows = ",\n".join(f"  {json.dumps(row)}" for row in whole.pop("rows"))
-    head = json.dumps(whole, indent=1).removesuffix("\n}")
+    """Write a session in one step, one line a row."""
+    content = asdict(session)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in content.pop("rows"))
+    head = json.dumps(content, indent=1).removesuffix("\n}")
     replace_text(path, f'{head},\n "rows": [\n{rows}\n ]\n}}\n')

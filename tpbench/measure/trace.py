@@ -39,7 +39,7 @@ def write_trace(
     """Trace `steps` forward passes, as `latency` times them, into a new file of a folder for `tensorboard --logdir`.
 
     The plug-in shows each folder as a run and each name as a worker; a second trace of the same name becomes that
-    worker's next span. The file appears whole or not at all.
+    worker's next span. The file appears in one step.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # read when the process first profiles
     layers = traced_layers(model)

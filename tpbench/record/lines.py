@@ -17,7 +17,7 @@ from tpbench.record.seal import read_content, seal, unseal
 def parsed(text: bytes, where: str) -> tuple[Record, bool]:
     """A record from its text, and whether it carries a checksum.
 
-    Raises UsageError that names the place for a record that was changed since it was written, that is no whole record,
+    Raises UsageError that names the place for a record that was changed since it was written, that is incomplete,
     or whose schema this version does not know.
     """
     try:
@@ -47,8 +47,8 @@ def _schema(text: bytes) -> Any:
 def line(text: bytes) -> bytes:
     """A record's text as one line with a checksum; the same bytes where it is that already."""
     content, sealed = unseal(text)
-    whole = text.strip() if sealed and b"\n" not in text.strip() else seal(json.dumps(json.loads(content)))
-    return whole + b"\n"
+    sealed_text = text.strip() if sealed and b"\n" not in text.strip() else seal(json.dumps(json.loads(content)))
+    return sealed_text + b"\n"
 
 
 def read(path: Path) -> Record:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 Digits = Predicate(str.isdecimal)
 
 
-Number = int | float  # a count stays whole, a mean does not
+Number = int | float  # counts are integers, means are not
 
 
 class Samples(TypedDict):

@@ -49,7 +49,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = None) -> None:
-    """Write an object with its checksum, whole or not at all."""
+    """Write an object with its checksum, in one step."""
     replace_bytes(path, seal(json.dumps(content, indent=indent)) + b"\n")
 
 

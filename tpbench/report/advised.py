@@ -62,8 +62,8 @@ def ranking(advice: Advice) -> list[list[str]]:
         heads.insert(2, "Top-1 %")
     rows = [_choice(choice, advice) for choice in advice.choices[:SHOWN]]
     if advice.images:
-        whole = f"{100 * advice.unreduced_top1:.1f}"
-        rows.append(["none", "none", whole, "100.0", "1.00", ""])
+        unreduced = f"{100 * advice.unreduced_top1:.1f}"
+        rows.append(["none", "none", unreduced, "100.0", "1.00", ""])
     return [heads, *rows]
 
 

@@ -12,8 +12,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) ->
     A row shorter than the heads is filled up. Cells are text that is already escaped.
     """
     rule = [":--"] * left + ["--:"] * (len(heads) - left)
-    whole = [list(row) + [""] * (len(heads) - len(row)) for row in rows]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, rule[: len(heads)], *whole)] + [""]
+    filled = [list(row) + [""] * (len(heads) - len(row)) for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule[: len(heads)], *filled)] + [""]
 
 
 def escape(text: str) -> str:

@@ -126,15 +126,15 @@ def paint(pixels: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def enlarged(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The image with every pixel repeated, so that a patch of the grid is at least PATCH_PIXELS wide and whole.
+    """The image with every pixel repeated, so that a patch of the grid is at least PATCH_PIXELS wide.
 
-    What is left of an image beyond the last whole patch is cut off.
+    What is left of an image beyond the last complete patch is cut off.
     """
     height = pixels.shape[0] // grid[0]
     width = pixels.shape[1] // grid[1]
     times = max(1, -(-PATCH_PIXELS // min(height, width)))
-    whole = pixels[: height * grid[0], : width * grid[1]]
-    return whole.repeat(times, axis=0).repeat(times, axis=1)
+    cropped = pixels[: height * grid[0], : width * grid[1]]
+    return cropped.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def clusters(owner: np.ndarray) -> np.ndarray:

@@ -238,11 +238,11 @@ def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
     values outside [0, 100], a pool with unknown names or with fewer than two measured rows.
     """
     _refuse(top1, pool)
-    whole = top1.to_numpy(dtype=float)
-    measured = ~np.isnan(whole)
+    everything = top1.to_numpy(dtype=float)
+    measured = ~np.isnan(everything)
     rows = measured.any(axis=1)
     columns = measured.any(axis=0)
-    values = whole[np.ix_(rows, columns)]
+    values = everything[np.ix_(rows, columns)]
     methods = tuple(top1.index[rows])
     declared = [row for row, method in enumerate(methods) if pool is None or method in pool]
     if len(declared) < min(2, len(methods)):

@@ -59,15 +59,15 @@ def macs_share(
     A method that only hides tokens is priced as if it removed them, so that it hides as many as others remove.
     """
     plain = TokenModel.around(model, [], (), site)
-    everything = sum(plain.macs().values())
+    unreduced = sum(plain.macs().values())
 
     def share(schedule: Schedule) -> float:
         setups, _ = plan(model, cls, schedule, config)
         if cls.masks:
-            return plain.macs_living({setup.block: setup.k for setup in setups}) / everything
+            return plain.macs_living({setup.block: setup.k for setup in setups}) / unreduced
         with torch.device("meta"):  # shapes decide; no weight is made
             reducers = [cls(setup, config) for setup in setups]
-        return sum(plain.macs_under(reducers).values()) / everything
+        return sum(plain.macs_under(reducers).values()) / unreduced
 
     return share
 

@@ -55,13 +55,13 @@ def compile_kernels(exact: torch.dtype, kernels: Callable[[Types], Mapping[Calla
     if numba.config.DISABLE_JIT:
         raise RuntimeError("numba is switched off by NUMBA_DISABLE_JIT")
     real = types.float64 if exact == torch.float64 else types.float32
-    whole = types.int64 if exact == torch.float64 else types.int32
+    integer = types.int64 if exact == torch.float64 else types.int32
     given = Types(
         real=real,
         size=types.int64,
         truth=types.boolean,
         line=types.Array(real, 1, "C"),
-        bits=types.Array(whole, 1, "C"),
+        bits=types.Array(integer, 1, "C"),
         table=types.Array(real, 2, "C"),
         cube=types.Array(real, 3, "C"),
         index=types.Array(types.int64, 2, "C"),
