@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpbench import environment, registry, vit
 from tpbench.bench.bases import load_base
@@ -23,6 +23,7 @@ from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
 from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
+from tpbench.recipe import Search as HowToSearch
 from tpbench.record import Learned, write
 from tpbench.schedule import spell
 from tpbench.training.evaluate import evaluate
@@ -58,14 +59,7 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
     method, seed = which
     cls = searching(method)
     how = workspace.recipe.search[method]
-    base = load_base(workspace, seed)
-    patches = base.patch_embed.num_patches
-    depth = len(base.blocks)
-    everywhere = spell([patches] * depth, range(depth))
-    torch.manual_seed(seed)
-    model = vit.reduce(base, cls, everywhere, site=workspace.recipe.site, **how.knobs)
-    for block in model.reducers:
-        block.backbone_lr_scale = how.backbone_lr_scale
+    model = to_search(load_base(workspace, seed), cls, how, site=workspace.recipe.site, seed=seed)
     training = train(
         model,
         replace(workspace.conditions(seed), identity="", deadline=None),
@@ -76,7 +70,7 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
     )
     kept = [k.item() for k in leaving(model)]
     counts = [max(1, int(k)) for k in kept]
-    if counts[-1] == patches:
+    if counts[-1] == model.patch_embed.num_patches:
         raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
     found = Learned(
         method=method,
@@ -84,7 +78,7 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
         recipe=workspace.recipe.name,
         machine=workspace.machine,
         seed=seed,
-        patches=patches,
+        patches=model.patch_embed.num_patches,
         counts=counts,
         kept=kept,
         config=asdict(model.reducers[0].config),
@@ -93,9 +87,20 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
         training=asdict(training),
         environment=environment.describe(workspace.device, workspace.dtype),
         git=environment.git(),
-        off_the_shelf=judged(workspace, method, seed=seed, schedule=spell(counts, range(depth))),
+        off_the_shelf=judged(workspace, method, seed=seed, schedule=spell(counts, range(len(counts)))),
     )
     write(learned_path(workspace, method, seed), found, indent=1)
+
+
+def to_search(base: nn.Module, cls: type[Search], how: HowToSearch, site: str, seed: int) -> vit.TokenViT:
+    """The base with an instance of a search in every block, at which all tokens arrive."""
+    patches = base.patch_embed.num_patches
+    depth = len(base.blocks)
+    torch.manual_seed(seed)
+    model = vit.reduce(base, cls, spell([patches] * depth, range(depth)), site=site, **how.knobs)
+    for block in model.reducers:
+        block.backbone_lr_scale = how.backbone_lr_scale
+    return model
 
 
 def searching(method: str) -> type[Search]:

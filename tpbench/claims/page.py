@@ -126,7 +126,7 @@ def _texts(reading: Reading) -> list[str]:
 
 
 def _rule(reading: Reading) -> str:
-    return ruled(Rule(*(_shown(reading, bound) for bound in reading.rule)))
+    return ruled(Rule(low=_shown(reading, reading.rule.low), high=_shown(reading, reading.rule.high)))
 
 
 def _shown(reading: Reading, bound: float) -> float:

@@ -220,7 +220,7 @@ def solve(
     nearest counts are farther off than `farthest`, as a share of what was asked, has none.
     """
     course = Course.of(subject, batch, dtype=dtype, mode=mode)
-    pursuits = {pair: Pursuit(*pair) for pair in asked}
+    pursuits = {(variant, schedule): Pursuit(variant, schedule) for variant, schedule in asked}
     start = time.monotonic()
     for number in range(PASSES):
         going = {p: entry for p in pursuits.values() if not p.done and (entry := p.next(course)) is not None}

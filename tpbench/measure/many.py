@@ -14,8 +14,7 @@ from tpbench.measure.entries import Grid, Solved, Subject
 from tpbench.measure.session import Effort, Watch, unchecked, unwatched
 from tpbench.measure.timings import Session
 from tpbench.record import host_id
-from tpbench.registry import Variant
-from tpbench.schedule import Kind, Schedule
+from tpbench.schedule import Kind
 
 SOLVING = 0.5  # of the time limit, at most, goes into meeting shares of latency
 
@@ -71,10 +70,11 @@ def solve(
     """
     pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
     known = found_before(path)
-    solved: dict[tuple[Variant, Schedule], Schedule | str] = {}
-    for variant, schedule in pairs:
-        if counts := known.get((str(variant), schedule.text)):
-            solved[variant, schedule] = schedule.counting(counts)
+    solved: Solved = {
+        (variant, schedule): schedule.counting(counts)
+        for variant, schedule in pairs
+        if (counts := known.get((str(variant), schedule.text)))
+    }
     missing = [pair for pair in pairs if pair not in solved]
     entries.check(subject, grid)
     if not missing:

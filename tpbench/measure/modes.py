@@ -43,7 +43,7 @@ class Mode:
     def permitted(self) -> list[Mode]:
         """This mode and all that do less, the plainest first."""
         flags = product(*((False, True) if flag else (False,) for flag in (self.compiled, self.cuda_graph)))
-        return [Mode(*flag) for flag in flags]
+        return [Mode(compiled=compiled, cuda_graph=cuda_graph) for compiled, cuda_graph in flags]
 
     def check(self, where: torch.device) -> None:
         """Refuse, before any work, what this device or machine cannot do."""

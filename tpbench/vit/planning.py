@@ -30,9 +30,19 @@ def plan(
     for stage, (block, k) in enumerate(requested):
         reached, next_grid = cls.reachable(n, min(k, n), grid)
         if reached < n or cls.masks:  # where as many leave as arrive there is nothing to do
-            heads = model.blocks[block].attn.num_heads
-            prefix = model.num_prefix_tokens
-            here = (block, stage, len(requested), n, reached, patches)
-            setups.append(Setup(*here, model.embed_dim, heads, grid, prefix))
+            setups.append(
+                Setup(
+                    block=block,
+                    stage=stage,
+                    stages=len(requested),
+                    tokens=n,
+                    k=reached,
+                    patches=patches,
+                    width=model.embed_dim,
+                    heads=model.blocks[block].attn.num_heads,
+                    grid=grid,
+                    prefix=model.num_prefix_tokens,
+                )
+            )
             n, grid = (n, grid) if cls.masks else (reached, next_grid)
     return setups, requested
