@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from tpbench.measure.entries import Grid, Solved, Subject
 from tpbench.measure.session import Effort, Watch, unchecked, unwatched
 from tpbench.measure.timings import Session
 from tpbench.record import host_id
-from tpbench.schedule import Kind
+from tpbench.registry import Variant
+from tpbench.schedule import Kind, Schedule
 
 SOLVING = 0.5  # of the time limit, at most, goes into meeting shares of latency
 
@@ -69,12 +70,7 @@ def solve(
     Those that an interrupted session of the same model has found already are kept.
     """
     pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
-    known = found_before(path)
-    solved: Solved = {
-        (variant, schedule): schedule.counting(counts)
-        for variant, schedule in pairs
-        if (counts := known.get((str(variant), schedule.text)))
-    }
+    solved = solved_before(pairs, path)
     missing = [pair for pair in pairs if pair not in solved]
     entries.check(subject, grid)
     if not missing:
@@ -96,6 +92,16 @@ def solve(
         met = schedule.counting(solution.counts) if solution.counts else None
         solved[variant, schedule] = met or solution.error
     return solved
+
+
+def solved_before(pairs: Sequence[tuple[Variant, Schedule]], path: Path | None) -> Solved:
+    """Those of the pairs that the file of a session has solved already, with their counts."""
+    known = found_before(path)
+    return {
+        (variant, schedule): schedule.counting(counts)
+        for variant, schedule in pairs
+        if (counts := known.get((str(variant), schedule.text)))
+    }
 
 
 def found_before(path: Path | None) -> dict[tuple[str, str], list[int]]:
