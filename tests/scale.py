@@ -144,8 +144,8 @@ def measured(action: str, folder: Path, size: int) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=True)
     except subprocess.TimeoutExpired:
         return f"over {LIMIT_SECONDS} s"
-    told = json.loads(done.stdout.splitlines()[-1])
-    return f"{told['seconds']:.2f} s, {told['mib']:.0f} MiB"
+    found = json.loads(done.stdout.splitlines()[-1])
+    return f"{found['seconds']:.2f} s, {found['mib']:.0f} MiB"
 
 
 def table(sizes: list[int]) -> Iterator[str]:

@@ -117,9 +117,9 @@ def test_alone_a_reading_is_judged_as_by_families():
         low = effect > bound
         rule = Rule(low=bound) if low else Rule(high=bound)
         own = reading(value, 0.4, rule, effect)
-        told = against_paper(own.ours, effect, bound)
+        content = against_paper(own.ours, effect, bound)
         (judged,) = decide([own])
-        assert (judged.verdict, judged.effect_excluded) == (told.verdict, told.effect_excluded)
+        assert (judged.verdict, judged.effect_excluded) == (content.verdict, content.effect_excluded)
         seen.add(judged.verdict)
     assert seen == {HOLDS, FAILS, EXCLUDED, UNDECIDED}
 
@@ -348,10 +348,10 @@ TOPK = "equal MACs: wkmedoids minus topk"
 def test_a_known_effect_is_found_and_none_is_not(rival, verdict):
     """At half of the MACs the paper's wkmedoids lies 0.9 points above topk."""
     own = of_rows({("wkmedoids", MACS): 90.0, ("topk", MACS): rival}, seeds=16, images=10_000)
-    told = found(own, 4, TOPK)
-    assert told.effect == pytest.approx(0.9, abs=0.1)
-    assert told.verdict == verdict
-    assert told.effect_excluded
+    reading = found(own, 4, TOPK)
+    assert reading.effect == pytest.approx(0.9, abs=0.1)
+    assert reading.verdict == verdict
+    assert reading.effect_excluded
     noisy = of_rows({("wkmedoids", MACS): 90.0, ("topk", MACS): 90.0}, scatter=3.0, seeds=5)
     assert found(noisy, 4, TOPK).verdict == UNDECIDED, "control: a wide interval decides nothing"
 
@@ -361,8 +361,8 @@ def called(draws: int, rival: float) -> int:
     count = 0
     for draw in range(draws):
         rows = {("wkmedoids", MACS): 80.0, ("topk", MACS): rival, ("random", MACS): rival}
-        told = accuracy.beats_the_others(of_rows(rows, seeds=5, images=100, scatter=1.0, draw=draw))
-        count += any(r.verdict == HOLDS for r in told if r.counts)
+        readings = accuracy.beats_the_others(of_rows(rows, seeds=5, images=100, scatter=1.0, draw=draw))
+        count += any(r.verdict == HOLDS for r in readings if r.counts)
     return count
 
 
@@ -384,8 +384,8 @@ def test_images_that_all_seeds_test_widen_the_interval():
 def test_rows_of_other_costs_are_shown_and_do_not_count():
     records = simulated({("none", "none"): 90.0, ("wkmedoids", MACS): 90.0, ("topk", MACS): 80.0})
     dearer = [replace(r, macs=r.macs | {"total": int(5e6)}) if r.method == "wkmedoids" else r for r in records]
-    told = found(study(dearer), 4, TOPK, MACS)
-    assert told.shown_only == "not equal: MACs differ by +12.5 % of the base's"
+    reading = found(study(dearer), 4, TOPK, MACS)
+    assert reading.shown_only == "not equal: MACs differ by +12.5 % of the base's"
     assert found(study(records), 4, TOPK).counts, "control"
 
 
@@ -413,12 +413,12 @@ def test_several_schedules_are_one_reading():
     rows = {("wkmedoids", "macs=0.5@0"): 90.0, ("topk", "macs=0.5@0"): 89.0}
     rows |= {("wkmedoids", "macs=0.3@0"): 88.0, ("topk", "macs=0.3@0"): 85.0}
     own = of_rows(rows, shares={"macs=0.5@0": 0.5, "macs=0.3@0": 0.3}, scatter=0.05, images=10_000)
-    told = all_found(own, 4, TOPK)
-    assert [r.counts for r in told] == [True, False, False]
-    assert told[0].schedule.startswith("mean of 2 schedules: ")
-    assert [r.value for r in told[1:]] == pytest.approx([1.0, 3.0], abs=0.2)
-    assert told[0].value == pytest.approx((told[1].value + told[2].value) / 2)
-    assert told[0].effect == pytest.approx((told[1].effect + told[2].effect) / 2)
+    readings = all_found(own, 4, TOPK)
+    assert [r.counts for r in readings] == [True, False, False]
+    assert readings[0].schedule.startswith("mean of 2 schedules: ")
+    assert [r.value for r in readings[1:]] == pytest.approx([1.0, 3.0], abs=0.2)
+    assert readings[0].value == pytest.approx((readings[1].value + readings[2].value) / 2)
+    assert readings[0].effect == pytest.approx((readings[1].effect + readings[2].effect) / 2)
 
 
 def test_what_is_missing_is_named():
@@ -456,9 +456,9 @@ def objectives(*shifts: float, converged: float = 0.001, images: int = 300) -> l
 )
 def test_starts_are_compared_by_their_objective(shifts, verdict):
     own = study(simulated({("none", "none"): 90.0}), starts=objectives(*shifts))
-    told = found(own, 7, "start random over topk")
-    assert told.value == pytest.approx(math.exp(np.mean(shifts)))
-    assert told.verdict == verdict
+    reading = found(own, 7, "start random over topk")
+    assert reading.value == pytest.approx(math.exp(np.mean(shifts)))
+    assert reading.verdict == verdict
 
 
 def test_convergence_is_an_excess_over_the_converged_objective():
@@ -541,9 +541,9 @@ def test_studies_that_share_their_bases_are_one_reading():
 def test_older_records_are_shown_not_mixed_and_said_once(tmp_path):
     records = simulated({**BASIC, ("none", "none"): 97.0})
     old = study(older(records))
-    told = found(old, 4, TOPK)
-    assert told.shown_only == claims.NO_OUTCOMES
-    assert told.value == pytest.approx(found(study(records), 4, TOPK).value), "shown"
+    content = found(old, 4, TOPK)
+    assert content.shown_only == claims.NO_OUTCOMES
+    assert content.value == pytest.approx(found(study(records), 4, TOPK).value), "shown"
     assert overall(all_found(old, 4)) == UNDECIDED
     assert "nothing counts: no per-image outcomes" in sentence(4, all_found(old, 4))
     topk = [r for r in records if r.method == "topk"]
@@ -587,11 +587,11 @@ def example(folder: Path) -> list[Study]:
     store(folder / "digits", [replace(r, machine="older-cd34") for r in older(own)[:20]])
     store(folder / "smoke", [replace(r, recipe="smoke", data={"fingerprint": "few"}) for r in own[:10]])
     files = {"spectra": map(asdict, spectra(1.25, 1.3, 1.2)), "starts": objectives(0.01, 0.012, 0.008)}
-    for kind, tolds in files.items():
-        for seed, told in enumerate(tolds):
+    for kind, contents in files.items():
+        for seed, content in enumerate(contents):
             path = folder / "digits" / kind / machine / f"seed{seed}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(told))
+            path.write_text(json.dumps(content))
     return read_studies([folder / "digits", folder / "smoke"])
 
 
@@ -607,21 +607,21 @@ def test_the_page_is_the_golden_one(tmp_path):
 def test_control_one_accuracy_changes_the_page(tmp_path):
     page(tmp_path)
     (path,) = (tmp_path / "digits" / "records").glob("xeon*/topk_*_seed0.json")
-    told = json.loads(path.read_text())
-    told["outcomes"]["fine_tuned"] = pack(outcomes("images", np.zeros(400, dtype=bool)))
-    told["metrics"]["fine_tuned_top1"] = 0.0
-    del told["checksum"]
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    content["outcomes"]["fine_tuned"] = pack(outcomes("images", np.zeros(400, dtype=bool)))
+    content["metrics"]["fine_tuned_top1"] = 0.0
+    del content["checksum"]
+    path.write_text(json.dumps(content))
     studies = read_studies([tmp_path / "digits", tmp_path / "smoke"])
     changed = claims_page.markdown(studies, claims.readings(studies))
     assert changed != (GOLDEN / "claims.md").read_text(encoding="utf-8")
 
 
 def test_every_claim_is_one_sentence_with_its_number(tmp_path):
-    told = sentences(claims.readings(example(tmp_path)))
-    assert [text.split(".")[0] for text in told] == [str(claim) for claim in claims.CLAIMS]
-    assert all("\n" not in text and text.endswith(".") for text in told)
-    for text in (told[1], told[3], told[4], told[6], told[7]):
+    texts = sentences(claims.readings(example(tmp_path)))
+    assert [text.split(".")[0] for text in texts] == [str(claim) for claim in claims.CLAIMS]
+    assert all("\n" not in text and text.endswith(".") for text in texts)
+    for text in (texts[1], texts[3], texts[4], texts[6], texts[7]):
         assert "[" in text, "an interval"
         assert "seeds)" in text, "its n"
 

@@ -274,9 +274,9 @@ def test_a_truncated_jpeg_is_named_in_one_line(odd_folder, processes):
     parts = data.load(imagenet_like(odd_folder, loader_processes=processes), CPU)
     assert len(list(parts.test.batches(4))) == 3, "control"
     broken.write_bytes(broken.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"image .*large\.jpg cannot be read: .*truncated") as told:
+    with pytest.raises(DataError, match=r"image .*large\.jpg cannot be read: .*truncated") as found:
         list(parts.test.batches(4))
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(found.value).splitlines()) == 1
 
 
 def test_streamed_augmentation_follows_from_seed_epoch_and_image_alone(odd_folder):

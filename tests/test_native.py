@@ -475,9 +475,9 @@ def test_without_numba_the_definitions_run_and_it_is_said_once(reason: str, tmp_
     block = "import sys\nsys.modules['numba'] = None\n" if reason == "missing" else ""
     how = {"cannot cache": cannot_cache(tmp_path), "switched off": {"NUMBA_DISABLE_JIT": "1"}}.get(reason, {})
     done = python(block + PROGRAM + TWICE, **how)
-    told = [line for line in done.stderr.splitlines() if "plain PyTorch" in line]
-    assert len(told) == 1, done.stderr
-    assert {"missing": "numba", "cannot cache": "cache", "switched off": "NUMBA_DISABLE_JIT"}[reason] in told[0]
+    found = [line for line in done.stderr.splitlines() if "plain PyTorch" in line]
+    assert len(found) == 1, done.stderr
+    assert {"missing": "numba", "cannot cache": "cache", "switched off": "NUMBA_DISABLE_JIT"}[reason] in found[0]
     x = torch.randn(4, 64, 8, generator=generator(0))
     assert done.stdout.strip() == str(cluster.kmedoids(x, torch.ones(4, 64), 9)[0].tolist())
 

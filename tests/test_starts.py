@@ -57,22 +57,22 @@ def test_the_objective_is_that_of_a_plain_loop(model, images, start):
 
 
 def test_the_report_is_relative_to_the_models_own_setting(model, images):
-    told = starts.starts(model, [images, images[:1]], seed=0)
-    assert told["images"] == len(images) + 1
-    assert told["default"] == {"start": "topk", "iterations": 5}
-    assert told["starts"]["topk"]["5"] == {"mean": 0.0, "sd": 0.0}
-    means = [told["starts"]["topk"][str(count)]["mean"] for count in starts.ITERATIONS]
+    found = starts.starts(model, [images, images[:1]], seed=0)
+    assert found["images"] == len(images) + 1
+    assert found["default"] == {"start": "topk", "iterations": 5}
+    assert found["starts"]["topk"]["5"] == {"mean": 0.0, "sd": 0.0}
+    means = [found["starts"]["topk"][str(count)]["mean"] for count in starts.ITERATIONS]
     assert all(later <= earlier for earlier, later in pairwise(means))
-    grid = [told["starts"]["grid"][str(count)]["mean"] for count in starts.ITERATIONS]
+    grid = [found["starts"]["grid"][str(count)]["mean"] for count in starts.ITERATIONS]
     assert grid[0] > grid[-1], "control: without iterations it is worse"
-    assert all(told["unconverged"][start]["mean"] >= 0 for start in INITIALISATIONS)
-    assert all(0 <= told["unconverged"][start]["settled"] <= 1 for start in INITIALISATIONS)
+    assert all(found["unconverged"][start]["mean"] >= 0 for start in INITIALISATIONS)
+    assert all(0 <= found["unconverged"][start]["settled"] <= 1 for start in INITIALISATIONS)
     expected = logs(model, torch.cat([images, images[:1]]))
     by_hand = (
         expected[:, :, INITIALISATIONS.index("grid"), OWN] - expected[:, :, INITIALISATIONS.index("topk"), OWN]
     ).mean(dim=0)
-    assert told["starts"]["grid"]["5"]["mean"] == pytest.approx(by_hand.mean().item())
-    assert told["starts"]["grid"]["5"]["sd"] == pytest.approx(by_hand.std().item())
+    assert found["starts"]["grid"]["5"]["mean"] == pytest.approx(by_hand.mean().item())
+    assert found["starts"]["grid"]["5"]["sd"] == pytest.approx(by_hand.std().item())
 
 
 def test_draws_come_from_the_seed_and_leave_torchs_generator_alone(model, images):
