@@ -16,7 +16,6 @@ from tpbench.record import replace_bytes
 
 
 def base_path(workspace: Workspace, seed: int) -> Path:
-    """Where the weights of a seed's base are kept."""
     return workspace.work / f"base_seed{seed}.safetensors"
 
 

@@ -87,7 +87,7 @@ class Workspace:
             self.work.mkdir(parents=True, exist_ok=True)
             sweep(self.out)
             host_id(self.work)
-            check(Store.of(self.out), self.recipe, machine=self.machine, fresh=fresh)
+            check(Store.of(self.out), self.recipe, self.machine, fresh)
             if fresh:
                 self._delete_everything()
         ranks.wait()
@@ -120,25 +120,20 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def record_path(self, cell: Cell) -> Path:
-        """The file of a cell's record while the run is unfinished."""
         name = f"{row_name(str(cell.variant), cell.schedule.text)}_seed{cell.seed}.json"
         return self.out / "records" / self.machine / name
 
     def budget_path(self, cell: Cell) -> Path:
-        """The file with the counts that meet the cell's share of the latency, one for all seeds."""
         name = f"{row_name(str(cell.variant), cell.schedule.text)}.json"
         return self.out / "budgets" / self.machine / name
 
     def spectrum_path(self, seed: int) -> Path:
-        """The file of a base's spectrum."""
         return self.out / "spectra" / self.machine / f"seed{seed}.json"
 
     def starts_path(self, seed: int) -> Path:
-        """The file with what starts and iterations do to the clustering objective on a base."""
         return self.out / "starts" / self.machine / f"seed{seed}.json"
 
     def checkpoint_folder(self, cell: Cell) -> Path:
-        """The folder of a cell's checkpoints, which is deleted when the cell is done."""
         return self.work / "cells" / self.record_path(cell).stem
 
     # ------------------------------------------------------------------------------------ cells

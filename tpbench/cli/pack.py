@@ -13,12 +13,10 @@ EXAMPLE = "tpbench pack results/digits"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
-    """Add the verb's flags to its parser."""
     verb.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench.bench.look import locked
     from tpbench.record import Store, seal_file
 

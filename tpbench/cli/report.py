@@ -12,7 +12,6 @@ EXAMPLE = "tpbench report results/digits"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
-    """Add the verb's flags to its parser."""
     verb.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
     verb.add_argument(
         "--by",
@@ -22,7 +21,6 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench.report import frame, terminal, write
 
     code = say_what_was_read(arguments.folder)

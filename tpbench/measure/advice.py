@@ -122,19 +122,17 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
     Without one they are ranked by the tokens that they keep. Raises UsageError where no method meets the latency.
     """
     clock = Clock(wish.seconds, watch)
-    grid = Grid(
-        variants=wish.variants, schedules=(wish.schedule,), batch_sizes=(max(wish.batch_sizes),), dtypes=wish.dtypes[:1]
-    )
+    grid = Grid(wish.variants, (wish.schedule,), (max(wish.batch_sizes),), wish.dtypes[:1])
     solved = many.solve(subject, grid, clock.effort(SOLVING), farthest=inf, watch=clock.watch)
-    timed = timed_alone(subject, grid, solved=solved, clock=clock, share=RANKING)
+    timed = timed_alone(subject, grid, solved, clock, RANKING)
     (group,) = timed.groups
-    scores = {} if part is None else accuracies(subject, grid, solved=solved, part=part, watch=watch)
+    scores = {} if part is None else accuracies(subject, grid, solved, part, watch)
     rows = [speed for speed in speeds.speeds(timed, group) if speed.row.asked is not None]
-    choices = ranked([choice(subject, speed, solved=solved, scores=scores) for speed in rows])
+    choices = ranked([choice(subject, speed, solved, scores) for speed in rows])
     if not choices:
         raise UsageError(next(row.error for row in timed.rows if row.error))
     winner = next(variant for variant in wish.variants if str(variant) == choices[0].method)
-    places = timed_everywhere(subject, wish, winner=winner, best=choices[0], clock=clock)
+    places = timed_everywhere(subject, wish, winner, choices[0], clock)
     return Advice(
         model=subject.name,
         weights=subject.weights,
@@ -163,11 +161,9 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds until the end; 0 behind it."""
         return max(0.0, self.end - time.monotonic())
 
     def effort(self, share: float) -> Effort:
-        """As many rounds as a share of the time that is left allows."""
         return Effort(ROUNDS, share * self.left)
 
     def watch(self, stage: str, share: float, left: float) -> None:
@@ -180,10 +176,10 @@ def timed_alone(subject: Subject, grid: Grid, solved: Solved, clock: Clock, shar
     end = time.monotonic() + share * clock.left
     found = entries.entries(subject, grid, solved)
     entries.require_some(found)
-    begun = session.begin(subject, "unnamed", wanted=ROUNDS, dtype=grid.dtypes[0])
+    begun = session.begin(subject, "unnamed", ROUNDS, grid.dtypes[0])
     warm = session.warmed(found, subject.where, clock.watch)
     effort = Effort(ROUNDS, max(0.0, end - time.monotonic()))
-    return session.sample(begun, warm, effort=effort, where=subject.where, watch=clock.watch)
+    return session.sample(begun, warm, effort, subject.where, watch=clock.watch)
 
 
 def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, float]) -> Choice:
@@ -230,7 +226,7 @@ def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: 
         spent = time.monotonic() - start
         watch("evaluating off the shelf", number / len(todo), spent / max(number, 1) * (len(todo) - number))
         model = subject.reduce(subject.model, variant, schedule)
-        found[str(variant)] = evaluate(model, part, batch_size=grid.batch_sizes[0], dtype=grid.dtypes[0]).top1
+        found[str(variant)] = evaluate(model, part, grid.batch_sizes[0], grid.dtypes[0]).top1
     return found
 
 
@@ -238,12 +234,10 @@ def timed_everywhere(subject: Subject, wish: Wish, winner: Variant, best: Choice
     """The winner in every way of running it that was asked for."""
     counts = tuple(int(k) for k in best.schedule.partition("@")[0].split(","))
     schedule = Schedule(best.schedule, wish.schedule.blocks, kind=Kind.COUNTS, counts=counts)
-    grid = Grid(
-        variants=(winner,), schedules=(schedule,), batch_sizes=wish.batch_sizes, dtypes=wish.dtypes, modes=wish.modes
-    )
-    timed = timed_alone(subject, grid, solved={}, clock=clock, share=PLACES)
+    grid = Grid((winner,), (schedule,), wish.batch_sizes, wish.dtypes, wish.modes)
+    timed = timed_alone(subject, grid, {}, clock, PLACES)
     return [
-        Place(batch=row.row.batch, dtype=row.row.dtype, mode=row.row.mode, speedup=row.speedup)
+        Place(row.row.batch, row.row.dtype, row.row.mode, row.speedup)
         for group in timed.groups
         for row in speeds.speeds(timed, group)
         if row.row.role == "reduced"

@@ -1,9 +1,9 @@
-"""A timing session of one model: shares of latency are solved first, then every row is timed in turns."""
+"""A whole timing session of one model: shares of latency are solved first, then every row is timed in turns."""
 
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,12 +39,12 @@ def time(
     """The session of a grid, in OUT/timing/MACHINE.json too where there is an OUT; a complete one is only read."""
     start = clock.monotonic()
     name = environment.machine(subject.where, "unnamed" if out is None else host_id(out / "work"))
-    begun = session.begin(subject, name, wanted=effort.rounds, dtype=grid.dtypes[0])
+    begun = session.begin(subject, name, effort.rounds, grid.dtypes[0])
     path = None if out is None else timings.path_in(out, name)
     if path is not None and fresh:
         path.unlink(missing_ok=True)
     if path is not None:
-        done = session.finished(path, begun, keys=entries.keys(grid), effort=effort)
+        done = session.finished(path, begun, entries.keys(grid), effort)
         if done is not None:
             return done
     solved = solve(subject, grid, effort, path, watch=watch)
@@ -52,7 +52,7 @@ def time(
     entries.require_some(rows)
     if effort.seconds is not None:
         effort = replace(effort, seconds=max(0.0, effort.seconds - (clock.monotonic() - start)))
-    return session.run(begun, rows, effort=effort, where=subject.where, path=path, watch=watch)
+    return session.run(begun, rows, effort, subject.where, path, watch=watch)
 
 
 def solve(
@@ -70,7 +70,11 @@ def solve(
     Those that an interrupted session of the same model has found already are kept.
     """
     pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
-    solved = solved_before(pairs, path)
+    known = found_before(path)
+    solved: dict[tuple[Variant, Schedule], Schedule | str] = {}
+    for variant, schedule in pairs:
+        if counts := known.get((str(variant), schedule.text)):
+            solved[variant, schedule] = schedule.counting(counts)
     missing = [pair for pair in pairs if pair not in solved]
     entries.check(subject, grid)
     if not missing:
@@ -92,16 +96,6 @@ def solve(
         met = schedule.counting(solution.counts) if solution.counts else None
         solved[variant, schedule] = met or solution.error
     return solved
-
-
-def solved_before(pairs: Sequence[tuple[Variant, Schedule]], path: Path | None) -> Solved:
-    """Those of the pairs that the file of a session has solved already, with their counts."""
-    known = found_before(path)
-    return {
-        (variant, schedule): schedule.counting(counts)
-        for variant, schedule in pairs
-        if (counts := known.get((str(variant), schedule.text)))
-    }
 
 
 def found_before(path: Path | None) -> dict[tuple[str, str], list[int]]:

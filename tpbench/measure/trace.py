@@ -39,12 +39,12 @@ def write_trace(
     """Trace `steps` forward passes, as `latency` times them, into a new file of a folder for `tensorboard --logdir`.
 
     The plug-in shows each folder as a run and each name as a worker; a second trace of the same name becomes that
-    worker's next span. The file appears in one step.
+    worker's next span. The file appears whole or not at all.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # read when the process first profiles
     layers = traced_layers(model)
     with annotated(layers):
-        trace = _recorded(model, images, steps=steps, dtype=dtype)
+        trace = _recorded(model, images, steps, dtype)
     path = folder / f"{name}.{time.time_ns()}.pt.trace.json"  # the plug-in reads worker and span from the name
     replace_text(path, json.dumps(as_operators(trace, layers.keys())))
     return path
@@ -99,8 +99,7 @@ def _recorded(model: TokenViT, images: Tensor, steps: int, dtype: torch.dtype) -
 
     Python's stack is for the plug-in's Module view; it costs host time per Python call, which only small batches show.
     """
-    call = forward_call(model, images, dtype)
-    on_gpu = images.device.type == "cuda"
+    call, on_gpu = forward_call(model, images, dtype), images.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     phases = schedule(wait=0, warmup=WARMUP, active=steps, repeat=1)
     with profile(

@@ -76,14 +76,12 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None) ->
     for record in records:
         if not record.unreduced:
             schedules.setdefault(record.schedule, []).append(record)
-    tables = {
-        schedule: standings(schedule, base + own, by=by, contrast=contrast) for schedule, own in schedules.items()
-    }
+    tables = {schedule: standings(schedule, base + own, by, contrast) for schedule, own in schedules.items()}
     if not tables:
-        tables = {record.schedule: standings(record.schedule, base, by=by, contrast=contrast) for record in base[:1]}
+        tables = {record.schedule: standings(record.schedule, base, by, contrast) for record in base[:1]}
     rows = [cell(record) for record in records]
     cells = pd.DataFrame(rows)
-    frame = comparison(rows, tables, by=by, batches=batch_sizes(cells))
+    frame = comparison(rows, tables, by, batch_sizes(cells))
     order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
     return Comparison(
         machine=machine,
@@ -131,9 +129,7 @@ def cell(record: Record) -> Cell:
     row["tuned"] = ", ".join(f"{line}={value:g}" for line, value in sorted(record.finetune.items()))
     if record.error is not None:
         row["error"] = " ".join(record.error.split()) or "no reason given"
-        record = Record(
-            recipe="", recipe_digest="", machine="", method="", schedule="", seed=0
-        )  # whose measurements are all blank
+        record = Record("", "", "", "", "", 0)  # whose measurements are all blank
     return row | _sizes(record) | _training(record) | _latencies(record)
 
 
@@ -164,8 +160,7 @@ def _latencies(record: Record) -> dict[str, float]:
     """Seconds by batch size, and the ratio of the medians of samples taken in turns."""
     row = {}
     for batch in sorted(record.latency, key=int):
-        name = f"latency_b{batch}"
-        samples = record.latency[batch]
+        name, samples = f"latency_b{batch}", record.latency[batch]
         for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
             row[f"{prefix}{name}_median_seconds"] = median(samples[model])
             row[f"{prefix}{name}_p95_seconds"] = percentile_95(samples[model])
@@ -209,7 +204,7 @@ def comparison(cells: Sequence[Cell], tables: dict[str, Standings], by: str, bat
     rows = []
     for (schedule, _), own in grouped.items():
         table = tables[schedule] if schedule in tables else _widest(tables, own[0]["method"], by)
-        source = Source(cells=own, table=table, batches=batches, machine_seeds=seeds)
+        source = Source(own, table, batches, seeds)
         rows.append({column.name: column.value(source) for column in declared_columns})
     frame = pd.DataFrame(rows, columns=[column.name for column in declared_columns])
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}

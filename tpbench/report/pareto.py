@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours that show on white. 7 colours and 9 markers: 63 pairs before one comes again.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4B1E")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-INK = "#222222"
-GREY = "#777777"
-FAINT = "#C9CDD2"
+INK, GREY, FAINT = "#222222", "#777777", "#C9CDD2"
 EMPHASISED = 8  # methods with a name of their own
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -63,7 +61,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
         panels = figure.subplots(1, 2, sharey=True)
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
         for panel, cost in zip(panels, _costs(frame)):
-            _panel(panel, comparison, cost=cost, top1=top1)
+            _panel(panel, comparison, cost, top1)
         panels[0].set_ylabel(top1.label)
         _titles(comparison, panels)
         _legend(figure, panels)
@@ -107,14 +105,13 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, top1: Axis) -> None:
         )
         panel.scatter(own[cost.name], own[top1.name], s=26, color=colour, edgecolor="white", label=family, zorder=3)
     for _, base in known[known["unreduced"]].iterrows():
-        _base(panel, base, cost=cost, top1=top1)
-    low = known[top1.name].min()
-    high = known[top1.name].max()
+        _base(panel, base, cost, top1)
+    low, high = known[top1.name].min(), known[top1.name].max()
     margin = max(0.06 * (high - low), 0.1)
     panel.set_ylim(low - margin, high + margin)  # by the means: a wide interval may leave the frame
     panel.margins(x=0.1)
     panel.locator_params(axis="x", nbins=7)
-    _labels(panel, reduced, points=set(points), cost=cost, top1=top1, reference=comparison.contrast.reference)
+    _labels(panel, reduced, set(points), cost, top1, comparison.contrast.reference)
 
 
 def _labels(
@@ -128,8 +125,7 @@ def _labels(
     high = max(panel.get_ylim()[1] - panel.get_ylim()[0], 1e-9)
     taken: list[tuple[float, float]] = []
     for row in named.drop_duplicates(subset="method").to_dict("records"):
-        x = row[cost.name] / wide
-        y = row[top1.name] / high
+        x, y = row[cost.name] / wide, row[top1.name] / high
         if len(taken) < EMPHASISED and all(abs(x - u) > 0.16 or abs(y - v) > 0.05 for u, v in taken):
             taken.append((x, y))
             look = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
@@ -163,8 +159,7 @@ def save(figure: Figure, path: Path) -> None:
     """As a PNG of 128 colours (a third of the size), in one step; the same figure gives the same bytes."""
     from PIL import Image
 
-    drawn = BytesIO()
-    picture = BytesIO()
+    drawn, picture = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, format="png", optimize=True)
     replace_bytes(path, picture.getvalue())

@@ -140,7 +140,6 @@ class Additive:
 
     @property
     def pool(self) -> tuple[str, ...]:
-        """The rows that share the pooled residual variance."""
         return tuple(method for method in self.methods if method not in self.apart)
 
     def mean(self, method: str) -> MeanTop1:
@@ -148,19 +147,16 @@ class Additive:
         row = self._row(method)
         value, standard_error, df = self._estimate({row: 1.0}, np.full(len(self.seeds), 1 / len(self.seeds)))
         cells = int(self.fitted.counts[row])
-        return MeanTop1(
-            value=float(np.clip(value, 0, 100)), standard_error=standard_error, df=df, seeds=cells, method=method
-        )
+        return MeanTop1(float(np.clip(value, 0, 100)), standard_error, df, cells, method)
 
     def difference(self, a: str, b: str) -> Difference:
         """Row a minus row b. Rows without a common seed are compared through rows that share seeds with both."""
         if a == b:
             raise UsageError(f"the difference of {a} to itself")
-        first = self._row(a)
-        second = self._row(b)
+        first, second = self._row(a), self._row(b)
         value, standard_error, df = self._estimate({first: 1.0, second: -1.0}, np.zeros(len(self.seeds)))
         both = (self.fitted.shares[first] > 0) & (self.fitted.shares[second] > 0)
-        return Difference(value=value, standard_error=standard_error, df=df, seeds=int(both.sum()), a=a, b=b)
+        return Difference(value, standard_error, df, int(both.sum()), a, b)
 
     def differences(self, pairs: Collection[tuple[str, str]] | None = None) -> list[Difference]:
         """The differences of the given pairs; of any two rows once, in the rows' order, where none are given."""
@@ -172,9 +168,7 @@ class Additive:
         Two-sided at 5 %, power 0.8; with several comparisons at the level of Holm's first step.
         """
         standard_error = self.pooled.sd * sqrt(2 / len(self.seeds))
-        return Estimate(value=0.0, standard_error=standard_error, df=self.pooled.df, seeds=len(self.seeds)).detectable(
-            comparisons
-        )
+        return Estimate(0.0, standard_error, self.pooled.df, len(self.seeds)).detectable(comparisons)
 
     def summary(self) -> str:
         """The model, its n and the smallest difference it can see, in one sentence."""
@@ -238,11 +232,10 @@ def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
     values outside [0, 100], a pool with unknown names or with fewer than two measured rows.
     """
     _refuse(top1, pool)
-    everything = top1.to_numpy(dtype=float)
-    measured = ~np.isnan(everything)
-    rows = measured.any(axis=1)
-    columns = measured.any(axis=0)
-    values = everything[np.ix_(rows, columns)]
+    whole = top1.to_numpy(dtype=float)
+    measured = ~np.isnan(whole)
+    rows, columns = measured.any(axis=1), measured.any(axis=0)
+    values = whole[np.ix_(rows, columns)]
     methods = tuple(top1.index[rows])
     declared = [row for row, method in enumerate(methods) if pool is None or method in pool]
     if len(declared) < min(2, len(methods)):
