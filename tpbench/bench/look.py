@@ -89,24 +89,13 @@ def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> No
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a results folder alone; a second run in it is refused. The lock ends with the process that holds it.
-
-    A work folder that was made for the lock alone is removed.
-    """
+    """Hold a results folder alone; a second run in it is refused. The lock ends with the process that holds it."""
     if int(os.environ.get("RANK", "0")) != 0:  # the first rank holds it for all
         yield
         return
-    work = out / "work"
-    new = not work.exists()
-    work.mkdir(parents=True, exist_ok=True)
+    (out / "work").mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / "lock", timeout=0):
-            try:
-                yield
-            finally:
-                if new and [path.name for path in work.iterdir()] == ["lock"]:
-                    with contextlib.suppress(OSError):  # some systems delete no open file
-                        (work / "lock").unlink()
-                        work.rmdir()
+        with FileLock(out / "work" / "lock", timeout=0):
+            yield
     except Timeout:
         raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None

@@ -113,7 +113,6 @@ class Study:
         return [text for text in texts if not text.startswith(("macs=", "latency="))]
 
     def of(self, method: str, schedule: str) -> list[Record]:
-        """The records of a method at a schedule, one for each seed."""
         return [record for record in self.records if record.method == method and record.schedule == schedule]
 
     def methods(self) -> list[str]:

@@ -124,7 +124,7 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
     if arguments.fresh and arguments.out is None:
         raise UsageError("--fresh discards a session that --out holds; without --out there is none")
     limit = asked.seconds(arguments.time_limit)
-    session = timed(arguments, sizes, rounds=rounds, limit=limit)
+    session = timed(arguments, sizes, rounds, limit)
 
     from tpbench.report import timed as report
 

@@ -13,7 +13,6 @@ EXAMPLE = "tpbench search --recipe digits --method topk"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
-    """Add the verb's flags to its parser."""
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
     verb.add_argument("--method", required=True, help="whose search: topk (PoWER-BERT's soft-extract) or diffrate")
     verb.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
@@ -21,7 +20,6 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench import recipe as recipes
     from tpbench import registry
 
@@ -37,11 +35,11 @@ def act(arguments: argparse.Namespace) -> int:
 
     environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
     plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
-    path = search.run(plan, arguments.method, seed=arguments.seed, progress=Progress())
+    path = search.run(plan, arguments.method, arguments.seed, Progress())
 
-    from tpbench.record import read_learned
     from tpbench.report import learned
 
-    print(learned.summary(read_learned(path)))
+    found = learned.read(path)
+    print(learned.summary(found))
     print(f"figure: {learned.draw(out)}\nuse it: tpbench run --recipe {arguments.recipe} --schedules learned:{path}")
     return DONE

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tpbench.errors import UsageError
-from tpbench.record import Record, Store, read_learned, replace_text
+from tpbench.record import Record, Store, replace_text
 from tpbench.report import bands, columns, first, forest, learned, pareto, tables
 from tpbench.report.contrast import Contrast
 from tpbench.report.findings import findings
@@ -30,7 +30,7 @@ def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
         paths.append(pareto.draw(comparison, folder / "figures" / f"{comparison.machine}-pareto.png"))
     paths += filter(None, [learned.draw(folder)])
     found = sorted((folder / "learned").glob("*.json"))
-    learnt = {path.name: learned.summary(read_learned(path)) for path in found}
+    learnt = {path.name: learned.summary(learned.read(path)) for path in found}
     replace_text(folder / "README.md", readme(folder.resolve().name, comparisons, learnt))
     return paths
 
