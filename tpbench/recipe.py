@@ -57,6 +57,7 @@ class Optim:
     lr: float
     batch_size: int = 32  # images per optimiser step, over all ranks and accumulation steps
     optimizer: str = "adamw"  # any of timm's
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # what it takes besides, such as {"momentum": 0.95}
     weight_decay: float = 0.05
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
@@ -64,6 +65,8 @@ class Optim:
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    patch_drop: float = 0.0  # share of its patches that every training image loses at random; for the base alone
+    patch_drop_until: float = 1.0  # share of the epochs in which it does; later ones see all patches
     mixup_mode: str = "batch"  # batch | pair | elem, as timm: what shares one draw
     compile: bool = False  # torch.compile the model for training
     ema: float | None = None  # decay of the averaged weights that are then evaluated
@@ -91,6 +94,9 @@ LATER_IN_TRAINING = {
     "new_lr_scale": 1.0,
     "backbone_lr_scale": None,
     "frozen_share": None,
+    "optimizer_args": {},
+    "patch_drop": 0.0,
+    "patch_drop_until": 1.0,
 }
 # Fields added later; at these defaults they are left out of the digest, so that older digests stay.
 LATER = {
