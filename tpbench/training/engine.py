@@ -1,28 +1,15 @@
-"""What DeepSpeed is given: its configuration, the optimiser and the schedule of learning rates.
-
-ZeRO stages 1 and 2 hand the optimiser one flat share of all parameters. That is the same step only for optimisers
-that treat every element by itself; those that look at a whole tensor (Muon, LAMB, Adafactor, ...) need stage 0.
-"""
+"""DeepSpeed's configuration, its micro batches, and the schedule of learning rates."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from tpbench.errors import UsageError
 from tpbench.recipe import Optim
-from tpbench.registry import nearest
-from tpbench.training.groups import parameter_groups
-from tpbench.vit import TokenViT
-
-# Of timm's optimisers, those whose step is the same on a flattened share of the parameters.
-ELEMENTWISE = frozenset(
-    {"adam", "adamax", "adamw", "adopt", "adoptw", "lion", "momentum", "nadam", "nadamw", "radam", "rmsprop", "sgd"}
-)
 
 
 def micro_batch(optim: Optim, ranks: int) -> int:
@@ -36,28 +23,6 @@ def micro_batch(optim: Optim, ranks: int) -> int:
     if (optim.mixup or optim.cutmix) and micro % 2:
         raise UsageError(f"mixup pairs images: {micro} at a time on each rank is odd")
     return micro
-
-
-def make_optimizer(model: TokenViT, optim: Optim) -> torch.optim.Optimizer:
-    """timm's optimiser of that name over the model's parameter groups.
-
-    Raises UsageError for an unknown name, for arguments that it does not take, and for one that ZeRO would change.
-    """
-    name = optim.optimizer.lower()
-    if optim.zero_stage and name not in ELEMENTWISE:
-        raise UsageError(
-            f"optimizer {optim.optimizer!r} needs zero_stage=0: ZeRO flattens the parameters, which is safe for"
-            f" {', '.join(sorted(ELEMENTWISE))}"
-        )
-    if name not in list_optimizers():
-        raise UsageError(f"unknown optimizer {optim.optimizer!r}; {nearest(name, list_optimizers())}")
-    own = {"lr": optim.lr, "weight_decay": optim.weight_decay}
-    if taken := own.keys() & optim.optimizer_args.keys():
-        raise UsageError(f"optimizer_args holds {', '.join(sorted(taken))}, which has a recipe line of its own")
-    try:
-        return create_optimizer_v2(parameter_groups(model, optim), opt=name, **own, **optim.optimizer_args)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"optimizer {name!r} with {optim.optimizer_args}: {' '.join(str(error).split())}") from error
 
 
 def engine_config(optim: Optim, micro: int, dtype: torch.dtype) -> dict[str, Any]:

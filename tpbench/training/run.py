@@ -16,9 +16,10 @@ from tpbench.errors import CellFailed, UsageError
 from tpbench.recipe import Optim
 from tpbench.training.checkpoint import Keeper, State
 from tpbench.training.conditions import Conditions, Update, no_update
-from tpbench.training.engine import engine_config, make_optimizer, make_scheduler, micro_batch
+from tpbench.training.engine import engine_config, make_scheduler, micro_batch
 from tpbench.training.groups import backbone_lr_scale, frozen_share, patch_drop
 from tpbench.training.objective import Objective, make_mixup
+from tpbench.training.optimizer import make_optimizer
 from tpbench.training.pace import Pace
 from tpbench.training.randomness import seed_all, set_generators
 from tpbench.training.ranks import agreed, connect, quiet_stdout

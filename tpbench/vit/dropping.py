@@ -6,7 +6,6 @@ Liu et al., PatchDropout: Economizing Vision Transformers Using Patch Dropout (h
 from __future__ import annotations
 
 from timm.layers import PatchDropout
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tpbench.errors import UsageError
@@ -17,7 +16,7 @@ def drop_patches(model: TokenModel, rate: float) -> None:
     """Let a model in training mode drop this share of its patches at random behind the position embedding; 0: none.
 
     A model in evaluation mode drops none. Raises UsageError for a model with reducers, whose token counts are planned,
-    and for one whose timm class does not drop patches (distilled and rotary ones).
+    and for one of timm's Eva family, whose rotary angles would have to be dropped too.
     """
     if not rate:
         if isinstance(model.patch_drop, PatchDropout):
@@ -25,7 +24,6 @@ def drop_patches(model: TokenModel, rate: float) -> None:
         return
     if model.reducers:
         raise UsageError("patch_drop is for the unreduced base: a reduced model has planned the number of its tokens")
-    kind = type(model)
-    if kind.positioned is not TokenModel.positioned or kind._pos_embed is not VisionTransformer._pos_embed:
-        raise UsageError(f"patch_drop is not supported for {kind.__name__}: its timm class drops no patches")
+    if type(model).positioned is not TokenModel.positioned:
+        raise UsageError(f"patch_drop is not supported for {type(model).__name__}: its tokens are turned by position")
     model.patch_drop = PatchDropout(rate, num_prefix_tokens=model.num_prefix_tokens)
