@@ -81,7 +81,8 @@ def test_matrices_get_muon_and_the_rest_adamw(conditions):
     state = run.engine.optimizer.state
     routed = {name: state[p]["use_muon"] for name, p in model.named_parameters()}
     assert routed["blocks.0.attn.qkv.weight"]
-    assert routed["patch_embed.proj.weight"]
+    assert routed["blocks.1.mlp.fc2.weight"]
+    assert routed["head.weight"]
     assert not any(routed[name] for name in ("blocks.0.norm1.weight", "pos_embed", "cls_token", "head.bias"))
     assert muon.zeropower_via_newtonschulz.__name__ == "zeropower_via_newtonschulz", "timm is left as it was"
     run.finish()

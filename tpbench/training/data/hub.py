@@ -50,13 +50,13 @@ def _fetched(data: Data, repository: str, name: str) -> Path:
     except Exception as error:  # whatever the hub and the network raise
         files = " and ".join(f"{side}.parquet" for side in SIDES)
         raise DataError(
-            f"data set {repository} cannot be fetched from the hub ({_reason(error)}): put its {files} from folder"
+            f"data set {repository} cannot be fetched from the hub ({_reason(error.__cause__ or error)}): put its {files} from folder"
             f" {name.partition('/')[0]} into {data.root or '.'}, or name their folder with --data"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error of the hub, without its addresses."""
+    """The first sentence of an error of the hub."""
     return " ".join(str(error).split()).partition(". ")[0][:160] or type(error).__name__
 
 
