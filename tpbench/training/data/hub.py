@@ -50,14 +50,15 @@ def _fetched(data: Data, repository: str, name: str) -> Path:
     except Exception as error:  # whatever the hub and the network raise
         files = " and ".join(f"{side}.parquet" for side in SIDES)
         raise DataError(
-            f"data set {repository} cannot be fetched from the hub ({_reason(error.__cause__ or error)}): put its {files} from folder"
+            f"data set {repository} cannot be fetched from the hub ({_reason(error)}): put its {files} from folder"
             f" {name.partition('/')[0]} into {data.root or '.'}, or name their folder with --data"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error of the hub."""
-    return " ".join(str(error).split()).partition(". ")[0][:160] or type(error).__name__
+    """The first sentence of an error of the hub, or rather of what caused it."""
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split()).partition(". ")[0][:160] or type(cause).__name__
 
 
 def _check(path: Path) -> None:
