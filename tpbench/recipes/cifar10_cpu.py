@@ -25,7 +25,7 @@ def recipe(
 ) -> Recipe:
     everywhere = tuple(f"macs={share}@{BLOCKS}" for share in (0.5, 0.3))
     claimed = tuple(f"macs={share}@{BLOCKS}" for share in (0.7, 0.9))
-    seconds = tuple(f"macs={share}@{BLOCKS}" for share in (0.8, 0.6, 0.4))
+    seconds = tuple(f"macs={share}@{BLOCKS}" for share in (0.8, 0.4))
     claims = cifar10.EQUAL_COST + cifar10.SETTINGS
     return Recipe(
         name=name,
