@@ -13,7 +13,8 @@ from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe, load
-from tpbench.report import first, frame
+from tpbench.report import frame
+from tpbench.report.first import remarks
 
 SCHEDULES = ("0.5@0,1", "0.7@0,1", "0.8@0,1")
 SOME = {"0.7@0,1": ("topk",), "0.8@0,1": ()}
@@ -91,7 +92,7 @@ def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_
         "0.8@0,1": "off_the_shelf",
     }
     assert compared.tables["0.7@0,1"].left_out == ("random",)
-    assert any("4 of 7 records are off the shelf alone" in line or "3 of 7" in line for line in first.remarks(compared))
+    assert any("3 of 7 records are off the shelf alone" in line for line in remarks(compared))
     shelf = table[table["schedule"] == "0.8@0,1"]
     assert shelf["off_the_shelf_top1_percent"].notna().all()
     assert shelf["fine_tuned_top1_percent"].isna().all()
