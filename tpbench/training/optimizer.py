@@ -23,6 +23,7 @@ from tpbench.training.groups import parameter_groups
 from tpbench.vit import TokenViT
 
 NEWTON_SCHULZ = muon.zeropower_via_newtonschulz
+FUSED = ("adam", "adamw", "sgd")  # torch's own: all parameters in one operation, on CPUs too
 # Of timm's optimisers, those whose step is the same on a flattened share of the parameters.
 ELEMENTWISE = frozenset(
     {"adam", "adamax", "adamw", "adopt", "adoptw", "lion", "momentum", "nadam", "nadamw", "radam", "rmsprop", "sgd"}
@@ -45,8 +46,10 @@ def make_optimizer(model: TokenViT, optim: Optim) -> torch.optim.Optimizer:
     own = {"lr": optim.lr, "weight_decay": optim.weight_decay}
     if taken := own.keys() & optim.optimizer_args.keys():
         raise UsageError(f"optimizer_args holds {', '.join(sorted(taken))}, which has a recipe line of its own")
+    if name in FUSED:
+        own["fused"] = True
     try:
-        optimizer = create_optimizer_v2(parameter_groups(model, optim), opt=name, **own, **optim.optimizer_args)
+        optimizer = create_optimizer_v2(parameter_groups(model, optim), opt=name, **own | optim.optimizer_args)
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {name!r} with {optim.optimizer_args}: {' '.join(str(error).split())}") from error
     if isinstance(optimizer, muon.Muon) and next(model.parameters()).device.type == "cpu":
