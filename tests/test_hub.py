@@ -34,8 +34,9 @@ class Hub:
     url: str = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.asked.append(request.command)
         content = self.files.get(request.path.partition("?")[0])
+        if request.path.startswith("/datasets/"):
+            self.asked.append(request.command)
         if content is None:
             request.send_response(404)
             request.send_header("X-Error-Code", "RepoNotFound")
@@ -75,8 +76,11 @@ class Hub:
 def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
     """A hub with one data set of eight images a side, which this process asks instead of the public one."""
     source = tmp_path / "source"
-    source.mkdir()
-    write_parquet(source, [encoded(level=level) for level in range(8)], [0, 1] * 4)
+    other = tmp_path / "other"
+    for number, folder in enumerate((source, other)):
+        folder.mkdir()
+        write_parquet(folder, [encoded(level=8 * number + level) for level in range(8)], [0, 1] * 4)
+    (other / "test.parquet").replace(source / "test.parquet")
     sides = ("train", "test")
     fake = Hub({f"{FOLDER}/{side}-00000-of-00001.parquet": (source / f"{side}.parquet").read_bytes() for side in sides})
 

@@ -11,6 +11,7 @@ from tpbench import registry, schedule
 from tpbench.bench import runner
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
+from tpbench.cli.run import with_controls
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe, load
 from tpbench.report import frame
@@ -107,15 +108,16 @@ def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_
 
 @pytest.mark.parametrize("name", ["cifar10-cpu", "cifar10-cpu-w64", "cifar10-cpu-w96", "cifar10-cpu-w192"])
 def test_the_study_on_two_cores_holds_what_its_claims_need(name):
-    own = load(name)
-    methods = registry.variants(own.methods)
-    tuned = {s: sum(own.finetune_epochs(str(m), s) > 0 for m in methods) for s in own.schedules}
-    assert [s for s in own.schedules if tuned[s] == len(methods)] == ["macs=0.5@0,1,2", "macs=0.3@0,1,2"]
-    assert sum(count == 0 for count in tuned.values()) == 2
+    own = load(name, tuned=False)
+    variants = {str(variant) for variant in with_controls(registry.variants(",".join(own.methods)), own)}
+    tuned = {text: {one for one in variants if own.finetune_epochs(one, text)} for text in own.schedules}
+    assert tuned["macs=0.5@0,1,2"] == tuned["macs=0.3@0,1,2"] == variants
+    claimed = tuned["macs=0.9@0,1,2"]
+    assert {"none", "wkmedoids", "kmedoids", "topk"} <= claimed == tuned["macs=0.7@0,1,2"]
+    assert sum(not own for own in tuned.values()) == 2
     assert len(own.schedules) >= 5
     assert own.data.train_limit is None
     assert own.data.test_limit is None
     if name == "cifar10-cpu":
-        claimed = {str(m) for m in methods if own.finetune_epochs(str(m), "macs=0.9@0,1,2")}
-        assert {"wkmedoids", "kmedoids", "topk", "wkmedoids(iterations=10)"} <= claimed
-        assert len(claimed) < len(methods)
+        assert {"wkmedoids(iterations=10)", "wkmedoids(init=grid)"} <= claimed < variants
+        assert "wkmedoids(finetune_seed=1)" in variants - claimed

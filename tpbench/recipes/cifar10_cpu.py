@@ -21,7 +21,10 @@ NULL = "wkmedoids(finetune_seed=1)"
 
 
 def recipe(
-    name: str = "cifar10-cpu", width: int = 128, methods: tuple[str, ...] = ("all", *cifar10.SETTINGS)
+    name: str = "cifar10-cpu",
+    width: int = 128,
+    methods: tuple[str, ...] = ("all",),
+    controls: tuple[str, ...] = (NULL, *cifar10.SETTINGS),
 ) -> Recipe:
     everywhere = tuple(f"macs={share}@{BLOCKS}" for share in (0.5, 0.3))
     claimed = tuple(f"macs={share}@{BLOCKS}" for share in (0.7, 0.9))
@@ -66,7 +69,7 @@ def recipe(
         schedules=everywhere + claimed + seconds,
         finetuned=dict.fromkeys(claimed, claims) | dict.fromkeys(seconds, ()),
         methods=methods,
-        controls=(NULL,),
+        controls=controls,
         expected_base=80.0,
         seeds=3,
         workers=2,

@@ -11,4 +11,5 @@ from tpbench.recipes import cifar10_cpu
 
 
 def recipe() -> Recipe:
-    return cifar10_cpu.recipe("cifar10-cpu-w192", width=192, methods=("none", "wkmedoids", "kmedoids", "topk"))
+    methods = ("none", "wkmedoids", "kmedoids", "topk")
+    return cifar10_cpu.recipe("cifar10-cpu-w192", width=192, methods=methods, controls=())
