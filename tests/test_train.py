@@ -180,7 +180,7 @@ def test_control_a_run_that_forgets_its_state_ends_differently(conditions, tmp_p
         with pytest.raises(OutOfTime):
             train(fresh("random"), conditions, RECIPE.base, seed=1, folder=tmp_path)
     if forgotten == "random state":
-        monkeypatch.setattr("tpbench.training.train.set_generators", lambda *_: None)
+        monkeypatch.setattr("tpbench.training.run.set_generators", lambda *_: None)
     else:
         every = data.Resident.batches
         monkeypatch.setattr(data.Resident, "batches", lambda *words, **more: every(*words, **more | {"skip": 0}))

@@ -46,6 +46,7 @@ class Data:
     train_limit: int | None = None  # images, for cut-down recipes
     test_limit: int | None = None
     folds: int = 0  # digits: the seed draws which of so many stratified folds tests; 0: one fixed test part
+    hub: str = ""  # "OWNER/NAME/FOLDER" on the Hugging Face hub: fetched where parquet files are not under root
     train_images: int | None = None  # of the whole training side, for `run --plan` where the files are not at hand
 
 
@@ -57,6 +58,7 @@ class Optim:
     lr: float
     batch_size: int = 32  # images per optimiser step, over all ranks and accumulation steps
     optimizer: str = "adamw"  # any of timm's
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # what it takes besides, such as {"momentum": 0.95}
     weight_decay: float = 0.05
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
@@ -64,6 +66,8 @@ class Optim:
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    patch_drop: float = 0.0  # share of its patches that every training image loses at random; for the base alone
+    patch_drop_until: float = 1.0  # share of the epochs in which it does; later ones see all patches
     mixup_mode: str = "batch"  # batch | pair | elem, as timm: what shares one draw
     compile: bool = False  # torch.compile the model for training
     ema: float | None = None  # decay of the averaged weights that are then evaluated
@@ -91,6 +95,9 @@ LATER_IN_TRAINING = {
     "new_lr_scale": 1.0,
     "backbone_lr_scale": None,
     "frozen_share": None,
+    "optimizer_args": {},
+    "patch_drop": 0.0,
+    "patch_drop_until": 1.0,
 }
 # Fields added later; at these defaults they are left out of the digest, so that older digests stay.
 LATER = {
@@ -121,6 +128,9 @@ class Recipe:
     finetune: Optim
     schedules: tuple[str, ...]
     methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
+    # By schedule: the variants that are fine-tuned there, where that is not all of them; the others are evaluated off
+    # the shelf, which takes seconds.
+    finetuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     controls: tuple[str, ...] = ()  # variants that run besides, where their method does; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool | str = False  # timm's weights from the hub, or those in a file; then the base needs no epochs
@@ -136,6 +146,20 @@ class Recipe:
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
     workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
     measure: Measure = Measure()
+
+    def __post_init__(self):
+        if self.finetune.patch_drop:
+            raise UsageError(
+                f"recipe {self.name}: patch_drop is a line of base; methods plan the number of their tokens"
+            )
+        if unknown := self.finetuned.keys() - set(self.schedules):
+            raise UsageError(
+                f"recipe {self.name}: finetuned names schedules that it has not: {', '.join(sorted(unknown))}"
+            )
+
+    def finetune_epochs(self, variant: str, schedule: str) -> int:
+        """The epochs of fine-tuning of a row; 0 where it is evaluated off the shelf alone."""
+        return self.finetune.epochs if variant in self.finetuned.get(schedule, (variant,)) else 0
 
     def untrained(self, pretrained: bool | str) -> Recipe:
         """The same with pretrained weights and without any training, so without tuned lines: all off the shelf."""
@@ -156,10 +180,10 @@ class Recipe:
         """Twelve hexadecimal digits that change with any line that can change a result."""
         # Which results there are and how they are read, not what they are; a record names its own tuned lines.
         readings = ("reference", "margin", "expected_base")
-        choices = ("seeds", "workers", "schedules", "methods", "controls", "search", "tuned", *readings)
+        choices = ("seeds", "workers", "schedules", "methods", "finetuned", "controls", "search", "tuned", *readings)
         truth = {name: value for name, value in asdict(self).items() if name not in choices}
         truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
-        del truth["data"]["train_images"]
+        del truth["data"]["train_images"], truth["data"]["hub"]
         for part, later in LATER.items():
             truth[part] = {line: v for line, v in truth[part].items() if line not in later or v != later[line]}
         return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
@@ -173,10 +197,10 @@ def names() -> list[str]:
 
 
 def elsewhere(recipe: Recipe, root: Path) -> Recipe:
-    """The same recipe with its files in another folder."""
+    """The same recipe with its files in another folder, and there alone: nothing is fetched."""
     if recipe.data.source == "digits":
         raise UsageError(f"recipe {recipe.name} reads no files: its images come with scikit-learn")
-    return replace(recipe, data=replace(recipe.data, root=str(root)))
+    return replace(recipe, data=replace(recipe.data, root=str(root), hub=""))
 
 
 def tuning_path(name: str) -> Path:

@@ -33,7 +33,7 @@ REPEATS, WARM_UP = (50, 10) if GPU else (15, 3)
 def lines(name: str) -> Recipe:
     """The recipe with its own batch on a GPU and compiled there; neither mixed nor smoothed, which cost alike."""
     recipe = load(name)
-    base = replace(recipe.base, compile=GPU, mixup=0.0, cutmix=0.0, smoothing=0.0)
+    base = replace(recipe.base, compile=GPU, mixup=0.0, cutmix=0.0, smoothing=0.0, optimizer="adamw", patch_drop=0.0)
     return replace(recipe, base=base)
 
 

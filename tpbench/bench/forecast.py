@@ -2,8 +2,8 @@
 
 Counted: the multiply-adds of every cell's training, three forward passes for each image and epoch. Measured: the speed
 of the unreduced base over a few training steps on this machine, with random images in memory. Assumed: that training
-time is proportional to multiply-adds and, on a machine without a GPU, the throughput of a GPU. Left out: evaluation,
-latency samples, reading and decoding images, compilation.
+time is proportional to multiply-adds, these to the patches that patch dropout leaves and, on a machine without a GPU,
+the throughput of a GPU. Left out: evaluation, latency samples, reading and decoding images, compilation.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ GPU_FLOPS = (40e12, 180e12)
 class Row:
     """One method at one schedule.
 
-    macs are those of one image's forward pass; None if the method cannot meet the schedule.
+    macs are those of one image's forward pass; None if the method cannot meet the schedule. epochs are those of the
+    fine-tuning.
     """
 
     method: str
     schedule: str
     macs: float | None
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ class Forecast:
     @property
     def train_macs(self) -> float:
         """The multiply-adds of the training of all bases and cells together."""
-        recipe = self.plan.recipe
-        cells = recipe.finetune.epochs * sum(row.macs or 0.0 for row in self.rows)
-        return self.seeds * self.train_images * FORWARD_PASSES * (recipe.base.epochs * self.base_macs + cells)
+        base = self.plan.recipe.base
+        whole = base.epochs * (1 - base.patch_drop * base.patch_drop_until)
+        cells = sum(row.epochs * (row.macs or 0.0) for row in self.rows)
+        return self.seeds * self.train_images * FORWARD_PASSES * (whole * self.base_macs + cells)
 
 
 def forecast(plan: Plan) -> Forecast:
@@ -83,7 +86,12 @@ def forecast(plan: Plan) -> Forecast:
     model = build_base(recipe, seed=0)
     base_macs = sum(vit.reduce(model, "none").macs().values())
     rows = [
-        Row(str(cell.variant), cell.schedule.text, _macs(recipe, model, cell=cell, base_macs=base_macs))
+        Row(
+            method=str(cell.variant),
+            schedule=cell.schedule.text,
+            macs=_macs(recipe, model, cell=cell, base_macs=base_macs),
+            epochs=plan.finetune_epochs(cell.variant, cell.schedule),
+        )
         for cell in plan.cells
         if cell.seed == 0
     ]
@@ -127,7 +135,12 @@ def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tupl
     batch = optim.batch_size // optim.accumulation
     if where.type == "cpu":
         batch = min(batch, SMALL_BATCH)
-    changes = {"compile": optim.compile and where.type != "cpu", "warmup_epochs": 0.0, "zero_stage": 0}
+    changes = {
+        "compile": optim.compile and where.type != "cpu",
+        "warmup_epochs": 0.0,
+        "zero_stage": 0,
+        "patch_drop": 0.0,
+    }
     optim = replace(optim, epochs=1, batch_size=batch, accumulation=1, **changes)
     size = recipe.data.image_size
     images = torch.randint(256, (batch * (WARM_UP + TIMED), recipe.data.channels, size, size), dtype=torch.uint8)
@@ -151,7 +164,7 @@ def lines(what: Forecast) -> Iterator[str]:
         if row.macs is None:
             yield f"{row.schedule:<24} {row.method:<28} {'unreachable':>15}"
         else:
-            time = duration(what.seconds(row.macs, recipe.finetune.epochs))
+            time = duration(what.seconds(row.macs, row.epochs)) if row.epochs else "off the shelf"
             yield f"{row.schedule:<24} {row.method:<28} {100 * row.macs / what.base_macs:>15.1f} {time:>16}"
     yield ""
     yield from _estimates(what)

@@ -63,6 +63,8 @@ def is_done(known: Record | None, cell: Cell, recipe: Recipe) -> bool:
         return False
     if known.schema == SCHEMA and known.finetune != recipe.tuned_lines(cell.variant.method):  # tuned again since
         return False
+    if known.error is None and not known.training and recipe.finetune_epochs(str(cell.variant), cell.schedule.text):
+        return False  # it was evaluated off the shelf alone, before the recipe asked for more
     return known.error is None or not known.reachable
 
 

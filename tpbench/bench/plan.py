@@ -52,9 +52,19 @@ class Plan:
         return first + self.reducing_schedules
 
     def methods_at(self, schedule: Schedule) -> tuple[Variant, ...]:
-        """The methods that run at a schedule: the base at `none`, the others wherever tokens are reduced."""
+        """The methods that run at a schedule: the base at `none`, the others wherever tokens are reduced.
+
+        A variant that differs by its fine-tuning seed alone runs where it is fine-tuned.
+        """
         unreduced = schedule == NOTHING_REDUCED
-        return tuple(variant for variant in self.variants if variant.card.unreduced == unreduced)
+        own = [variant for variant in self.variants if variant.card.unreduced == unreduced]
+        if self.recipe.finetune.epochs:
+            own = [v for v in own if "finetune_seed" not in dict(v.settings) or self.finetune_epochs(v, schedule)]
+        return tuple(own)
+
+    def finetune_epochs(self, variant: Variant, schedule: Schedule) -> int:
+        """The epochs of fine-tuning of a row; 0 where it is evaluated off the shelf alone."""
+        return self.recipe.finetune_epochs(str(variant), schedule.text)
 
     def rows(self) -> Iterator[tuple[Variant, Schedule]]:
         """Every method at every schedule: the rows of the table."""
@@ -64,5 +74,11 @@ class Plan:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Every cell, in an order that makes a partial run a comparison: all rows of one seed come first."""
-        return tuple(Cell(variant, schedule, seed) for seed in range(self.seeds) for variant, schedule in self.rows())
+        """Every cell, in an order that makes a partial run a comparison.
+
+        All rows of one seed come first: the base, what is evaluated off the shelf alone, then schedule by schedule.
+        """
+        rows = list(self.rows())
+        if any(self.finetune_epochs(*row) for row in rows):
+            rows.sort(key=lambda row: not row[0].card.unreduced and self.finetune_epochs(*row) > 0)
+        return tuple(Cell(variant, schedule, seed) for seed in range(self.seeds) for variant, schedule in rows)

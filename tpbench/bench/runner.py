@@ -49,12 +49,10 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
         yield base
         yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), counts=False)
         yield Job(f"starts seed {seed}", measure_starts, seed, needs=(base.name,), counts=False)
-        for schedule in plan.schedules:
-            for variant in plan.methods_at(schedule):
-                cell = Cell(variant, schedule, seed)
-                if cell not in missing:
-                    continue
-                yield Job(str(cell), run_cell, cell, needs=(base.name,), work=plan.recipe.finetune.epochs)
+        for cell in plan.cells:
+            if cell.seed == seed and cell in missing:
+                work = plan.finetune_epochs(cell.variant, cell.schedule)
+                yield Job(str(cell), run_cell, cell, needs=(base.name,), work=work)
 
 
 def clock_jobs(cells: Sequence[Cell]) -> Iterator[Job]:
@@ -135,6 +133,7 @@ def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
     """
     path = workspace.starts_path(seed)
     own = [cell for cell in workspace.plan.cells if str(cell.variant) == workspace.recipe.reference]
+    own.sort(key=lambda cell: workspace.plan.schedules.index(cell.schedule))
     cell = next((cell for cell in own if cell.seed == seed and not cell.needs_clock), None)
     if cell is None or path.exists() or not workspace.writes:
         return
@@ -162,7 +161,7 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
         model, teacher = build_cell(workspace, cell)
         record = replace(record, new_parameters=new_parameters(model), teacher=teacher is not None)
         record = with_evaluation(record, "off_the_shelf", workspace, cell, model)
-        if recipe.finetune.epochs:
+        if workspace.plan.finetune_epochs(cell.variant, cell.schedule):
             training = train(
                 model,
                 workspace.conditions(cell.seed),

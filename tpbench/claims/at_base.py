@@ -58,7 +58,7 @@ def _read_off(study: Study, blank: Reading, stage: str) -> Reading:
 
 def _by_schedule(study: Study, blank: Reading, stage: str) -> Iterator[Reading]:
     """Every schedule against the base, from the mildest to the harshest."""
-    shares = {schedule: study.macs_share(POOLING, schedule) for schedule in priced(study, POOLING)}
+    shares = {schedule: study.macs_share(POOLING, schedule) for schedule in priced(study, POOLING, stage)}
     for schedule in sorted(shares, key=lambda text: -shares[text]):
         difference = to_base(study, POOLING, weights={schedule: 1.0}, stage=stage)
         if difference is not None:

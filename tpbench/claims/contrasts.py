@@ -112,7 +112,7 @@ def at_share(study: Study, method: str, share: float, stage: str = FINE_TUNED) -
     itself is the point at the full share. None without a schedule at or below the share. Accuracy rises ever more
     slowly with cost, so that a straight line flatters no method.
     """
-    places = [Place(text, study.macs_share(method, text)) for text in priced(study, method)]
+    places = [Place(text, study.macs_share(method, text)) for text in priced(study, method, stage)]
     below = max((place for place in places if place.share <= share), key=lambda place: place.share, default=None)
     if below is None or not study.base:
         return None
@@ -125,10 +125,11 @@ def at_share(study: Study, method: str, share: float, stage: str = FINE_TUNED) -
     return difference, f"between {names}"
 
 
-def priced(study: Study, method: str) -> list[str]:
-    """The schedules of a method whose multiply-adds are known and do not depend on the clock."""
+def priced(study: Study, method: str, stage: str = FINE_TUNED) -> list[str]:
+    """The schedules at which a method has an accuracy, and multiply-adds that do not depend on the clock."""
     texts = [text for text in study.schedules() + study.schedules("macs=") if study.of(method, text)]
-    return [text for text in texts if all(record.macs for record in study.of(method, text))]
+    texts = [text for text in texts if all(record.macs for record in study.of(method, text))]
+    return [text for text in texts if any(f"{stage}_top1" in record.metrics for record in study.of(method, text))]
 
 
 def to_base(study: Study, method: str, weights: Mapping[str, float], stage: str) -> Difference | None:

@@ -62,7 +62,10 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     add_where(verb)
     verb.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the recipe's data set lies; default: the recipe's"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="where the data set lies; default: the recipe's folder, or else the hub",
     )
     verb.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
     verb.add_argument(

@@ -122,7 +122,7 @@ def _accuracies(row: Row) -> str:
 def _about_records(comparison: Comparison) -> Iterator[str]:
     """Which records hold no outcomes, said once."""
     healthy = [record for record in comparison.records if record.error is None]
-    without = [record for record in healthy if comparison.by not in record.outcomes]
+    without = [record for record in healthy if not record.outcomes]
     old = (
         "" if all(record.schema > 1 for record in healthy) else " Records of schema 1 do not say what a method brings."
     )
@@ -132,4 +132,9 @@ def _about_records(comparison: Comparison) -> Iterator[str]:
         yield (
             f"{len(without)} of {len(healthy)} records hold no outcomes. Their rows are shown without intervals and "
             f"take no part in differences, verdicts and ranks.{old}"
+        )
+    if shelf := [record for record in healthy if record.outcomes and comparison.by not in record.outcomes]:
+        yield (
+            f"{len(shelf)} of {len(healthy)} records are off the shelf alone. Where other rows of their schedule are "
+            "fine-tuned, they take no part in differences, verdicts and ranks."
         )

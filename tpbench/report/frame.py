@@ -76,7 +76,11 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None) ->
     for record in records:
         if not record.unreduced:
             schedules.setdefault(record.schedule, []).append(record)
-    tables = {schedule: standings(schedule, base + own, by, contrast) for schedule, own in schedules.items()}
+    measured = {schedule: any(record.error is None for record in own) for schedule, own in schedules.items()}
+    tables = {
+        schedule: standings(schedule, base + own, judged(own) if measured[schedule] else by, contrast)
+        for schedule, own in schedules.items()
+    }
     if not tables:
         tables = {record.schedule: standings(record.schedule, base, by, contrast) for record in base[:1]}
     rows = [cell(record) for record in records]

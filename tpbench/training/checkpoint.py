@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tpbench.errors import UsageError
 from tpbench.record import replace_text
+from tpbench.training.randomness import generators
 from tpbench.training.ranks import agreed
 
 COSTLY = 10  # a checkpoint that can wait is skipped if the last one took more than a tenth of the time since then
@@ -179,26 +178,3 @@ def check_files(folder: Path, expected: dict[str, str]) -> None:
     for name, checksum in expected.items():
         if known.get(name) != checksum:
             raise ValueError(f"{name} is missing" if name not in known else f"{name} was changed since it was written")
-
-
-def generators(device: torch.device) -> dict[str, Any]:
-    """The states of all random generators that augmentation, mixup, dropout or a method may draw from."""
-    kind, keys, *rest = np.random.get_state()
-    states = {
-        "torch": torch.get_rng_state(),
-        "random": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_generators(states: dict[str, Any], device: torch.device) -> None:
-    """Put all random generators into the states that `generators` returned."""
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["random"])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

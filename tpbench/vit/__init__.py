@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tpbench.vit.adoption import adopt
 from tpbench.vit.attention import ProbedAttention
 from tpbench.vit.blocks import TokenBlock
+from tpbench.vit.dropping import drop_patches
 from tpbench.vit.eva import TokenEva
 from tpbench.vit.making import create, hub_classes, preprocessing, transform
 from tpbench.vit.model import TokenModel, TokenViT
@@ -27,6 +28,7 @@ __all__ = [
     "adopt",
     "check_supported",
     "create",
+    "drop_patches",
     "hub_classes",
     "macs_share",
     "plan",

@@ -150,7 +150,7 @@ class TokenModel:
 
     def positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """All tokens with their position embedding, and timm's own table of rotations, if it has one."""
-        return self._pos_embed(patches), None
+        return self.patch_drop(self._pos_embed(patches)), None
 
     def leaving(self, images: Tensor, provenance: bool = False) -> Iterator[Tokens]:
         """The tokens that leave each block."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tpbench.errors import DataError
 from tpbench.recipe import Data
 from tpbench.training.data.draws import AUGMENTATION, generator, generators_kept, seed_generators, shares, some
+from tpbench.training.data.hub import parquet_path
 from tpbench.training.data.parts import Batch, Parts, TestSet
 
 
@@ -129,7 +130,7 @@ def _fold(folds: int, labels: np.ndarray, split: int) -> tuple[np.ndarray, np.nd
 
 
 def read_parquet(data: Data, device: torch.device) -> Parts:
-    """The images of ROOT/train.parquet and ROOT/test.parquet."""
+    """The images of ROOT/train.parquet and ROOT/test.parquet, or those of the recipe's data set on the hub."""
     train = _parquet(data, "train")
     test = _parquet(data, "test")
     test_set = TestSet(_digest(*test), len(test[1]), np.arange(len(test[1])))
@@ -137,12 +138,10 @@ def read_parquet(data: Data, device: torch.device) -> Parts:
 
 
 def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
-    """Images and labels of ROOT/SIDE.parquet: column `image` or `img` (struct with encoded `bytes`), column `label`."""
+    """Images and labels of a side's file: column `image` or `img` (struct with encoded `bytes`), column `label`."""
     import pyarrow.parquet as parquet
 
-    path = Path(data.root) / f"{side}.parquet"
-    if not path.is_file():
-        raise DataError(f"data file {path} does not exist")
+    path = parquet_path(data, side)
     try:
         known = parquet.read_schema(path).names
         image = "img" if "img" in known and "image" not in known else "image"

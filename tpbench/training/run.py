@@ -1,0 +1,205 @@
+"""A training run: DeepSpeed's steps over epochs, which a time limit may interrupt and a checkpoint continue."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from tpbench.downsampler import Output
+from tpbench.errors import CellFailed, UsageError
+from tpbench.recipe import Optim
+from tpbench.training.checkpoint import Keeper, State
+from tpbench.training.conditions import Conditions, Update, no_update
+from tpbench.training.engine import engine_config, make_scheduler, micro_batch
+from tpbench.training.groups import backbone_lr_scale, frozen_share, patch_drop
+from tpbench.training.objective import Objective, make_mixup
+from tpbench.training.optimizer import make_optimizer
+from tpbench.training.pace import Pace
+from tpbench.training.randomness import seed_all, set_generators
+from tpbench.training.ranks import agreed, connect, quiet_stdout
+from tpbench.vit import TokenViT, drop_patches
+
+
+class Run:
+    """A training run: one DeepSpeed engine with its model, data, learning-rate schedule and checkpoints."""
+
+    def __init__(
+        self,
+        model: TokenViT,
+        conditions: Conditions,
+        optim: Optim,
+        *,
+        seed: int,
+        teacher: TokenViT | None = None,
+        regulariser: Callable[[], Tensor] | None = None,
+        folder: Path | None = None,
+        update: Update = no_update,
+    ):
+        self.model = model
+        self.data = conditions.data
+        self.dtype = conditions.dtype
+        self.deadline = conditions.deadline
+        self.optim = optim
+        self.seed = seed
+        self.teacher = teacher
+        self.update = update
+        self.updated = 0.0  # seconds of time.monotonic() at the last report of a share
+        self.device = next(model.parameters()).device
+        deepspeed = connect(self.device)
+        self.rank = torch.distributed.get_rank()
+        self.ranks = torch.distributed.get_world_size()
+        self.micro = micro_batch(optim, self.ranks)
+        self.updates = len(self.data.train) // optim.batch_size
+        if self.updates == 0:
+            raise UsageError(f"a batch of {optim.batch_size} is larger than the {len(self.data.train)} training images")
+        seed_all(seed, 0)
+        self.mixup = make_mixup(optim, model.num_classes)
+        optimizer = make_optimizer(model, optim)
+        self.scheduler = make_scheduler(optimizer, optim, self.updates)
+        objective = Objective(model, optim, soft_labels=self.mixup is not None, regulariser=regulariser)
+        with quiet_stdout():
+            self.engine, *_ = deepspeed.initialize(
+                model=objective,
+                optimizer=optimizer,
+                config=engine_config(optim, self.micro, self.dtype),
+                dist_init_required=False,
+            )
+        self.keeper = Keeper(folder, self.engine, identity=conditions.identity, device=self.device)
+        self.pace = Pace(self.device, before={})
+        self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
+        if teacher is not None:
+            teacher.eval()
+
+    def advance(self, state: State) -> bool:
+        """Train to the end of the current epoch, or up to the deadline; return whether the epoch is complete."""
+        start = time.perf_counter()
+        training = state.training
+        losses = [torch.tensor(state.losses, device=self.device)] if state.losses else []
+        losses += self.steps(state)
+        state.losses = []
+        complete = state.step == self.updates
+        if complete:
+            training.losses.append(self.mean(torch.cat(losses), training.epochs))
+            training.epochs += 1
+            state.step = 0
+        else:
+            state.losses = torch.cat(losses).tolist()
+        training.steps = self.engine.global_steps
+        training.images = training.steps * self.optim.batch_size
+        training.seconds += time.perf_counter() - start
+        training.pace = self.pace.measured()
+        return complete
+
+    def steps(self, state: State) -> Iterator[Tensor]:
+        """Train the remaining steps of the current epoch; yields the loss of every micro batch, of shape [1]."""
+        epoch = state.training.epochs
+        if state.step:
+            set_generators(state.random, self.device)
+        else:
+            seed_all(self.seed, epoch + 1, self.rank)
+        self.engine.train()
+        self.thaw(epoch)
+        drop_patches(self.model, patch_drop(self.optim, epoch))
+        self.pace.begin()
+        for images, labels in self.batches(epoch, state.step):
+            yield self.micro_step(images, labels)
+            if self.engine.global_steps > epoch * self.updates + state.step:
+                state.step += 1
+                self.pace.step(self.optim.batch_size)
+                self.report_share()
+                if state.step < self.updates and self.late():
+                    break
+        self.pace.end()
+
+    def micro_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Forward and backward pass, and the optimiser's step where a batch is complete; the loss of shape [1]."""
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+        with self.pace.model():
+            teacher = None if self.teacher is None else self.teach(images)
+            loss = self.engine(images, labels, teacher)
+            self.engine.backward(loss)
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        if boundary:
+            self.scheduler.step_update(self.engine.global_steps)
+            if self.ema is not None:
+                self.ema.update(self.model, step=self.engine.global_steps)
+        return loss.detach().reshape(1)
+
+    def batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of the micro batches of an epoch, from step `done` on, for complete steps only."""
+        size = self.optim.batch_size // self.optim.accumulation
+        batches = self.updates * self.optim.accumulation
+        skip = done * self.optim.accumulation
+        source = self.data.train.batches(size, shuffle=(self.seed, epoch), rank=self.rank, ranks=self.ranks, skip=skip)
+        yield from (batch for _, batch in zip(range(batches - skip), source))
+
+    def report_share(self) -> None:
+        """Report the share of all steps that is done, at most once a second, after the first steps, which compile."""
+        if not self.pace.warming and time.monotonic() - self.updated >= 1:
+            self.updated = time.monotonic()
+            self.update(share=self.engine.global_steps / (self.updates * self.optim.epochs))
+
+    def late(self) -> bool:
+        """Whether the deadline has passed. Rank 0's clock decides for all ranks, which ask it at every tenth step."""
+        if self.deadline is None or (self.ranks > 1 and self.engine.global_steps % 10):
+            return False
+        return agreed(time.monotonic() >= self.deadline, self.device)
+
+    def mean(self, losses: Tensor, epoch: int) -> float:
+        """The mean loss of an epoch, over all ranks. Raises CellFailed with the step for a loss that is not finite."""
+        if not losses.isfinite().all():
+            step = epoch * self.updates + int((~losses.isfinite()).nonzero()[0]) // self.optim.accumulation
+            rate = self.engine.optimizer.param_groups[0]["lr"]
+            raise CellFailed(
+                f"the loss is no longer finite at step {step} (epoch {epoch}, learning rate about {rate:.2g})"
+            )
+        total = losses.mean()
+        if self.ranks > 1:
+            torch.distributed.all_reduce(total)
+        return (total / self.ranks).item()
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Output:
+        """The frozen unreduced model's output, in the engine's precision."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.teacher.forward_tokens(images)
+
+    def thaw(self, epoch: int) -> None:
+        """Set the learning rate of the backbone to 0 in the first epochs, if the method or the recipe freezes it."""
+        frozen = math.ceil(frozen_share(self.model, self.optim) * self.optim.epochs)
+        scale = 0.0 if epoch < frozen else backbone_lr_scale(self.model, self.optim)
+        for group in self.scheduler.optimizer.param_groups:
+            if group.get("backbone"):
+                group["lr_scale"] = scale
+        self.scheduler.step_update(self.engine.global_steps)
+
+    def save(self, state: State, can_wait: bool) -> None:
+        """Write a checkpoint of the engine and of the averaged weights."""
+        extra = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
+        with quiet_stdout():
+            self.keeper.save(state, extra, can_wait)
+
+    def resume(self) -> State:
+        """Load the last checkpoint into the engine and return its state; without one, the beginning."""
+        with quiet_stdout():
+            state, extra = self.keeper.load()
+        if self.ema is not None and extra:
+            self.ema.module.load_state_dict(extra["ema"])
+        self.pace = Pace(self.device, state.training.pace)
+        return state
+
+    def finish(self) -> None:
+        """Put the weights to evaluate into the model, and free the engine."""
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        self.engine.destroy()
+        drop_patches(self.model, 0.0)
+        self.model.zero_grad(set_to_none=True)
