@@ -131,16 +131,21 @@ def measure(plan: Plan, fresh: bool) -> int:
     from tpbench.training import ranks
 
     environment.begin(plan.recipe.workers, plan.device)
-    records = runner.run(plan, fresh, Progress())
-    return DONE if ranks.rank() != 0 else conclude(plan, records)
+    ended = runner.run(plan, fresh, Progress())
+    return DONE if ranks.rank() != 0 else conclude(plan, ended.records, ended.reports)
 
 
-def conclude(plan: Plan, records: Sequence[Record]) -> int:
-    """Write the report, say what is left, what has failed and what cannot be read, and return the exit code."""
+def conclude(plan: Plan, records: Sequence[Record], reports: bool = True) -> int:
+    """Write the report, say what is left, what has failed and what cannot be read, and return the exit code.
+
+    Where another run is the one that reports, it is left to that.
+    """
     from tpbench.bench import look
 
     unread = say_what_was_read(plan.out)
-    if records:
+    if not reports:
+        say("all cells are measured; another run times the rows and writes the report", DONE)
+    elif records:
         show(records, plan.out)
     if left := len(plan.cells) - len(records):
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
@@ -164,9 +169,11 @@ def show(records: Sequence[Record], out: Path) -> None:
     """Write the report of a results folder and print the comparison of these records."""
     from rich.console import Console
 
+    from tpbench.bench.look import locked
     from tpbench.report import frame, terminal, write
 
-    write.write(out)
+    with locked(out):
+        write.write(out)
     terminal.show(frame.compare(records), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
 
