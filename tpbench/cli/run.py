@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpbench.cli import launch
 from tpbench.cli.asked import seconds
 from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.cli.reading import say_what_was_read
@@ -70,6 +71,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         metavar="9m",
         help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
     )
+    launch.add_flags(verb)
     verb.add_argument(
         "--fresh",
         action="store_true",
@@ -81,6 +83,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
+    launch.check(arguments)
     for path in arguments.plugin:
         registry.plug(path)
     began = time.monotonic()
@@ -90,6 +93,8 @@ def act(arguments: argparse.Namespace) -> int:
         recipe = recipes.elsewhere(recipe, arguments.data)
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
+    if arguments.workers is not None:
+        recipe = replace(recipe, workers=arguments.workers)
     variants = with_controls(registry.variants(asked_methods(arguments, recipe)), recipe)
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = asked_seeds(arguments, recipe)
@@ -113,6 +118,8 @@ def act(arguments: argparse.Namespace) -> int:
     )
     if arguments.plan:
         return show_forecast(plan)
+    if launch.wanted(arguments):
+        return launch.start(arguments, out)
     # Whether the images in --data are those of the records is seen only by reading them.
     known = None if arguments.fresh or arguments.data else look.finished(plan)
     if known is None:

@@ -1,4 +1,7 @@
-"""Jobs in worker processes, and what the user sees of them: bars on a terminal, quiet lines elsewhere."""
+"""Jobs in worker processes, and what the user sees of them: bars on a terminal, quiet lines elsewhere.
+
+How the workers of several commands share a folder: see test_workers.py.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tpbench.bench.claim import Claims
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.progress import Ahead, Progress, spell
 from tpbench.errors import CellFailed
@@ -21,6 +26,21 @@ from tpbench.training.train import Update
 
 def job(name: str, work: float) -> Job:
     return Job(name, function=print, argument=None, work=work)
+
+
+class Here:
+    """What a worker needs of a workspace."""
+
+    writes = True
+
+    def __init__(self, out: Path):
+        self.claims = Claims(out)
+
+    def check_time(self) -> None:
+        """There is no time limit."""
+
+    def same(self, number: int) -> int:
+        return number
 
 
 class Terminal(io.StringIO):
@@ -75,12 +95,12 @@ def failing(context: object, argument: None, update: Update) -> None:  # noqa: A
     raise KeyboardInterrupt
 
 
-def test_the_terminal_is_restored_when_a_run_is_interrupted(monkeypatch):
+def test_the_terminal_is_restored_when_a_run_is_interrupted(tmp_path, monkeypatch):
     stderr = terminal(monkeypatch)
     jobs = [Job("a", function=failing, argument=None)]
     progress = Progress()
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(jobs, workers=1, here=None, make=dict, progress=progress)
+        side_by_side(jobs, workers=1, here=Here(tmp_path), make=dict, progress=progress)
     shown = stderr.getvalue()
     assert "begun" in shown, "control: it was drawn"
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
@@ -130,20 +150,24 @@ def stuck(context: object, argument: str, update: Update) -> None:  # noqa: ARG0
 def test_a_killed_worker_ends_the_run(tmp_path, moment):
     """It is killed while it reports; the others must not wait for a lock that it held."""
 
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
     def kill() -> None:
-        while len(list(tmp_path.iterdir())) < 2:
+        while len(list(pids.iterdir())) < 2:
             time.sleep(0.01)
         time.sleep(moment)
-        os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
+        os.kill(int(next(pids.iterdir()).name), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    jobs = [Job(name, stuck, str(tmp_path)) for name in ("a", "b", "c")]
+    jobs = [Job(name, stuck, str(pids)) for name in ("a", "b", "c")]
     began = time.monotonic()
     with pytest.raises(CellFailed, match="a worker process died"):
-        side_by_side(jobs, workers=2, here=None, make=dict, progress=Progress())
+        side_by_side(jobs, workers=2, here=Here(tmp_path), make=partial(Here, tmp_path), progress=Progress())
     killer.join()
     assert time.monotonic() - began < 60, "it hung"
+    assert not list((tmp_path / "work" / "claims").iterdir()), "the dead worker's claim is gone"
 
 
 def noted(context: object, argument: tuple[str, str], update: Update) -> None:  # noqa: ARG001
@@ -152,14 +176,18 @@ def noted(context: object, argument: tuple[str, str], update: Update) -> None:  
         notes.write(name + "\n")
 
 
+def noted_in(file: Path, name: str) -> bool:
+    return file.exists() and name in file.read_text().splitlines()
+
+
 def test_jobs_of_the_first_seed_come_before_the_base_of_the_third(tmp_path):
     file = tmp_path / "order"
     jobs = []
     for seed in range(4):
-        jobs.append(Job(f"base {seed}", noted, (str(file), f"base {seed}")))
-        cells = [f"cell {seed} {number}" for number in range(3)]
-        jobs += [Job(name, noted, (str(file), name), needs=(f"base {seed}",)) for name in cells]
-    side_by_side(jobs, workers=2, here=None, make=dict, progress=Progress())
+        for name in (f"base {seed}", *(f"cell {seed} {number}" for number in range(3))):
+            needs = () if name.startswith("base") else (f"base {seed}",)
+            jobs.append(Job(name, noted, (str(file), name), needs=needs, over=partial(noted_in, file, name)))
+    side_by_side(jobs, workers=2, here=Here(tmp_path), make=partial(Here, tmp_path), progress=Progress())
     order = file.read_text().split("\n")
-    assert len(order) == 17
+    assert len(order) == 17, "each was done once"
     assert order.index("cell 0 0") < order.index("base 2"), "a partial run is a comparison"
