@@ -119,6 +119,29 @@ def test_an_update_that_comes_after_its_job_draws_nothing(monkeypatch):
     progress.stop()
 
 
+def test_what_other_runs_do_is_shown(monkeypatch, capsys):
+    progress = Progress()
+    progress.start(2, 0, [job("a", 1), job("b", 1)])
+    for waiting in (False, True, True):
+        progress.elsewhere({"a": "host, process 7"}, waiting)
+    progress.gone("a", counts=True)
+    progress.finish("b", counts=True)
+    progress.gone("b", counts=True)
+    lines = [re.sub(r"\d:\d\d", "TIME", line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["waiting for other runs: a (host, process 7)", "[1/2] TIME a: by another run", "[2/2] TIME b"]
+    stderr = terminal(monkeypatch)
+    progress = Progress()
+    progress.update("c", "working")
+    progress.elsewhere({"a": "host, process 7"}, waiting=False)
+    progress.update("c", "working on")
+    assert "a (host, process 7)" in stderr.getvalue()
+    progress.elsewhere({}, waiting=False)
+    before = len(stderr.getvalue())
+    progress.update("c", "still working")
+    assert "process 7" not in stderr.getvalue()[before:], "control: the line is gone"
+    progress.stop()
+
+
 def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
     ahead = Ahead([job("base", 10), job("a", 2), job("b", 2)])
     assert ahead.seconds() == 0, "nothing is known before the first steps"

@@ -416,8 +416,9 @@ def fork_holder(out: Path, recipe: str) -> multiprocessing.Process:
 
 
 @pytest.mark.slow
-def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path):
+def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path, monkeypatch):
     """Another command works on a cell of its own; a claim of another host does not matter."""
+    quickly(monkeypatch, expiry=2.0)
     out = copy_without(one, tmp_path / "results", "random")
     shutil.rmtree(out / "timing")
     other = fork_holder(out, "")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tpbench import environment
-from tpbench.bench.claim import FOLDER, Claims
+from tpbench.bench.claim import FOLDER, Claims, Holder
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe
@@ -79,12 +79,13 @@ def state(path: Path) -> tuple[int, int, int] | None:
 def conclude(plan: Plan, machine: str) -> list[Record]:
     """The records of a plan's cells that have one.
 
-    If none is left to measure and no other worker is measuring, the machine's records are packed.
+    If none is left to measure and no other process works on the folder, the machine's records are packed.
     """
     with locked(plan.out):
         store = Store.of(plan.out)
         complete = all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells)
-        if complete and not Claims(plan.out).others():
+        if complete and not others(plan.out):
+            tidy(plan.out)
             store.pack(machine)
     return known(plan, machine)
 
@@ -160,17 +161,19 @@ def locked(out: Path) -> Iterator[None]:
         claim.release()
 
 
-def refuse_others(out: Path, remedy: str) -> None:
-    """Raise UsageError where other processes work on a folder; whoever asks holds the folder.
-
-    Claims that may be those of dead processes are watched until that is clear.
-    """
+def others(out: Path) -> list[Holder]:
+    """The other processes that work on a folder. A claim that may be a dead host's is watched until that is clear."""
     claims = Claims(out)
-    while others := claims.others():
-        for holder in others:
-            if claims.certain(holder):
-                raise UsageError(f"{out} is being written by another run ({holder}); {remedy}")
+    while any(not claims.certain(holder) for holder in claims.others()):
         time.sleep(1.0)
+    claims.bury()
+    return claims.others()
+
+
+def refuse_others(out: Path, remedy: str) -> None:
+    """Raise UsageError where other processes work on a folder. Whoever asks holds the folder."""
+    for holder in others(out):
+        raise UsageError(f"{out} is being written by another run ({holder}); {remedy}")
 
 
 def refuse_other_recipes(out: Path, digest: str) -> None:
