@@ -126,19 +126,23 @@ class Worker:
         if self.waiting is not None:
             return self.waiting if self.undisturbed() else WAIT
         self.show(living, waiting=False)
+        blocked = any(holder.here and holder.alone for holder in living.values())
         for number, job in list(self.open.items()):
             holder = living.get(key_of(job.name))
             if holder is not None:
                 if job.once and self.context.claims.certain(holder):
                     self.left_to_others.add(job.name)
                     self.drop(number)
+            elif not self.done.issuperset(job.needs):
+                continue
             elif job.over():
                 self.drop(number)
                 self.display.gone(job.name, job.counts)
-            elif self.done.issuperset(job.needs) and self.take(job):
+            elif not blocked and self.take(job):
                 if not job.alone:
                     return number
                 self.waiting = number
+                self.display.update(job.name, "waiting until no other worker computes on this machine")
                 return self.waiting if self.undisturbed() else WAIT
         self.show(living, waiting=bool(self.open))
         return WAIT if self.open else OVER
