@@ -26,7 +26,7 @@ from tpbench.errors import UsageError
 from tpbench.record import Store
 
 TESTS = Path(__file__).parent
-TINY = str(TESTS / "tiny_recipe.py")
+RECIPE = str(TESTS / "short_recipe.py")
 METHODS = "none,avgpool,random,topk"
 SEEDS = "2"
 CELLS = 8
@@ -34,7 +34,7 @@ fork = multiprocessing.get_context("fork")  # commands that need not import ever
 
 
 def words(out: Path, *more: str) -> list[str]:
-    return ["run", "--recipe", TINY, "--methods", METHODS, "--seeds", SEEDS, "--out", str(out), *more]
+    return ["run", "--recipe", RECIPE, "--methods", METHODS, "--seeds", SEEDS, "--out", str(out), *more]
 
 
 class Run:
@@ -76,6 +76,18 @@ def metrics(out: Path) -> dict[str, dict]:
 def left_behind(out: Path) -> list[Path]:
     """Claims and half-written files."""
     return [*(out / "work" / "claims").iterdir(), *out.rglob(".*.part")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Short timing sessions and no figures in commands that are forked: other tests look at them."""
+    from tpbench.bench import timing
+    from tpbench.report import write
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ROUNDS", 5)
+        patch.setattr(write, "write", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")
