@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -65,8 +66,9 @@ class Run:
 
     def did(self) -> list[str]:
         """The cells that it finished itself."""
-        lines = [line for line in self.said().splitlines() if line.startswith("[") and " seed " in line]
-        return [line for line in lines if not line.endswith("by another run") and "] " in line and "base" not in line]
+        lines = re.findall(r"^\[\d+/\d+\] .*$", self.said(), flags=re.MULTILINE)
+        cells = [line for line in lines if re.search(r" (none|0\.5@0,1) seed \d", line)]
+        return [line for line in cells if not line.endswith("by another run")]
 
 
 def metrics(out: Path) -> dict[str, dict]:
@@ -392,7 +394,7 @@ def test_a_dead_hosts_cell_is_taken_over_and_a_living_hosts_cell_is_waited_for(o
         until(lambda: "waiting for other runs: random 0.5@0,1 seed 0 (elsewhere, process 1)" in run.said())
         until(lambda: "topk 0.5@0,1 seed 0" in "".join(run.did()))
         assert run.process.is_alive()
-        assert not any(line.startswith("random 0.5@0,1 seed 0") for line in run.did())
+        assert "random 0.5@0,1 seed 0" not in "".join(run.did())
     alive.unlink()
     assert run.end() == DONE, run.said()
     assert metrics(out) == metrics(one)

@@ -49,11 +49,11 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
     for seed in sorted({cell.seed for cell in missing}):
         base = base_job(workspace, seed)
         yield base
-        for name, measured, path in (
-            ("spectrum", measure_spectrum, workspace.spectrum_path(seed)),
-            ("starts", measure_starts, workspace.starts_path(seed)),
-        ):
-            yield Job(f"{name} seed {seed}", measured, seed, needs=(base.name,), over=path.exists, counts=False)
+        over = workspace.spectrum_path(seed).exists
+        yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), over=over, counts=False)
+        for cell in clustering(workspace, seed)[:1]:
+            over = workspace.starts_path(seed).exists
+            yield Job(f"starts seed {seed}", measure_starts, cell, needs=(base.name,), over=over, counts=False)
         for schedule in plan.schedules:
             for variant in plan.methods_at(schedule):
                 cell = Cell(variant, schedule, seed)
@@ -161,23 +161,24 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         write_json(path, about(workspace, seed) | gains)
 
 
-def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
-    """Measure what start and iterations do to the clustering objective on a base: the paper's seventh claim.
-
-    On the first row of the recipe's reference method whose counts need no clock; nothing where it has no such row.
-    """
-    path = workspace.starts_path(seed)
+def clustering(workspace: Workspace, seed: int) -> list[Cell]:
+    """A seed's cells of the recipe's reference method whose counts need no clock; often none."""
     own = [cell for cell in workspace.plan.cells if str(cell.variant) == workspace.recipe.reference]
-    cell = next((cell for cell in own if cell.seed == seed and not cell.needs_clock), None)
-    if cell is None or path.exists() or not workspace.writes:
+    return [cell for cell in own if cell.seed == seed and not cell.needs_clock]
+
+
+def measure_starts(workspace: Workspace, cell: Cell, update: Update) -> None:
+    """Measure what start and iterations do to the clustering objective on a cell's base: the paper's seventh claim."""
+    path = workspace.starts_path(cell.seed)
+    if path.exists() or not workspace.writes:
         return
     workspace.check_time()
     model, _ = build_cell(workspace, cell)
     if clusters_by_medoids(model):
         update("clustering from every start")
-        batches = workspace.data(seed).test.batches(workspace.recipe.finetune.batch_size)
-        found = starts(model, (batch.images for batch in batches), seed)
-        write_json(path, about(workspace, seed) | {"schedule": cell.schedule.text} | found)
+        batches = workspace.data(cell.seed).test.batches(workspace.recipe.finetune.batch_size)
+        found = starts(model, (batch.images for batch in batches), cell.seed)
+        write_json(path, about(workspace, cell.seed) | {"schedule": cell.schedule.text} | found)
 
 
 def about(workspace: Workspace, seed: int) -> dict[str, Any]:
