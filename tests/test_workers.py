@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,11 +103,13 @@ def one(tmp_path_factory) -> Path:
     return out
 
 
-def until(true, seconds: float = 300.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 300.0) -> Any:
+    """Wait for an answer that counts as true, and return it."""
     end = time.monotonic() + seconds
-    while not true():
+    while not (answer := true()):
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.02)
+    return answer
 
 
 # ------------------------------------------------------------------------------------ claims
@@ -315,8 +318,7 @@ def test_workers_killed_among_others_lose_nothing(one, tmp_path):
     out = tmp_path / "results"
     runs = [Run(out, tmp_path / f"log{number}") for number in range(4)]
     for kind in ("base seed", "0.5@0,1 seed"):
-        until(lambda kind=kind: holding(out, runs, kind))
-        victim = holding(out, runs, kind)[0]
+        victim = until(lambda kind=kind: holding(out, runs, kind))[0]
         time.sleep(0.1)
         victim.process.kill()
         victim.process.join()
