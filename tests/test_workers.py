@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ import pytest
 from tpbench.bench import claim as claims_room
 from tpbench.bench.claim import Claim, Claims, Holder, key_of
 from tpbench.bench.host import place, started
-from tpbench.cli import DONE, WRONG, launch, main
+from tpbench.cli import DONE, WRONG, launch, main, parser
 from tpbench.errors import UsageError
 from tpbench.record import Store
 
@@ -486,6 +487,19 @@ def test_without_submitit_one_line_says_how_to_get_it(tmp_path, capsys, monkeypa
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(words(tmp_path, "--launcher", "submitit", "--jobs", "2", "--slurm", "time=9")) == WRONG
     assert "python -m pip install submitit" in capsys.readouterr().err
+
+
+def test_workers_get_the_commands_words_without_what_launched_them(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(launch, "on_slurm", lambda asked, count, **more: found.append((asked, count, more)) or DONE)
+    options = ["--slurm", "time=9", "--slurm=partition=gpu"]
+    assert main(words(tmp_path, "--launcher", "submitit", "--jobs", "2", *options)) == DONE
+    ((asked, count, more),) = found
+    assert (count, more["asked"]) == (2, ["time=9", "partition=gpu"])
+    worker = parser().parse_args(asked)
+    launch.check(argparse.Namespace(**vars(worker), words=asked))
+    assert not launch.wanted(worker)
+    assert worker.out == tmp_path
 
 
 def test_options_of_sbatch_get_submitits_names():

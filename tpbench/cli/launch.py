@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,20 @@ def wanted(arguments: argparse.Namespace) -> bool:
 
 def start(arguments: argparse.Namespace, out: Path) -> int:
     """Start the workers that were asked for, each with this command's own words; return the exit code."""
-    words = [*arguments.words, "--gpus=0", "--jobs=0", f"--launcher={HERE}"]  # the last of a flag counts
+    words = [*without_slurm(arguments.words), "--gpus=0", "--jobs=0", f"--launcher={HERE}"]  # the last of a flag counts
     if arguments.gpus:
         return on_gpus([*words, "--device=cuda"], visible_gpus(arguments.gpus))
     return on_slurm(words, arguments.jobs, folder=out / "work" / "slurm", asked=arguments.slurm)
+
+
+def without_slurm(words: Sequence[str]) -> Iterator[str]:
+    """A command's words without --slurm and what follows it."""
+    rest = iter(words)
+    for word in rest:
+        if word == "--slurm":
+            next(rest, None)
+        elif not word.startswith("--slurm="):
+            yield word
 
 
 # ------------------------------------------------------------------------------------ one machine
