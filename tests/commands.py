@@ -43,8 +43,8 @@ def check(command: str) -> None:
     match words:
         case ["tpbench", *rest] | ["python", "-m", "tpbench", *rest]:
             tpbench(rest)
-        case ["torchrun", "--nproc-per-node", number, "-m", "tpbench", *rest] if number.isdigit():
-            tpbench(rest)
+        case ["torchrun", *rest] if "tpbench" in rest:
+            torchrun(rest)
         case ["python", "-m", "tox", "-e", name, *rest] | ["tox", "-e", name, *rest]:
             tox(name, rest)
         case ["python", "-m", "pip", "install", *rest]:
@@ -87,6 +87,15 @@ def tpbench(words: list[str]) -> None:
     for text in (getattr(asked, "schedules", None), getattr(asked, "schedule", None)):
         if text and not text.startswith("learned:"):
             schedule.parse_all(text)
+
+
+def torchrun(words: list[str]) -> None:
+    """Look at torchrun's own flags, each with a number or a host, and at the tpbench command behind them."""
+    at = words.index("tpbench")
+    flags = " ".join(words[:at])
+    if not re.fullmatch(r"(--(nnodes|node-rank|nproc-per-node|master-port) \d+ |--master-addr HOST )+-m", flags):
+        raise ValueError(f"torchrun {flags}: unknown flags")
+    tpbench(words[at + 1 :])
 
 
 def tox(name: str, rest: list[str]) -> None:

@@ -446,11 +446,12 @@ def test_fresh_measures_again(tmp_path, capsys):
     assert {n: r["latency"] for n, r in after.items()} != {n: r["latency"] for n, r in before.items()}
 
 
-def test_a_second_run_in_the_same_folder_is_rejected(tmp_path, capsys):
-    from tpbench.bench.look import locked
+def test_a_run_waits_for_a_folder_that_is_being_packed(tmp_path, capsys, monkeypatch):
+    from tpbench.bench import look
 
     out = tmp_path / "results"
-    (out / "work").mkdir(parents=True)
-    with locked(out):
+    monkeypatch.setattr(look, "PATIENCE", 0.3)
+    with look.locked(out):
         assert run(out, methods="none") == WRONG
-    assert "is being written by another run" in capsys.readouterr().err
+    assert "is being written by another process" in capsys.readouterr().err
+    assert run(out, "--time-limit", "0.001s", methods="none") == DONE, "control: nobody holds it any more"

@@ -1,7 +1,8 @@
-"""Jobs side by side, each in a process of one thread."""
+"""Jobs side by side: several workers of one thread each, as processes of this command."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,54 +11,44 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tpbench.bench.progress import Progress
-from tpbench.errors import CellFailed
-from tpbench.training.train import Update
+from tpbench.bench.pull import Context, Job, pull
+from tpbench.errors import CellFailed, OutOfTime
 
-_context: Any = None  # of this worker process, made when it starts
-_updates: Connection | None = None  # where a worker process writes its progress
+__all__ = ["Job", "side_by_side"]
+
+_context: Context | None = None  # of this worker process, made when it starts
+_display: Messages | None = None  # where a worker process shows what it does
 
 MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to so many bytes at once, so workers never mix their messages
 
 
-@dataclass(frozen=True)
-class Job:
-    """A call function(context, argument, update) with a name."""
+def side_by_side(
+    jobs: Sequence[Job], workers: int, here: Context, make: Callable[[], Context], progress: Progress
+) -> set[str]:
+    """Do jobs with `workers` workers (see `tpbench.bench.pull`); the names of the jobs left to other commands' workers.
 
-    name: str
-    function: Callable[[Any, Any, Update], None]
-    argument: Any
-    needs: tuple[str, ...] = ()  # the names of the jobs that must be done first
-    counts: bool = True  # whether it is one of the cells that the user waits for
-    work: float = 0.0  # in a unit that all jobs share, such as epochs
-
-
-def side_by_side(jobs: Sequence[Job], workers: int, here: Any, make: Callable[[], Any], progress: Progress) -> None:
-    """Run jobs on `workers` processes: whichever is free takes the first job whose needs are done.
-
-    Each process makes its own context by make(), which must pickle. A single worker is this process, with the context
-    `here`. The first error ends everything, since jobs handle the errors that they expect. Raises CellFailed when a
-    worker dies (killed, out of memory); what was finished is kept.
+    Each worker process makes its own context by make(), which must pickle. A single worker is this process, with the
+    context `here`. Raises CellFailed when a worker dies (killed, out of memory), and OutOfTime, once all workers have
+    stopped, when the time limit was reached; what was finished is kept.
     """
     try:
         if workers <= 1 or not jobs:
-            for job in jobs:
-                job.function(here, job.argument, partial(progress.update, job.name))
-                progress.finish(job.name, job.counts)
-        else:
-            _in_processes(jobs, workers, make=make, progress=progress)
+            return pull(jobs, here, progress)
+        return _in_processes(jobs, min(workers, len(jobs)), make=make, progress=progress)
     finally:
         progress.stop()
+        if here.writes:
+            with contextlib.suppress(OSError):  # what ended the jobs is said, not this
+                here.claims.bury()
 
 
-def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Any], progress: Progress) -> None:
+def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Context], progress: Progress) -> set[str]:
     # Forked, so that the many seconds of imports are paid once. This is safe here because this process has computed on
     # one thread only, has no GPU in use and starts its own threads later.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -65,24 +56,16 @@ def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Any], pr
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, sender, os.getpid()))
     listener = threading.Thread(target=_listen, args=(receiver, progress), daemon=True)
     try:
-        waiting = list(jobs)
-        running: set[Future] = set()
-        done: set[str] = set()
-        while waiting or running:
-            ready = [job for job in waiting if done.issuperset(job.needs)][: workers - len(running)]
-            waiting = [job for job in waiting if job not in ready]
-            running |= {pool.submit(_work, job) for job in ready}
-            if not listener.is_alive():
-                listener.start()
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            for job in (future.result() for future in ended):
-                done.add(job.name)
-                progress.finish(job.name, job.counts)
+        running = [pool.submit(_work, jobs) for _ in range(workers)]
+        listener.start()
+        return _results(running)
     except BrokenProcessPool as error:
         raise CellFailed(
             "a worker process died (killed, or out of memory); finished cells are kept, the same command continues"
         ) from error
-    except (KeyboardInterrupt, SystemExit):  # stop now: no file that the workers write is ever left half written
+    except OutOfTime:  # all have stopped, and saved everything
+        raise
+    except BaseException:  # stop now: no file that the workers write is ever left half written
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
@@ -93,39 +76,71 @@ def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Any], pr
             listener.join(timeout=5)
 
 
-def _begin(make: Callable[[], Any], updates: Connection, parent: int) -> None:
+def _results(running: Sequence[Future]) -> set[str]:
+    """The jobs that were left to others. Raises the first error, or OutOfTime if every worker has stopped for it."""
+    ended, _ = wait(running, return_when=FIRST_EXCEPTION)
+    left_to_others = [future.result() for future in ended]
+    if None in left_to_others:
+        raise OutOfTime
+    return set().union(*left_to_others)
+
+
+def _begin(make: Callable[[], Context], updates: Connection, parent: int) -> None:
     """Start a worker process: one thread computes, another ends the process when its parent has ended."""
-    global _context, _updates
+    global _context, _display
     import torch
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler is not for its workers
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _updates = updates
+    _display = Messages(updates)
     _context = make()
+    _context.claims.command = parent
 
 
-def _work(job: Job) -> Job:
-    """Run a job in a worker process, which reports its progress through the pipe; return the job."""
-
-    def update(text: str = "", share: float | None = None) -> None:
-        message = json.dumps([job.name, text, share]).encode() + b"\n"
-        if len(message) <= MESSAGE_BYTES:
-            os.write(_updates.fileno(), message)  # no lock that a killed worker could hold for ever
-
-    job.function(_context, job.argument, update)
-    return job
+def _work(jobs: Sequence[Job]) -> set[str] | None:
+    """Pull jobs in a worker process; None where the time limit ended that."""
+    try:
+        return pull(jobs, _context, _display)
+    except OutOfTime:
+        return None
 
 
 def _end_with(parent: int) -> None:
-    """End this process with its parent, so that no worker of a killed benchmark writes into the next one's folder."""
+    """End this process with its parent, so that no worker of a killed benchmark works on unseen."""
     while os.getppid() == parent:
         time.sleep(0.25)
     os._exit(1)
 
 
+class Messages:
+    """What a worker process shows: lines of JSON through a pipe to its parent's progress."""
+
+    def __init__(self, pipe: Connection):
+        self.pipe = pipe
+
+    def update(self, name: str, text: str = "", share: float | None = None) -> None:
+        self.send("update", name, text, share)
+
+    def finish(self, name: str, counts: bool) -> None:
+        self.send("finish", name, counts)
+
+    def gone(self, name: str, counts: bool) -> None:
+        self.send("gone", name, counts)
+
+    def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
+        self.send("elsewhere", dict(list(holders.items())[:10]), waiting)
+
+    def send(self, *words: Any) -> None:
+        """Send the name of one of Progress's methods, and its arguments."""
+        message = json.dumps(words).encode() + b"\n"
+        if len(message) <= MESSAGE_BYTES:
+            os.write(self.pipe.fileno(), message)  # no lock that a killed worker could hold for ever
+
+
 def _listen(receiver: Connection, progress: Progress) -> None:
-    """Show the workers' progress until all of them have closed the pipe."""
+    """Show what the workers do until all of them have closed the pipe."""
     with os.fdopen(os.dup(receiver.fileno()), "rb") as messages:
         for message in messages:
-            progress.update(*json.loads(message))
+            what, *words = json.loads(message)
+            getattr(progress, what)(*words)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tpbench import environment
+from tpbench.bench.claim import FOLDER, Claims, Holder
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe
 from tpbench.record import SCHEMA, Record, Store, host_id, sweep
+
+PATIENCE = 300.0  # seconds to wait for a folder that another process holds; packing and reports take less
 
 
 def finished(plan: Plan) -> list[Record] | None:
@@ -27,21 +29,72 @@ def finished(plan: Plan) -> list[Record] | None:
         return None
     machine = environment.machine_of(plan.device, host_id(work))
     with locked(plan.out):
-        sweep(plan.out)
+        tidy(plan.out)
         store = Store.of(plan.out)
         check(store, plan.recipe, machine)
         if not all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells):
             return None
-        return conclude(plan, machine)
+    return conclude(plan, machine)
+
+
+def tidy(out: Path) -> None:
+    """Delete what killed processes left in a folder, unless others may be writing; whoever calls this holds it."""
+    claims = Claims(out)
+    claims.bury()
+    if not claims.others():
+        sweep(out)
+
+
+class Renewed:
+    """Whether a cell's record is another one than at first: a worker of any run has ended the cell, well or not."""
+
+    def __init__(self, plan: Plan, machine: str, *, cell: Cell, path: Path):
+        self.plan = plan
+        self.machine = machine
+        self.cell = cell
+        self.path = path
+        self.packed = plan.out / "records" / f"{machine}.jsonl"
+        self.own_at_first = state(self.path)
+        self.packed_at_first = state(self.packed)
+
+    def __call__(self) -> bool:
+        own = state(self.path)
+        if own is not None and own != self.own_at_first:
+            return True
+        if state(self.packed) == self.packed_at_first:
+            return False
+        record = found(Store.of(self.plan.out), self.machine, self.cell)  # another run has packed it
+        return is_done(record, self.cell, self.plan.recipe)
+
+
+def state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def conclude(plan: Plan, machine: str) -> list[Record]:
-    """The records of a plan's cells that have one. If none is left to measure, the machine's records are packed."""
+    """The records of a plan's cells that have one.
+
+    If none is left to measure and no other process works on the folder, the machine's records are packed.
+    """
+    with locked(plan.out):
+        store = Store.of(plan.out)
+        complete = all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells)
+        if complete and not others(plan.out):
+            tidy(plan.out)
+            store.pack(machine)
+    return known(plan, machine)
+
+
+def known(plan: Plan, machine: str) -> list[Record]:
+    """The records of a plan's cells that have one."""
     store = Store.of(plan.out)
-    known = [found(store, machine, cell) for cell in plan.cells]
-    if all(is_done(record, cell, plan.recipe) for record, cell in zip(known, plan.cells)):
-        store.pack(machine)
-    return [record for record in known if record is not None]
+    records = [found(store, machine, cell) for cell in plan.cells]
+    return [record for record in records if record is not None]
 
 
 def failures(records: Sequence[Record]) -> Iterator[Record]:
@@ -91,13 +144,42 @@ def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> No
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a results folder alone; a second run in it is refused. The lock ends with the process that holds it."""
+    """Hold a results folder as a whole, to prepare it, pack it or write its report; wait for whoever holds it.
+
+    Workers need not hold it: they claim single jobs. Raises UsageError after PATIENCE seconds.
+    """
     if int(os.environ.get("RANK", "0")) != 0:  # the first rank holds it for all
         yield
         return
-    (out / "work").mkdir(parents=True, exist_ok=True)
+    claims = Claims(out)
+    until = time.monotonic() + PATIENCE
+    while (claim := claims.take(FOLDER)) is None:
+        if time.monotonic() > until:
+            raise UsageError(f"{out} is being written by another process; wait for it or choose another --out")
+        time.sleep(0.1)
     try:
-        with FileLock(out / "work" / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(f"{out} is being written by another run; wait for it or choose another --out") from None
+        yield
+    finally:
+        claim.release()
+
+
+def others(out: Path) -> list[Holder]:
+    """The other processes that work on a folder. A claim that may be a dead host's is watched until that is clear."""
+    claims = Claims(out)
+    while any(not claims.certain(holder) for holder in claims.others()):
+        time.sleep(1.0)
+    claims.bury()
+    return claims.others()
+
+
+def refuse_others(out: Path, remedy: str) -> None:
+    """Raise UsageError where other processes work on a folder. Whoever asks holds the folder."""
+    for holder in others(out):
+        raise UsageError(f"{out} is being written by another run ({holder}); {remedy}")
+
+
+def refuse_other_recipes(out: Path, digest: str) -> None:
+    """Raise UsageError where others work on a folder with another recipe, or with another version of this one."""
+    for holder in Claims(out).others():
+        if holder.recipe not in ("", digest):
+            raise UsageError(f"{out} is being written by a run of another recipe ({holder}); choose another --out")

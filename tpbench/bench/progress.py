@@ -20,6 +20,7 @@ class Progress:
         self.began = time.monotonic()
         self.texts: dict[str, str] = {}  # the last text of every running job
         self.finished: set[str] = set()
+        self.others = ""  # what was last said of other commands' workers
         self.ahead = Ahead()
         self.bars = Bars() if sys.stderr.isatty() else None
 
@@ -49,7 +50,29 @@ class Progress:
     def finish(self, name: str, counts: bool) -> None:
         """Show that a job is done. Jobs that train bases or find budgets do not count as cells."""
         self.finished.add(name)
-        last = self.texts.pop(name, "")
+        self.count(name, counts, last=self.texts.pop(name, ""))
+
+    def gone(self, name: str, counts: bool) -> None:
+        """A worker found a job done. Show it, if it is a cell and no worker of this command has done it."""
+        if name not in self.finished:
+            self.finished.add(name)
+            if counts:
+                self.count(name, counts, last="by another run")
+            else:
+                self.ahead.drop(name)
+
+    def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
+        """Show which jobs are in the hands of other commands' workers; without a terminal, where one waits for them."""
+        jobs = sorted(f"{name} ({holder})" for name, holder in holders.items())
+        text = "; ".join(jobs[:3]) + (f"; and {len(jobs) - 3} more" if len(jobs) > 3 else "")
+        if self.bars is not None:
+            self.bars.draw_others(text)
+        elif waiting and text and text != self.others:
+            self.others = text
+            self.say(f"waiting for other runs: {text}")
+
+    def count(self, name: str, counts: bool, last: str) -> None:
+        """Count a job that is done and say so in a line, with its last text."""
         self.done += counts
         self.ahead.drop(name)
         if self.bars is not None:
@@ -95,6 +118,7 @@ class Bars:
             redirect_stdout=False,
         )
         self.all = self.display.add_task("cells", total=None, state="")
+        self.others: int | None = None
         self.tasks: dict[str, int] = {}
 
     def draw(self, name: str, text: str, share: float | None) -> None:
@@ -109,6 +133,16 @@ class Bars:
     def draw_total(self, done: int, total: int, clock: str) -> None:
         """Draw how many of all cells are done, and the time."""
         self.display.update(self.all, total=total, completed=done, state=f"{done}/{total} {clock}", refresh=True)
+
+    def draw_others(self, text: str) -> None:
+        """Draw what workers of other commands do, in a line of its own; no line where there are none."""
+        if text and self.others is None:
+            self.others = self.display.add_task("other runs", total=1.0, state=text)
+        elif text:
+            self.display.update(self.others, state=text)
+        elif self.others is not None:
+            self.display.remove_task(self.others)
+            self.others = None
 
     def remove(self, name: str) -> None:
         """Remove the bar of a job, if it has one."""

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch
 from tpbench import registry, vit
 from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
-from tpbench.bench.look import conclude, locked
+from tpbench.bench.look import Renewed, conclude, known
 from tpbench.bench.models import build_base, check_rows, living, reduced
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
@@ -41,53 +42,78 @@ SPECTRUM_IMAGES = 16
 def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
     """The benchmark as jobs: a base for every seed, then on that base every method at every schedule.
 
-    Only the cells in `missing` run. All methods of one seed come first, so that a partial run is a comparison.
+    Only the cells in `missing` run. All methods of one seed come first, so that a partial run is a comparison. Any
+    number of workers pull these jobs in this order; see `tpbench.bench.pull`.
     """
     plan = workspace.plan
     for seed in sorted({cell.seed for cell in missing}):
         base = base_job(workspace, seed)
         yield base
-        yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), counts=False)
-        yield Job(f"starts seed {seed}", measure_starts, seed, needs=(base.name,), counts=False)
+        over = workspace.spectrum_path(seed).exists
+        yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), over=over, counts=False)
+        for cell in clustering(workspace, seed)[:1]:
+            over = workspace.starts_path(seed).exists
+            yield Job(f"starts seed {seed}", measure_starts, cell, needs=(base.name,), over=over, counts=False)
         for cell in plan.cells:
             if cell.seed == seed and cell in missing:
+                over = Renewed(plan, workspace.machine, cell=cell, path=workspace.record_path(cell))
                 work = plan.finetune_epochs(cell.variant, cell.schedule)
-                yield Job(str(cell), run_cell, cell, needs=(base.name,), work=work)
+                yield Job(str(cell), run_cell, cell, needs=(base.name,), over=over, work=work)
 
 
-def clock_jobs(cells: Sequence[Cell]) -> Iterator[Job]:
+def clock_jobs(workspace: Workspace, cells: Sequence[Cell]) -> Iterator[Job]:
     """The job that finds counts by the clock, alone on the machine, where any cell needs it."""
     timed = [cell for cell in cells if cell.needs_clock]
     if timed:
-        yield Job("shares of latency", solve_budgets, timed, counts=False)
+        over = partial(all_exist, [workspace.budget_path(cell) for cell in timed])
+        yield Job("shares of latency", solve_budgets, timed, over=over, counts=False, alone=True)
+
+
+def all_exist(paths: Sequence[Path]) -> bool:
+    return all(path.exists() for path in paths)
 
 
 def base_job(workspace: Workspace, seed: int) -> Job:
     """The job that trains the base of a seed."""
-    epochs = 0 if base_path(workspace, seed).exists() else workspace.recipe.base.epochs
-    return Job(f"base seed {seed}", train_base, seed, counts=False, work=epochs)
+    path = base_path(workspace, seed)
+    epochs = 0 if path.exists() else workspace.recipe.base.epochs
+    return Job(f"base seed {seed}", train_base, seed, over=path.exists, counts=False, work=epochs)
 
 
-def run(plan: Plan, fresh: bool, progress: Progress) -> list[Record]:
-    """Run a plan's cells that have no record yet, and return the records of all cells that have one at the end.
+class Ended(NamedTuple):
+    """How a run ended: the records of all cells that have one, and whether this run is the one to write the report."""
 
-    A row whose budget its method cannot meet is refused before any training, unless the plan leaves it as a hole.
+    records: list[Record]
+    reports: bool
+
+
+def run(plan: Plan, fresh: bool, progress: Progress) -> Ended:
+    """Run a plan's cells that have no record yet, beside whoever else runs them in the same folder.
+
+    The last run times the rows and reports. A row whose budget its method cannot meet is refused before any training,
+    unless the plan leaves it as a hole.
     """
     rows = list(plan.rows()) if fresh else list(missing_rows(Workspace(plan)))
     if rows:
         check_rows(plan, rows)
-    with locked(plan.out):
-        workspace = Workspace(plan)
-        workspace.prepare(fresh)
-        cells = [cell for cell in plan.cells if not workspace.done(cell)]
-        if cells or plan.recipe.data.source != "digits":  # digits cannot be others than before
-            workspace.check_images()
-        jobs = list(benchmark(workspace, set(cells)))
-        progress.start(len(plan.cells), len(plan.cells) - len(cells), jobs)
-        with contextlib.suppress(OutOfTime):
-            for stage in ([*clock_jobs(cells)], jobs, [Job("timing", time_rows, None, counts=False)]):
-                side_by_side(stage, workspace.workers, workspace, partial(Workspace, plan), progress)
-        return conclude(plan, workspace.machine) if workspace.writes else []
+    workspace = Workspace(plan)
+    workspace.prepare(fresh)
+    cells = [cell for cell in plan.cells if not workspace.done(cell)]
+    if cells or plan.recipe.data.source != "digits":  # digits cannot be others than before
+        workspace.check_images()
+    check_bases(workspace, cells)
+    jobs = list(benchmark(workspace, set(cells)))
+    progress.start(len(plan.cells), len(plan.cells) - len(cells), jobs)
+    timing = Job(f"timing on {workspace.machine}", time_rows, None, counts=False, alone=True, once=True)
+    left: set[str] = set()
+    with contextlib.suppress(OutOfTime):
+        for stage in ([*clock_jobs(workspace, cells)], jobs, [timing]):
+            left = side_by_side(stage, workspace.workers, workspace, partial(Workspace, plan), progress)
+    if not workspace.writes:
+        return Ended([], reports=False)
+    if timing.name in left:
+        return Ended(known(plan, workspace.machine), reports=False)
+    return Ended(conclude(plan, workspace.machine), reports=True)
 
 
 def missing_rows(workspace: Workspace) -> Iterator[tuple[Variant, Schedule]]:
@@ -97,6 +123,13 @@ def missing_rows(workspace: Workspace) -> Iterator[tuple[Variant, Schedule]]:
         return
     open_cells = [cell for cell in workspace.plan.cells if not workspace.done(cell)]
     yield from dict.fromkeys((cell.variant, cell.schedule) for cell in open_cells)
+
+
+def check_bases(workspace: Workspace, cells: Sequence[Cell]) -> None:
+    """Refuse trained bases that are damaged or of another recipe, before anything is built on them."""
+    for seed in sorted({cell.seed for cell in cells}):
+        if base_path(workspace, seed).exists():
+            load_base(workspace, seed)
 
 
 def train_base(workspace: Workspace, seed: int, update: Update) -> None:
@@ -126,24 +159,25 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         write(path, replace(gains, **about(workspace, seed)))
 
 
-def measure_starts(workspace: Workspace, seed: int, update: Update) -> None:
-    """Measure what start and iterations do to the clustering objective on a base: the paper's seventh claim.
-
-    On the first row of the recipe's reference method whose counts need no clock; nothing where it has no such row.
-    """
-    path = workspace.starts_path(seed)
+def clustering(workspace: Workspace, seed: int) -> list[Cell]:
+    """A seed's cells of the recipe's reference method whose counts need no clock; often none."""
     own = [cell for cell in workspace.plan.cells if str(cell.variant) == workspace.recipe.reference]
     own.sort(key=lambda cell: workspace.plan.schedules.index(cell.schedule))
-    cell = next((cell for cell in own if cell.seed == seed and not cell.needs_clock), None)
-    if cell is None or path.exists() or not workspace.writes:
+    return [cell for cell in own if cell.seed == seed and not cell.needs_clock]
+
+
+def measure_starts(workspace: Workspace, cell: Cell, update: Update) -> None:
+    """Measure what start and iterations do to the clustering objective on a cell's base: the paper's seventh claim."""
+    path = workspace.starts_path(cell.seed)
+    if path.exists() or not workspace.writes:
         return
     workspace.check_time()
     model, _ = build_cell(workspace, cell)
     if clusters_by_medoids(model):
         update("clustering from every start")
-        batches = workspace.data(seed).test.batches(workspace.recipe.finetune.batch_size)
-        found = starts(model, (batch.images for batch in batches), seed)
-        write_json(path, about(workspace, seed) | {"schedule": cell.schedule.text} | found)
+        batches = workspace.data(cell.seed).test.batches(workspace.recipe.finetune.batch_size)
+        found = starts(model, (batch.images for batch in batches), cell.seed)
+        write_json(path, about(workspace, cell.seed) | {"schedule": cell.schedule.text} | found)
 
 
 def about(workspace: Workspace, seed: int) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tpbench import environment, registry, vit
 from tpbench.bench.bases import load_base
 from tpbench.bench.jobs import Job, side_by_side
-from tpbench.bench.look import locked
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
@@ -41,11 +40,11 @@ def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
         known = ", ".join(plan.recipe.search) or "none"
         raise UsageError(f"recipe {plan.recipe.name} does not say how {method} searches; it does for: {known}")
     workspace = Workspace(plan)
-    with locked(plan.out):
-        workspace.prepare(fresh=False)
-        jobs = [replace(base_job(workspace, seed), counts=True), Job(f"search of {method}", search, (method, seed))]
-        progress.start(total=len(jobs), done=0, jobs=jobs)
-        side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
+    workspace.prepare(fresh=False)
+    base = replace(base_job(workspace, seed), counts=True)
+    jobs = [base, Job(f"search of {method} seed {seed}", search, (method, seed), needs=(base.name,))]
+    progress.start(total=len(jobs), done=0, jobs=jobs)
+    side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
     return learned_path(workspace, method, seed)
 
 

@@ -16,7 +16,6 @@ from tpbench import environment, vit
 from tpbench.bench import models
 from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.jobs import side_by_side
-from tpbench.bench.look import locked
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
@@ -48,11 +47,10 @@ def of_recipe(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
     """The first test images of a recipe and its base of a seed, which is trained if it is not there."""
     workspace = Workspace(plan)
     if not base_path(workspace, seed).exists():
-        with locked(plan.out):
-            workspace.prepare(fresh=False)
-            jobs = [base_job(workspace, seed)]
-            progress.start(0, 0, jobs)
-            side_by_side(jobs, 1, workspace, partial(Workspace, plan), progress)
+        workspace.prepare(fresh=False)
+        jobs = [base_job(workspace, seed)]
+        progress.start(0, 0, jobs)
+        side_by_side(jobs, 1, workspace, partial(Workspace, plan), progress)
     images = next(iter(workspace.data(seed).test.batches(count))).images
     data = plan.recipe.data
     return Subject(

@@ -16,7 +16,6 @@ from statistics import mean
 
 from tpbench import environment
 from tpbench.bench.jobs import Job, side_by_side
-from tpbench.bench.look import locked
 from tpbench.bench.plan import NOTHING_REDUCED, Cell, Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job, build_cell
@@ -38,11 +37,10 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
     if not plan.recipe.finetune.epochs:
         raise UsageError(f"recipe {plan.recipe.name} has no fine-tuning to tune")
     workspace = Workspace(plan)
-    with locked(plan.out):
-        workspace.prepare(fresh=False)
-        jobs = list(tuning_jobs(workspace))
-        progress.start(len(plan.variants), 0, jobs)
-        side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
+    workspace.prepare(fresh=False)
+    jobs = list(tuning_jobs(workspace))
+    progress.start(len(plan.variants), 0, jobs)
+    side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
     found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
     return Tuning(
         recipe=plan.recipe.name,
@@ -61,10 +59,11 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
     bases = [base_job(workspace, seed) for seed in SEEDS]
     yield from bases
     for variant in workspace.plan.variants:
-        if not trials_path(workspace, variant).exists():
+        path = trials_path(workspace, variant)
+        if not path.exists():
             work = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
             names = tuple(base.name for base in bases)
-            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, work=work)
+            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, over=path.exists, work=work)
 
 
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:

@@ -12,12 +12,13 @@ from functools import cached_property
 from pathlib import Path
 
 from tpbench import environment, registry
-from tpbench.bench.look import check, found, is_done
+from tpbench.bench.claim import Claims
+from tpbench.bench.look import check, found, is_done, locked, refuse_other_recipes, refuse_others, tidy
 from tpbench.bench.models import seeds, settings, split
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import timings
-from tpbench.record import Record, Store, host_id, read_budget, row_name, sweep
+from tpbench.record import Record, Store, host_id, read_budget, row_name
 from tpbench.schedule import Schedule
 from tpbench.training import data, ranks
 from tpbench.training.data import Parts
@@ -38,6 +39,7 @@ class Workspace:
         self.work = plan.out / "work"
         self.workers = plan.recipe.workers if self.device.type == "cpu" and ranks.ranks() == 1 else 1
         self.writes = ranks.rank() == 0
+        self.claims = Claims(plan.out, plan.recipe.digest)
         self.splits: dict[int, Parts] = {}
 
     def data(self, seed: int) -> Parts:
@@ -77,19 +79,30 @@ class Workspace:
         if deadline is not None and ranks.agreed(time.monotonic() >= deadline, self.device):
             raise OutOfTime
 
+    def same(self, number: int) -> int:
+        """The first rank's number, on every rank."""
+        return ranks.same(number, self.device)
+
     # ------------------------------------------------------------------------------------ the folder
 
     def prepare(self, fresh: bool) -> None:
-        """Make the folders, refuse those of another recipe, and with `fresh` delete what this machine has done."""
+        """Make the folders, refuse those of another recipe, and with `fresh` delete what this machine has done.
+
+        Others may be at work in the folder with the same recipe, unless it is to be fresh.
+        """
         if ranks.ranks() > 1:
             ranks.connect(self.device)
         if self.writes:
             self.work.mkdir(parents=True, exist_ok=True)
-            sweep(self.out)
-            host_id(self.work)
-            check(Store.of(self.out), self.recipe, self.machine, fresh)
-            if fresh:
-                self._delete_everything()
+            with locked(self.out):
+                if fresh:
+                    refuse_others(self.out, "wait for it, or leave out --fresh to join it")
+                refuse_other_recipes(self.out, self.recipe.digest)
+                tidy(self.out)
+                host_id(self.work)
+                check(Store.of(self.out), self.recipe, self.machine, fresh)
+                if fresh:
+                    self._delete_everything()
         ranks.wait()
 
     def check_images(self) -> None:
@@ -109,9 +122,9 @@ class Workspace:
         (self.out / "records" / f"{self.machine}.jsonl").unlink(missing_ok=True)
         timings.path_in(self.out, self.machine).unlink(missing_ok=True)
         for path in self.work.iterdir():
-            if path.is_dir():
+            if path.is_dir() and path.name != "claims":
                 shutil.rmtree(path)
-            elif path.name not in ("host-id", "lock"):
+            elif path.name not in ("host-id", "claims"):
                 path.unlink()
 
     def delete(self, folder: Path) -> None:

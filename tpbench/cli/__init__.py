@@ -73,6 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
         before = signal.signal(signal.SIGTERM, terminate)
     try:
         arguments = parser().parse_args(words)
+        arguments.words = sys.argv[1:] if words is None else list(words)  # for the workers that `run` may start
         return arguments.act(arguments)
     except UsageError as error:
         return say(error, WRONG)

@@ -17,13 +17,14 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    from tpbench.bench.look import locked
+    from tpbench.bench.look import locked, refuse_others
     from tpbench.record import Store, seal_file
 
     folder = arguments.folder
     if not (folder / "records").is_dir():
         raise UsageError(f"{folder} holds no records")
     with locked(folder):
+        refuse_others(folder, "wait for it")
         store = Store.of(folder)
         store.refuse_bad()
         for machine in store.machines:

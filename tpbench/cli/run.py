@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpbench.cli import launch
 from tpbench.cli.asked import seconds
 from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.cli.reading import say_what_was_read
@@ -73,6 +74,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         metavar="9m",
         help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
     )
+    launch.add_flags(verb)
     verb.add_argument(
         "--fresh",
         action="store_true",
@@ -84,6 +86,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
+    launch.check(arguments)
     for path in arguments.plugin:
         registry.plug(path)
     began = time.monotonic()
@@ -93,6 +96,8 @@ def act(arguments: argparse.Namespace) -> int:
         recipe = recipes.elsewhere(recipe, arguments.data)
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
+    if arguments.workers is not None:
+        recipe = replace(recipe, workers=arguments.workers)
     variants = with_controls(registry.variants(asked_methods(arguments, recipe)), recipe)
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = asked_seeds(arguments, recipe)
@@ -116,6 +121,8 @@ def act(arguments: argparse.Namespace) -> int:
     )
     if arguments.plan:
         return show_forecast(plan)
+    if launch.wanted(arguments):
+        return launch.start(arguments, out)
     # Whether the images in --data are those of the records is seen only by reading them.
     known = None if arguments.fresh or arguments.data else look.finished(plan)
     if known is None:
@@ -134,16 +141,21 @@ def measure(plan: Plan, fresh: bool) -> int:
     from tpbench.training import ranks
 
     environment.begin(plan.recipe.workers, plan.device)
-    records = runner.run(plan, fresh, Progress())
-    return DONE if ranks.rank() != 0 else conclude(plan, records)
+    ended = runner.run(plan, fresh, Progress())
+    return DONE if ranks.rank() != 0 else conclude(plan, ended.records, ended.reports)
 
 
-def conclude(plan: Plan, records: Sequence[Record]) -> int:
-    """Write the report, say what is left, what has failed and what cannot be read, and return the exit code."""
+def conclude(plan: Plan, records: Sequence[Record], reports: bool = True) -> int:
+    """Write the report, say what is left, what has failed and what cannot be read, and return the exit code.
+
+    Where another run is the one that reports, it is left to that.
+    """
     from tpbench.bench import look
 
     unread = say_what_was_read(plan.out)
-    if records:
+    if not reports:
+        say("all cells are measured; another run times the rows and writes the report", DONE)
+    elif records:
         show(records, plan.out)
     if left := len(plan.cells) - len(records):
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
@@ -167,9 +179,11 @@ def show(records: Sequence[Record], out: Path) -> None:
     """Write the report of a results folder and print the comparison of these records."""
     from rich.console import Console
 
+    from tpbench.bench.look import locked
     from tpbench.report import frame, terminal, write
 
-    write.write(out)
+    with locked(out):
+        write.write(out)
     terminal.show(frame.compare(records), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
 

@@ -7,7 +7,7 @@ OUT/starts/MACHINE/seedS.json                    what starts and iterations do t
 OUT/budgets/MACHINE/METHOD_SCHEDULE.json         counts found by the clock, with every sample; committed
 OUT/learned/SEARCH.json                          counts that a search has learned; committed
 OUT/tables, OUT/figures                          made from records alone, one set per machine
-OUT/work/                                        base weights, checkpoints, this checkout's host id; never committed
+OUT/work/                                        base weights, checkpoints, claims, the host id; never committed
 
 All of these but tables and figures end with a checksum of their own text; see `tpbench.record.seal`.
 """

@@ -40,6 +40,15 @@ def agreed(mine: bool, device: torch.device) -> bool:
     return bool(answer.item())
 
 
+def same(number: int, device: torch.device) -> int:
+    """Rank 0's number, on every rank. All ranks must call this; device is where it is sent through."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return number
+    sent = torch.tensor(number, device=device)
+    torch.distributed.broadcast(sent, 0)
+    return int(sent.item())
+
+
 def connect(device: torch.device) -> ModuleType:
     """Import DeepSpeed and join the process group: with the other ranks under torchrun, alone otherwise."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")

@@ -1,0 +1,243 @@
+"""Claims: how any number of workers, on one machine or on several with a shared file system, share a folder's jobs.
+
+(The claims of the paper are another matter: `tpbench.claims`.)
+
+OUT/work/claims/JOB.1.json says which process works on a job. Its time of change is its heartbeat. Creating the file
+decides who gets the job: that is atomic on NFS too, where locks are not always. A claim is dead when its process is
+gone from this host, or when somebody has watched it for EXPIRY seconds without a heartbeat. Clocks of different hosts
+are never compared. Whoever creates JOB.2.json takes a dead JOB.1.json over: the highest number counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tpbench.bench.host import host, place, started
+from tpbench.errors import OutOfTime
+from tpbench.record import checked, slug
+
+BEAT = 5.0  # seconds between two heartbeats
+EXPIRY = 60.0  # seconds of watching without a heartbeat; more than a file server's pause or a client's cache of it
+BETWEEN_LOOKS = 5.0  # a longer time between two looks counts as so much: the watcher itself, or the server, was away
+FOLDER = "folder"  # the job of whoever changes the folder as a whole
+NAME = re.compile(r"(.+)\.(\d+)\.json")
+
+
+class Lost(OutOfTime):
+    """Another worker took this worker's job over, because this one showed no sign of life."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a claim, as its file says."""
+
+    job: str
+    host: str
+    pid: int
+    start: str  # when the process started; a later process with the same pid is another one
+    place: str  # where pids can be compared: one boot of one host, one namespace of pids
+    command: int = 0  # pid of the command whose workers these are
+    recipe: str = ""  # the digest
+    alone: bool = False  # whether nothing else may run on the host meanwhile
+    claimed: str = ""  # for people; nothing is computed from it
+    token: str = ""  # no two claims are equal
+
+    def __str__(self) -> str:
+        return f"{self.host}, process {self.pid}"
+
+    @property
+    def here(self) -> bool:
+        """Whether this process can see the holder's."""
+        return self.place == place()
+
+
+UNKNOWN = Holder("", host="an unknown host", pid=0, start="", place="")
+
+
+class Claim:
+    """A claim that this process holds, with a thread that keeps its heartbeat."""
+
+    def __init__(self, path: Path, content: bytes):
+        """Create the file. Raises FileExistsError where another process was faster."""
+        self.path = path
+        self.content = content
+        self.lost = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "xb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                path.unlink()
+                raise
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def release(self) -> None:
+        """Stop the heartbeat and delete the file, if it is still this claim's."""
+        self._ended.set()
+        self._heart.join()
+        with contextlib.suppress(OSError):  # a claim that cannot be deleted dies with this process
+            if self.path.read_bytes() == self.content:
+                self.path.unlink()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                if self.path.read_bytes() != self.content:
+                    raise FileNotFoundError
+                os.utime(self.path)
+            except FileNotFoundError:
+                self.lost = True
+                return
+            except OSError:  # the file server is away; so is everybody who could take the job over
+                continue
+
+
+@dataclass
+class Watched:
+    """What this process has seen of a claim of another host."""
+
+    beat: int  # the file's time of change, in nanoseconds
+    looked: float  # when, by this process's monotonic clock
+    still: float = 0.0  # seconds of watching without a heartbeat
+    beaten: bool = False  # whether it was seen to beat
+
+
+class Claims:
+    """The claims of a results folder, as one process sees them."""
+
+    def __init__(self, out: Path, recipe: str = ""):
+        self.folder = out / "work" / "claims"
+        self.recipe = recipe
+        self.command = os.getpid()
+        self._watched: dict[str, Watched] = {}
+
+    def living(self) -> dict[str, Holder]:
+        """Who works on what: the holder of every claim that is not dead, by the key of its job."""
+        newest: dict[str, int] = {}
+        for key, number in self._files():
+            newest[key] = max(number, newest.get(key, 0))
+        found = {key: self._holder(self._path(key, number)) for key, number in newest.items()}
+        return {key: holder for key, holder in found.items() if holder is not None}
+
+    def others(self) -> list[Holder]:
+        """The holders of living claims in other processes."""
+        return [holder for holder in self.living().values() if not (holder.here and holder.pid == os.getpid())]
+
+    def take(self, job: str, alone: bool = False) -> Claim | None:
+        """Claim a job; None where a living process holds it, or was faster."""
+        key = key_of(job)
+        before = {number: self._read(self._path(key, number))[0] for found, number in self._files() if found == key}
+        newest = max(before, default=0)
+        if newest and self._holder(self._path(key, newest)) is not None:
+            return None
+        try:
+            claim = Claim(self._path(key, newest + 1), self._content(job, alone))
+        except FileExistsError:
+            return None
+        # First write, then read: of two processes that created different numbers, at least one sees the other's.
+        for number in (number for found, number in self._files() if found == key and number != newest + 1):
+            if number > newest or self._read(self._path(key, number))[0] != before.get(number):
+                claim.release()
+                return None
+        for number in before:
+            self._path(key, number).unlink(missing_ok=True)
+        return claim
+
+    def bury(self) -> None:
+        """Delete the claims of dead processes."""
+        living = self.living()
+        for key in {key for key, _ in self._files()} - living.keys():
+            for number in sorted(number for found, number in self._files() if found == key):
+                holder = self._parsed(self._read(self._path(key, number))[0])
+                claim = self.take(holder.job) if key_of(holder.job) == key else None
+                if claim is not None:
+                    claim.release()
+
+    def certain(self, holder: Holder) -> bool:
+        """Whether the holder of a living claim is alive for sure; one of another host has to be seen beating."""
+        watched = self._watched.get(holder.token)
+        return holder.here or (watched is not None and watched.beaten)
+
+    def _content(self, job: str, alone: bool) -> bytes:
+        holder = Holder(
+            job=job,
+            host=host(),
+            pid=os.getpid(),
+            start=started(os.getpid()) or "",
+            place=place(),
+            command=self.command,
+            recipe=self.recipe,
+            alone=alone,
+            claimed=datetime.now(UTC).isoformat(timespec="seconds"),
+            token=secrets.token_hex(8),
+        )
+        return json.dumps(asdict(holder)).encode() + b"\n"
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        """The keys and numbers of all claims."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return
+        for match in (NAME.fullmatch(name) for name in names):
+            if match is not None:
+                yield match[1], int(match[2])
+
+    def _path(self, key: str, number: int) -> Path:
+        return self.folder / f"{key}.{number}.json"
+
+    def _holder(self, path: Path) -> Holder | None:
+        """The holder of a claim; None where it is dead or gone."""
+        text, beat = self._read(path)
+        if text is None:
+            return None
+        holder = self._parsed(text)
+        if holder.here:
+            return holder if started(holder.pid) == holder.start else None
+        return holder if self._fresh(holder.token or path.name, beat) else None
+
+    @staticmethod
+    def _read(path: Path) -> tuple[bytes | None, int]:
+        """The text of a claim and its heartbeat. Opened, because then an NFS client asks the server."""
+        try:
+            with path.open("rb") as file:
+                return file.read(), os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None, 0
+
+    @staticmethod
+    def _parsed(text: bytes | None) -> Holder:
+        try:
+            return checked(Holder, text or b"")
+        except ValueError:  # being written, or left half written by a machine that went down
+            return UNKNOWN
+
+    def _fresh(self, name: str, beat: int) -> bool:
+        """Whether a claim of another host beats, as far as this process has watched it."""
+        now = time.monotonic()
+        known = self._watched.get(name)
+        if known is None or known.beat != beat:
+            self._watched[name] = Watched(beat, looked=now, beaten=known is not None)
+            return True
+        known.still += min(now - known.looked, BETWEEN_LOOKS)
+        known.looked = now
+        return known.still < EXPIRY
+
+
+def key_of(job: str) -> str:
+    """A job's name in file names; different jobs have different ones."""
+    return f"{slug(job)[:100]}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"

@@ -1,0 +1,232 @@
+"""How `run` starts workers: processes of one machine, one worker a GPU, or an array of jobs of a Slurm cluster.
+
+Workers of every kind are the same command on the same results folder, and pull what is left (`tpbench.bench.pull`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.errors import UsageError
+
+HERE = "here"
+MOST_WORKERS = 1024  # a larger number is a slip of the finger
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+SHARED = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "timeout_min")  # by submitit's names
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add --workers, --gpus, --launcher, --jobs and --slurm to a verb."""
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="on a CPU: N workers of one thread each; default: the recipe's"
+    )
+    verb.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="one worker on each of N GPUs of this machine, side by side"
+    )
+    verb.add_argument(
+        "--launcher",
+        choices=(HERE, "submitit"),
+        default=HERE,
+        help="submitit: submit an array of --jobs workers to Slurm, and return",
+    )
+    verb.add_argument("--jobs", type=int, default=0, metavar="N", help="how many workers --launcher submitit submits")
+    verb.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of sbatch for --launcher submitit, e.g. partition=gpu, time=240 (minutes), gpus_per_node=1",
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for flags that do not go together."""
+    for flag in ("workers", "gpus", "jobs"):
+        value = getattr(arguments, flag)
+        least = 1 if flag == "workers" else 0
+        if value is not None and not least <= value <= MOST_WORKERS:
+            raise UsageError(f"--{flag} {value}: at least 1 is needed, at most {MOST_WORKERS} are possible")
+    remote = arguments.launcher != HERE
+    if remote != bool(arguments.jobs):
+        raise UsageError("--launcher submitit and --jobs N go together: N workers are submitted")
+    if arguments.slurm and not remote:
+        raise UsageError("--slurm is for --launcher submitit")
+    if remote and arguments.gpus:
+        raise UsageError("--gpus is for this machine; on a cluster every job is a worker: --slurm gpus_per_node=1")
+    if arguments.fresh and (remote or arguments.gpus):
+        raise UsageError("--fresh would let the workers delete each other's results; delete the folder instead")
+    if arguments.workers is not None and (arguments.gpus or computes_on_gpu(arguments.device)):
+        raise UsageError("--workers are processes on a CPU; --gpus N starts one worker a GPU")
+    if "RANK" in os.environ and (wanted(arguments) or (arguments.workers or 1) > 1):
+        raise UsageError("the ranks of torchrun are one worker; start torchrun again for another")
+
+
+def computes_on_gpu(device: str) -> bool:
+    from tpbench import environment
+
+    return environment.device(device).type == "cuda"
+
+
+def wanted(arguments: argparse.Namespace) -> bool:
+    """Whether other processes are to do the work."""
+    return bool(arguments.gpus) or arguments.launcher != HERE
+
+
+def start(arguments: argparse.Namespace, out: Path) -> int:
+    """Start the workers that were asked for, each with this command's own words; return the exit code."""
+    words = [*without_slurm(arguments.words), "--gpus=0", "--jobs=0", f"--launcher={HERE}"]  # the last of a flag counts
+    if arguments.gpus:
+        return on_gpus([*words, "--device=cuda"], visible_gpus(arguments.gpus))
+    return on_slurm(words, arguments.jobs, folder=out / "work" / "slurm", asked=arguments.slurm)
+
+
+def without_slurm(words: Sequence[str]) -> Iterator[str]:
+    """A command's words without --slurm and what follows it."""
+    rest = iter(words)
+    for word in rest:
+        if word == "--slurm":
+            next(rest, None)
+        elif not word.startswith("--slurm="):
+            yield word
+
+
+# ------------------------------------------------------------------------------------ one machine
+
+
+def visible_gpus(count: int) -> list[str]:
+    """The first `count` GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them; fewer raise UsageError."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        names = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        names = [name.strip() for name in listed.split(",") if name.strip()][: torch.cuda.device_count()]
+    if count > len(names):
+        raise UsageError(f"--gpus {count}: this machine has {len(names)} that can be used")
+    return names[:count]
+
+
+def on_gpus(words: Sequence[str], gpus: Sequence[str]) -> int:
+    """Run `tpbench WORDS` once for each GPU, side by side, and return the first exit code that is not 0.
+
+    A worker that dies leaves its cell to the others. All end with this process.
+    """
+    workers = {gpu: worker_on(gpu, words) for gpu in gpus}
+    listeners = [threading.Thread(target=pass_on, args=(gpu, worker)) for gpu, worker in workers.items()]
+    try:
+        for listener in listeners:
+            listener.start()
+        codes = {gpu: worker.wait() for gpu, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.terminate()  # of one that has ended already, nothing
+        for worker in workers.values():
+            worker.wait()
+        for listener in listeners:
+            if listener.ident is not None:
+                listener.join()
+    for gpu, code in codes.items():
+        if code < 0:
+            say(f"the worker on GPU {gpu} was killed by signal {-code}; the same command continues", FAILED)
+    worst = next((code for code in codes.values() if code), DONE)
+    return FAILED if worst < 0 else worst
+
+
+def worker_on(gpu: str, words: Sequence[str]) -> subprocess.Popen:
+    """The process of one worker, which sees one GPU."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tpbench", *words],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=end_with_parent(),
+    )
+
+
+def end_with_parent() -> Callable[[], Any] | None:
+    """What makes a new process receive SIGTERM when its parent dies in whatever way; Linux only."""
+    if sys.platform != "linux":
+        return None
+    return partial(ctypes.CDLL(None).prctl, DIES_WITH_PARENT, signal.SIGTERM)
+
+
+def pass_on(gpu: str, worker: subprocess.Popen) -> None:
+    """Pass a worker's lines on standard error on, with its GPU in front."""
+    for line in worker.stderr:
+        print(f"GPU {gpu}: {line.rstrip()}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------ a cluster
+
+
+class Command:
+    """`tpbench WORDS` as a job of submitit's, which queues it again after a time limit or a preemption."""
+
+    def __init__(self, words: Sequence[str]):
+        self.words = list(words)
+
+    def __call__(self) -> int:
+        from tpbench.cli import main
+
+        return main(self.words)
+
+    def checkpoint(self) -> Any:
+        """The job to queue in place of this one: the same, since the folder says what is left."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def on_slurm(words: Sequence[str], count: int, *, folder: Path, asked: Sequence[str]) -> int:
+    """Submit `count` workers as one array of jobs and return; with cluster=local run them here, and wait."""
+    options = options_of(asked)
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError("--launcher submitit needs submitit: python -m pip install submitit") from None
+    cluster = options.pop("cluster", "slurm")
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(name="tpbench", slurm_array_parallelism=count, **options)
+        with executor.batch():
+            jobs = [executor.submit(Command(words)) for _ in range(count)]
+    except (RuntimeError, ValueError, NameError, AssertionError, submitit.core.utils.FailedJobError) as error:
+        raise UsageError(f"--launcher submitit: {' '.join(str(error).split())[:300]}") from error
+    say(f"submitted {count} workers: {', '.join(job.job_id for job in jobs)}; what they print is in {folder}", DONE)
+    if cluster == "slurm":
+        return DONE
+    try:
+        return next((code for code in [job.result() for job in jobs] if code), DONE)
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel(check=False)
+
+
+def options_of(asked: Sequence[str]) -> dict[str, Any]:
+    """The options KEY=VALUE by submitit's names. Raises UsageError for other words, and where there is no time."""
+    found: dict[str, Any] = {}
+    for text in asked:
+        key, equals, value = text.partition("=")
+        key = key.strip().lstrip("-").replace("-", "_")
+        if not (key and equals and value):
+            raise UsageError(f"--slurm {text!r}: expected KEY=VALUE, as in partition=gpu")
+        number = int(value) if value.isdecimal() else value
+        if key == "time" and isinstance(number, int):
+            key = "timeout_min"
+        found[key if key in (*SHARED, "cluster") else f"slurm_{key}"] = number
+    if not {"timeout_min", "slurm_time"} & found.keys():
+        raise UsageError("--launcher submitit: say how many minutes a worker may run, as in --slurm time=240")
+    return found
