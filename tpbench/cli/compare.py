@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
+from tpbench.cli.only import print_document
 from tpbench.cli.outcome import DONE, FAILED, say
 
 HELP = "what changed between two results folders, machines or commits: accuracy, MACs, tokens, speed, with intervals"
@@ -36,7 +36,7 @@ def act(arguments: argparse.Namespace) -> int:
     found = [] if percent is None else worse.worse(compared, percent)
     if arguments.json:
         whole = compare_text.document(a, b, compared) | {"fail_above_percent": percent, "worse": found}
-        print(json.dumps(whole, indent=1))
+        print_document(whole)
     else:
         from rich.console import Console
 

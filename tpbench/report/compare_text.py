@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from math import isfinite, isnan
+from math import isnan
 from statistics import median
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from tpbench.report import worse
 from tpbench.report.compare import IMAGES, A, B, Change, Changes, Key
+from tpbench.report.document import plain
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE
 from tpbench.report.layout import Row, fixed
 from tpbench.report.sides import Side
@@ -254,7 +255,7 @@ def _columns(rows: Sequence[Row]) -> list[Shown]:
 
 def document(a: Side, b: Side, compared: Sequence[Changes]) -> dict[str, Any]:
     """Everything as JSON values; what is not known is null."""
-    return _plain(
+    return plain(
         {
             "a": a.text,
             "b": b.text,
@@ -310,14 +311,3 @@ def _object(row: Change) -> dict[str, Any]:
         "no_numbers": row.no_numbers,
         "notes": row.notes,
     }
-
-
-def _plain(value: Any) -> Any:
-    """The same with null for what is not finite, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {name: _plain(own) for name, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    return value

@@ -24,7 +24,7 @@ Place = tuple[str, str]  # family, method; the method "" is the family's heading
 
 
 def draw(comparison: Comparison, path: Path) -> Path | None:
-    """A PNG with one panel for every schedule, the first three; None where there is nothing to compare."""
+    """A PNG, and a PDF beside it, with one panel for each of the first three schedules; None without a comparison."""
     sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
     sections = sections[:PANELS]
     if not sections:
@@ -42,7 +42,7 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
             _panel(panel, comparison, schedule=section.title, lines=[(place, rows.get(place[1])) for place in places])
         _names(panels[0], places)
         _title(figure, comparison)
-        save(figure, path)
+        save(figure, path, print_too=True)
     return path
 
 
