@@ -199,6 +199,18 @@ def test_a_loss_that_is_not_decided_does_not_fail() -> None:
     assert failing(one) == [], "one seed decides nothing"
 
 
+def test_nothing_in_common_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    a, b = store(tmp_path / "a", records()), store(tmp_path / "b", over_seeds("ats", (90.0, 91.0, 92.0)))
+    assert main(["compare", str(a), str(b), "--fail-above", "2%"]) == 2
+    assert "no row in common" in capsys.readouterr().err
+    assert main(["compare", str(a), str(b)]) == 0
+    one = store(tmp_path / "one", [record for record in records(topk=CLEARLY_LOWER) if record.seed == 0])
+    assert main(["compare", str(a), str(one), "--fail-above", "2%"]) == 0
+    assert "no accuracy has an interval" in capsys.readouterr().err
+    assert main(["compare", str(a), str(store(tmp_path / "c", records(topk=CLEARLY_LOWER))), "--fail-above", "9%"]) == 0
+    assert "no accuracy" not in capsys.readouterr().err, "control"
+
+
 def test_a_loss_below_the_threshold_is_no_failure_even_where_it_is_certain() -> None:
     certain = records(topk=(93.0, 94.11, 93.59))
     assert row(changes(records(), certain), "topk").judgement.p_difference < 0.05
@@ -254,7 +266,11 @@ def test_other_settings_are_said() -> None:
     other = [replace(record, config={"init": "grid"}) for record in records()]
     text = " ".join(compare_text.findings(changes(records(), other)))
     assert "topk at 0.5@0,1,2: settings differ: init absent -> grid" in text
-    assert "differ" not in " ".join(compare_text.findings(changes(records(), records())))
+    elsewhere = [replace(record, data={"fingerprint": "another"}) for record in records()]
+    assert "measured on other images" in " ".join(compare_text.findings(changes(records(), elsewhere)))
+    same = " ".join(compare_text.findings(changes(records(), records())))
+    assert "differ" not in same
+    assert "other images" not in same
 
 
 def test_other_recipes_are_said_and_never_fail_a_build(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

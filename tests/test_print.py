@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from test_report import example, measured, only, over_seeds
+from test_report import example, measured, only, over_seeds, printed
 
 from tpbench.record import Record
 from tpbench.report import forest, pareto, tables
@@ -167,3 +167,14 @@ def test_what_was_not_measured_has_no_panel() -> None:
     (cost,) = pareto._costs(only(bare).frame)
     assert cost.label.startswith("multiply-adds")
     assert cost.values.max() == 100
+
+
+# ------------------------------------------------------------------------------------------ a narrow terminal
+
+
+@pytest.mark.parametrize("width", [60, 72, 100])
+def test_the_final_table_fits_the_terminal(width: int) -> None:
+    text = printed(example(), width=width)
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("Method", "Fine-tuned", "96.5 ±", "To reference", "better" if width == 100 else ""):
+        assert word in text, "what matters most is left"

@@ -227,7 +227,7 @@ def _cost(records: BySeed) -> Cost:
 
 
 def _notes(a: BySeed, b: BySeed) -> list[str]:
-    """What was set differently: the settings of the method, and the tuned lines of its fine-tuning."""
+    """What differs besides the code: the settings of the method, the tuned lines of its fine-tuning, the images."""
     first, second = next(iter(a.values())), next(iter(b.values()))
     found = []
     for what, before, after in (
@@ -238,6 +238,8 @@ def _notes(a: BySeed, b: BySeed) -> list[str]:
             names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
             told = ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names)
             found.append(f"{what} differ: {told}")
+    if first.data.get("fingerprint") != second.data.get("fingerprint"):
+        found.append("measured on other images")
     return found
 
 

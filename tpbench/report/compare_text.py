@@ -9,6 +9,7 @@ from statistics import median
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from tpbench.record import SCHEMA
 from tpbench.report import worse
 from tpbench.report.compare import IMAGES, A, B, Change, Changes, Key
 from tpbench.report.document import plain
@@ -52,7 +53,7 @@ def heads(a: Side, b: Side, changes: Changes) -> Iterator[str]:
     sides = zip((A, B), (a, b), changes.machines, changes.recipes, changes.records)
     for name, side, machine, recipe, records in sides:
         schemas = sorted({record.schema for record in records})
-        schema = "" if schemas == [2] else f", schema {' and '.join(map(str, schemas))}"
+        schema = "" if schemas == [SCHEMA] else f", schema {' and '.join(map(str, schemas))}"
         commits = list(dict.fromkeys(record.git["commit"][:12] for record in records if record.git))
         code = f", measured with {_listed(commits, 'commit')}" if commits else ""
         yield f"{name}: {side.text}, {machine}, recipe {recipe}, {len(records)} records{schema}{code}."

@@ -71,6 +71,12 @@ def family_colour(family: str) -> str:
     return dict(zip(FAMILIES, COLOURS)).get(family, GREY)
 
 
+def dark(colour: str) -> str:
+    """A colour dark enough for letters on white."""
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{int(0.65 * part):02x}" for part in parts)
+
+
 def family_marker(family: str) -> str:
     """A family's marker in every figure, so that families differ in black and white too."""
     return dict(zip(FAMILIES, MARKERS)).get(family, "o")

@@ -36,13 +36,16 @@ def threshold(text: str) -> float:
 def worse(compared: Sequence[Changes], percent: float) -> list[str]:
     """What became worse by more than the threshold, a sentence each.
 
-    UsageError where the two sides are of different recipes: a change of the recipe is no regression.
+    UsageError where the two sides are of different recipes, since a change of the recipe is no regression, and where
+    they have no row in common.
     """
     for changes in compared:
         if not changes.same_recipe:
             raise UsageError(
                 f"--fail-above compares one recipe with itself; A is of {changes.recipes[0]}, B of {changes.recipes[1]}"
             )
+    if not any(changes.rows for changes in compared):
+        raise UsageError("--fail-above has nothing to judge: A and B have no row in common")
     return [sentence for changes in compared for sentence in _worse(changes, percent)]
 
 
