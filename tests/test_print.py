@@ -9,7 +9,9 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_report import example, measured, only, over_seeds, printed
 
 from tpbench.record import Record
@@ -160,6 +162,28 @@ def test_figures_are_pictures_and_pages(draw, tmp_path: Path) -> None:
     assert (tmp_path / "again.pdf").read_bytes() == page, "the same figure gives the same bytes"
     draw(only(many()[:-3]), tmp_path / "other.png")
     assert (tmp_path / "other.pdf").read_bytes() != page, "control"
+
+
+def test_a_small_marker_keeps_the_colour_of_its_family(tmp_path: Path) -> None:
+    comparison = only(many())
+    pixels = np.asarray(Image.open(pareto.draw(comparison, tmp_path / "figure.png")).convert("RGB")).reshape(-1, 3)
+    colours = np.unique(pixels, axis=0).astype(int)
+
+    def nearest(colour: str) -> int:
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        return int(np.abs(colours - wanted).max(axis=1).min())
+
+    for family in ("clustering", "merging", "pruning", "grid", "learned queries", "trivial"):
+        assert nearest(pareto.family_colour(family)) <= 16, family
+    assert nearest("#FF00FF") > 16, "control: a colour of no family"
+
+
+def test_rows_that_save_nothing_have_no_place() -> None:
+    hidden = over_seeds("avit", (97.5, 98.4, 98.0), share=1.0, count="masked")
+    comparison = only([*many(), *hidden])
+    assert "avit" not in emphasised(comparison, list(pareto._costs(comparison.frame)))
+    shown = only([*many(), *[replace(record, count="exact") for record in hidden]])
+    assert "avit" in emphasised(shown, list(pareto._costs(shown.frame))), "control"
 
 
 def test_what_was_not_measured_has_no_panel() -> None:

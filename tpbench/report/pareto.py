@@ -41,10 +41,11 @@ STYLE = {
     "legend.frameon": False,
     "pdf.fonttype": 42,  # letters stay letters, which journals ask for
 }
+MASKED = "masked"  # the count of rows that hide tokens and remove none: at no cost that is lower, they have no place
 COST = "cost"  # the column of the panel's horizontal axis
 PANEL_INCHES = (6.2, 5.0)
 CAPTION_LETTERS = 95  # of a line under one panel
-LABEL_SHARE = 0.34  # of the panel's width, for the names
+LABEL_SHARE = 0.55  # of the width of all points, for the names beside them
 LINE_SHARE = 0.052  # of the panel's height, from one name to the next
 SHOWN_BELOW = 1.5  # the frame reaches so many times the span of the upper nine tenths of the means
 
@@ -139,7 +140,7 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
 def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
     """The methods with a name: the reference, those on a front, the best of each family, at most eight."""
     frame, top1 = comparison.frame, comparison.top1
-    reduced = frame[~frame["unreduced"] & frame[top1].notna() & (frame["family"] != NULL)]
+    reduced = frame[~frame["unreduced"] & frame[top1].notna() & (frame["family"] != NULL) & (frame["count"] != MASKED)]
     reduced = reduced.sort_values(top1, ascending=False)
     order = [comparison.contrast.reference]
     for cost in costs:
@@ -159,10 +160,11 @@ def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
 def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]) -> None:
     frame, top1 = comparison.frame, comparison.top1
     known = frame.assign(**{COST: cost.values}).dropna(subset=[COST, top1])
+    known = known[known["count"] != MASKED]
     panel.set_xlabel(cost.label)
     if known.empty:
         return
-    low, high = _frame(panel, known, top1)
+    low, high = _frame(panel, known, top1, named)
     reduced = known[~known["unreduced"]]
     points = front(list(zip(known[COST], known[top1])))
     look = {"color": FAINT, "linewidth": 5, "alpha": 0.8, "solid_capstyle": "round", "solid_joinstyle": "round"}
@@ -179,15 +181,16 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
     _names(panel, labels, reduced[COST].max(), high - low)
 
 
-def _frame(panel: Axes, known: pd.DataFrame, top1: str) -> tuple[float, float]:
+def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) -> tuple[float, float]:
     """Set the frame by the means, with room for the names on the right; return its lower and upper end.
 
-    Points far below the others are drawn on the lower edge, as arrows.
+    Points far below the others, unless they are named, are arrows on the lower edge.
     """
     means = known[top1]
     high = means.max()
     usual = high - means.quantile(0.1)
     lowest = max(means.min(), high - max(SHOWN_BELOW * usual, 1.0))
+    lowest = min([lowest, *means[known["method"].isin(named)]])
     margin = max(0.06 * (high - lowest), 0.1)
     low = lowest - margin
     panel.set_ylim(low, high + margin)
@@ -217,8 +220,8 @@ def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:
     panel.axhline(base[top1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=2)
     look = {"marker": "*", "markersize": 14, "color": INK, "markeredgecolor": "white", "linestyle": "none"}
     panel.plot(base[COST], base[top1], zorder=4, **look)
-    where = {"xytext": (0, -15), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
-    panel.annotate(f"{base['method']}, unreduced", (base[COST], base[top1]), color=INK, **where)
+    look = {"xytext": (2, 3), "textcoords": "offset points", "fontsize": 8.5, "in_layout": False}
+    panel.annotate(f"{base['method']}, unreduced", (panel.get_xlim()[0], base[top1]), color=INK, **look)
 
 
 def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) -> None:
@@ -234,7 +237,13 @@ def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) ->
         panel.plot([label.x, column], [label.y, y], color=colour, linewidth=0.6, alpha=0.6, zorder=1.5)
         panel.plot(column, y, family_marker(label.family), color=colour, markersize=4.5, markeredgecolor="white")
         halo = [Stroke(linewidth=2.5, foreground="white"), Normal()]
-        where = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "path_effects": halo}
+        where = {
+            "textcoords": "offset points",
+            "va": "center",
+            "fontsize": 8.5,
+            "path_effects": halo,
+            "in_layout": False,
+        }
         weight = "bold" if label.heavy else "normal"
         name = panel.annotate(label.method, (column, y), xytext=(6, 0), color=INK, fontweight=weight, **where)
         panel.annotate(f"  {label.family}", (1, 0.5), xycoords=name, xytext=(0, 0), color=GREY, **where)
@@ -265,7 +274,7 @@ def _titles(comparison: Comparison, figure: Figure) -> None:
 
 
 def save(figure: Figure, path: Path, print_too: bool = False) -> None:
-    """As a PNG of 128 colours (a third of the size), in one step; the same figure gives the same bytes.
+    """As a PNG of 256 colours (a third of the size), in one step; the same figure gives the same bytes.
 
     print_too: also as a PDF beside it.
     """
@@ -273,7 +282,9 @@ def save(figure: Figure, path: Path, print_too: bool = False) -> None:
 
     drawn, picture = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
-    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, format="png", optimize=True)
+    # The widest colours are kept and not the most frequent ones: a small marker keeps its family's colour.
+    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(picture, format="png", optimize=True)
     replace_bytes(path, picture.getvalue())
     if print_too:
         page = BytesIO()
