@@ -25,7 +25,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    from tpbench.report import compare, compare_text, sides, worse
+    from tpbench.report import compare, compare_json, compare_text, sides, worse
 
     percent = None if arguments.fail_above is None else worse.threshold(arguments.fail_above)
     a, b = sides.read(arguments.a), sides.read(arguments.b)
@@ -35,7 +35,7 @@ def act(arguments: argparse.Namespace) -> int:
     ]
     found = [] if percent is None else worse.worse(compared, percent)
     if arguments.json:
-        whole = compare_text.document(a, b, compared) | {"fail_above_percent": percent, "worse": found}
+        whole = compare_json.document(a, b, compared) | {"fail_above_percent": percent, "worse": found}
         print_document(whole)
     else:
         from rich.console import Console

@@ -34,12 +34,6 @@ def folder_at(folder: Path, commit: str) -> Iterator[Path]:
         yield Path(scratch) / inside
 
 
-def commit_of(folder: Path, commit: str) -> str:
-    """The first twelve digits of a commit's hash, in the repository of a folder."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    return _git(there, "rev-parse", "--short=12", commit, why=f"unknown commit {commit!r}").decode().strip()
-
-
 def _git(where: Path, *words: str, why: str) -> bytes:
     """What a git command prints. UsageError with the reason where it fails."""
     try:

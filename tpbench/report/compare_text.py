@@ -1,18 +1,16 @@
-"""A comparison of two sides as sentences, as a table of at most 100 columns, and as JSON."""
+"""A comparison of two sides as sentences and as a table of at most 100 columns; see `compare_json` for the document."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from math import isnan
 from statistics import median
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tpbench.record import SCHEMA
 from tpbench.report import worse
-from tpbench.report.compare import IMAGES, A, B, Change, Changes, Key
-from tpbench.report.document import plain
+from tpbench.report.compare import IMAGES, A, B, Change, Changes
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE
 from tpbench.report.layout import Row, fixed
 from tpbench.report.sides import Side
@@ -206,12 +204,12 @@ def _ordered(changes: Changes, schedule: str) -> list[Change]:
 def _texts(row: Change) -> Row:
     """A row's texts by heading, and what `tabulate` styles rows by."""
     before, after = (fixed(value, 1) for value in row.top1)
-    texts = {"Method": row.method, "A": before, "B": after, "Change": _change(row), "Verdict": _verdict(row)}
+    texts = {"Method": row.method, "A": before, "B": after, "Change": _change(row), "Verdict": verdict(row)}
     texts |= {"MACs": _macs_text(row), "Tokens": _tokens_text(row)}
     for slower in row.slower:
         low, high = (fixed(end, 1, "+") for end in slower.bounds_percent)
         texts[f"Time|{slower.group}, {slower.mode}"] = f"{fixed(slower.percent, 1, '+')} [{low}, {high}]"
-    return texts | {"unreduced": False, "stands_alone": _verdict(row) in (BETTER, WORSE)}
+    return texts | {"unreduced": False, "stands_alone": verdict(row) in (BETTER, WORSE)}
 
 
 def _change(row: Change) -> str:
@@ -221,7 +219,8 @@ def _change(row: Change) -> str:
     return f"{value} ±{fixed(row.difference.half_width(), 1)}" if row.difference.known else value
 
 
-def _verdict(row: Change) -> str:
+def verdict(row: Change) -> str:
+    """What is decided of a row's accuracy; "identical" where every image was answered alike."""
     if row.identical:
         return "identical"
     return "" if row.judgement is None else row.judgement.verdict
@@ -249,66 +248,3 @@ def _columns(rows: Sequence[Row]) -> list[Shown]:
     timed = dict.fromkeys(name for row in rows for name in row if name.startswith("Time|"))
     shown = [Shown(name, units[name], lambda row, name=name: row[name]) for name in names]
     return shown + [Shown("Time, %", name[5:], lambda row, name=name: row.get(name, "")) for name in timed]
-
-
-# ------------------------------------------------------------------------------------------ JSON
-
-
-def document(a: Side, b: Side, compared: Sequence[Changes]) -> dict[str, Any]:
-    """Everything as JSON values; what is not known is null."""
-    return plain(
-        {
-            "a": a.text,
-            "b": b.text,
-            "unread": [*a.unread, *b.unread],
-            "comparisons": [
-                {
-                    "machines": changes.machines,
-                    "recipes": changes.recipes,
-                    "same_recipe": changes.same_recipe,
-                    "accuracy": changes.by,
-                    "margin_points": changes.margin,
-                    "findings": findings(changes),
-                    "rows": [_object(row) for row in changes.rows],
-                    "only_in_a": _named(changes.only[A]),
-                    "only_in_b": _named(changes.only[B]),
-                }
-                for changes in compared
-            ],
-        }
-    )
-
-
-def _named(keys: Sequence[Key]) -> list[dict[str, str]]:
-    return [{"method": method, "schedule": schedule} for schedule, method in keys]
-
-
-def _object(row: Change) -> dict[str, Any]:
-    return {
-        "method": row.method,
-        "schedule": row.schedule,
-        "family": row.family,
-        "top1_percent": row.top1,
-        "difference_points": row.difference.value,
-        "interval_points": row.difference.bounds(),
-        "seeds": row.difference.seeds,
-        "paired_by": row.paired,
-        "identical": row.identical,
-        "verdict": _verdict(row),
-        "p_holm": None if row.judgement is None else row.judgement.p_difference,
-        "macs": None if row.costs is None else [cost.macs for cost in row.costs],
-        "macs_percent": row.macs_percent,
-        "tokens": None if row.costs is None else [cost.tokens for cost in row.costs],
-        "time": [
-            {
-                "group": slower.group,
-                "mode": slower.mode,
-                "speedup": [asdict(slower.a), asdict(slower.b)],
-                "percent": slower.percent,
-                "interval_percent": slower.bounds_percent,
-            }
-            for slower in row.slower
-        ],
-        "no_numbers": row.no_numbers,
-        "notes": row.notes,
-    }
