@@ -49,3 +49,8 @@ def folder(arguments: Namespace, recipe: Recipe) -> Path:
     name = slug(recipe.name)
     plain = recipe.name.partition(OVERRIDDEN)[0]
     return Path("results") / (name if len(name) <= LONGEST else f"{slug(plain)}-{recipe.digest}")
+
+
+def run_of(arguments: Namespace) -> str:
+    """The command that runs the same recipe with the same lines."""
+    return " ".join(["tpbench run --recipe", arguments.recipe, *(f"--set '{line}'" for line in arguments.lines)])

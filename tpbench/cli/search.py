@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tpbench.cli.lines import add_set, chosen, folder
+from tpbench.cli.lines import add_set, chosen, folder, run_of
 from tpbench.cli.outcome import DONE
 from tpbench.cli.where import add_quiet, add_where
 
@@ -44,5 +44,5 @@ def act(arguments: argparse.Namespace) -> int:
     figure = learned.draw(out)
     if not arguments.quiet:
         print(learned.summary(found))
-        print(f"figure: {figure}\nuse it: tpbench run --recipe {arguments.recipe} --schedules learned:{path}")
+        print(f"figure: {figure}\nuse it: {run_of(arguments)} --schedules learned:{path}")
     return DONE

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli.lines import add_set, chosen, folder
+from tpbench.cli.lines import add_set, chosen, folder, run_of
 from tpbench.cli.outcome import DONE
 from tpbench.cli.where import add_quiet, add_where
 
@@ -65,13 +65,8 @@ def act(arguments: argparse.Namespace) -> int:
     replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
     if not arguments.quiet:
         print("\n".join(table(found)))
-        print(f"\nkept in {path}, used by `{used_by(arguments)}`")
+        print(f"\nkept in {path}, used by `{run_of(arguments)}`")
     return DONE
-
-
-def used_by(arguments: argparse.Namespace) -> str:
-    """The run that uses what was tuned."""
-    return " ".join(["tpbench run --recipe", arguments.recipe, *(f"--set '{line}'" for line in arguments.lines)])
 
 
 def table(found: Tuning) -> Iterator[str]:
