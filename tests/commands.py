@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tpbench import recipe, registry, schedule
 from tpbench.cli import VERBS, parser
+from tpbench.report import worse
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -61,7 +62,13 @@ def check(command: str) -> None:
 
 def known_elsewhere() -> set[str]:
     """Commands of other tools, whole."""
-    return {"ruff check .", "ruff format .", "python -m pytest --benchmark-disable", "tensorboard --logdir traces"}
+    return {
+        "ruff check .",
+        "ruff format .",
+        "python -m pytest --benchmark-disable",
+        "tensorboard --logdir traces",
+        "tensorboard --logdir results/digits/work/log",
+    }
 
 
 def tpbench(words: list[str]) -> None:
@@ -74,9 +81,11 @@ def tpbench(words: list[str]) -> None:
         return
     asked = parser().parse_args(words)
     if (name := getattr(asked, "recipe", None)) and name not in MADE_UP:
-        recipe.load(name)
+        recipe.load(name, lines=getattr(asked, "lines", ()))
     if (name := getattr(asked, "name", None)) and name not in MADE_UP:
-        recipe.load(name)
+        recipe.load(name, lines=asked.lines)
+    if text := getattr(asked, "fail_above", None):
+        worse.threshold(text)
     for path in getattr(asked, "plugin", []):
         if not (ROOT / path).is_file():
             return  # a file of the reader's: its methods are unknown here

@@ -164,7 +164,7 @@ def test_a_changed_record_changes_the_golden_tables(tmp_path: Path) -> None:
 
 
 def test_rebuilding_gives_the_same_bytes(written: Path) -> None:
-    paths = [path for path in written.rglob("*") if path.suffix in (".csv", ".md", ".tex", ".png")]
+    paths = [path for path in written.rglob("*") if path.suffix in (".csv", ".md", ".tex", ".png", ".pdf")]
     before = {path: path.read_bytes() for path in paths}
     returned = write(written)
     assert set(returned) == set(before)

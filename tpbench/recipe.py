@@ -11,11 +11,12 @@ import importlib
 import importlib.util
 import json
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tpbench import tuning
+from tpbench import overrides, tuning
 from tpbench.errors import UsageError
 from tpbench.registry import nearest
 
@@ -87,6 +88,9 @@ class Measure:
     warmup: int = 5
     compile: bool = False
     cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed
+
+
+OVERRIDDEN = "+"  # between the name of a recipe and the lines that the command line has changed
 
 
 LATER_IN_TRAINING = {
@@ -203,22 +207,41 @@ def elsewhere(recipe: Recipe, root: Path) -> Recipe:
     return replace(recipe, data=replace(recipe.data, root=str(root), hub=""))
 
 
-def tuning_path(name: str) -> Path:
-    """Where the tuned fine-tuning of a recipe is kept: beside the recipe, packaged or a file."""
+def tuning_path(name: str, recipe: Recipe | None = None) -> Path:
+    """Where the tuned fine-tuning of a recipe is kept: beside the recipe, packaged or a file.
+
+    recipe: as loaded by this name; one with overridden lines has a file of its own.
+    """
+    own = "" if recipe is None or OVERRIDDEN not in recipe.name else f"+{recipe.digest}"
     if name.endswith(".py"):
-        return Path(name).with_suffix(".tuned.json")
+        return Path(name).with_name(f"{Path(name).stem}{own}.tuned.json")
     import tpbench.recipes
 
-    return Path(tpbench.recipes.__path__[0]) / f"{name.replace('-', '_')}.tuned.json"
+    return Path(tpbench.recipes.__path__[0]) / f"{name.replace('-', '_')}{own}.tuned.json"
 
 
-def load(name: str, tuned: bool = True) -> Recipe:
-    """A packaged recipe by name, or the recipe in a Python file by path; with what was tuned for it, unless refused."""
-    recipe = _load(name)
-    path = tuning_path(name)
+def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
+    """A packaged recipe by name, or the recipe in a Python file by path; with what was tuned for it, unless refused.
+
+    lines: overrides such as "finetune.epochs=5". Those that the digest covers become part of the recipe's name, as in
+    digits+finetune.epochs=5, so that every record and table says them and no folder mixes them with the plain recipe.
+    """
+    recipe = _overridden(_load(name), lines)
+    path = tuning_path(name, recipe)
     if not tuned or not path.exists():
         return recipe
     return replace(recipe, tuned=tuning.lines_for(recipe, path))
+
+
+def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
+    plain = recipe
+    decisive = []
+    for line in overrides.lines(lines):
+        changed = overrides.overridden(recipe, line)
+        if changed.digest != recipe.digest:
+            decisive.append(overrides.canonical(changed, line))
+        recipe = changed
+    return replace(recipe, name=OVERRIDDEN.join([plain.name, *decisive]))
 
 
 def _load(name: str) -> Recipe:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Progress on standard error, with an estimate of the training that is left."""
+    """Progress on standard error, with an estimate of the training that is left; nothing of it when quiet."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.total = 0
         self.done = 0
         self.began = time.monotonic()
@@ -22,7 +23,7 @@ class Progress:
         self.finished: set[str] = set()
         self.others = ""  # what was last said of other commands' workers
         self.ahead = Ahead()
-        self.bars = Bars() if sys.stderr.isatty() else None
+        self.bars = Bars() if sys.stderr.isatty() and not quiet else None
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
         """Begin to count: `done` of `total` cells were measured before, and these jobs are to run."""
@@ -89,7 +90,7 @@ class Progress:
         """Print a line that stays, above the bars if there are any."""
         if self.bars is not None:
             self.bars.say(text)
-        else:
+        elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def clock(self) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tpbench.cli import advise, claims, export, listing, pack, profile, recipe, report, run, search, show, tune
+from tpbench.cli import advise, claims, compare, export, listing, pack, profile, recipe, report, run, search, show, tune
 from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
@@ -30,6 +30,7 @@ VERBS = {
     "advise": advise,
     "search": search,
     "report": report,
+    "compare": compare,
     "show": show,
     "export": export,
     "claims": claims,

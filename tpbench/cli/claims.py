@@ -18,6 +18,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         "folders", nargs="*", type=Path, metavar="DIR", help="results folders (default: all under results)"
     )
     verb.add_argument("--out", type=Path, default=Path("results"), help="where the table goes (default: results)")
+    verb.add_argument("--json", action="store_true", help="print the claims as one JSON document (results/claims.json)")
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -29,6 +30,9 @@ def act(arguments: argparse.Namespace) -> int:
     studies = study.read_studies(folders)
     readings = claims.readings(studies)
     paths = page.write(arguments.out, studies, readings)
+    if arguments.json:
+        print((arguments.out / "claims.json").read_text(encoding="utf-8"), end="")
+        return max(codes, default=DONE)
     print("\n".join(summary.sentences(readings)))
     print("\n" + "\n".join(page.described(own) for own in studies))
     print("\n" + "\n".join(map(str, paths)))

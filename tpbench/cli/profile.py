@@ -57,7 +57,10 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--fresh", action="store_true", help="many: discard the session that DIR/timing holds")
     verb.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with your methods")
     verb.add_argument(
-        "--trace", type=Path, metavar="DIR", help="write a trace for TensorBoard's PyTorch Profiler plug-in"
+        "--trace",
+        type=Path,
+        metavar="DIR",
+        help="write a trace with a row per layer: open it in https://ui.perfetto.dev, or in TensorBoard",
     )
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tpbench.cli.lines import add_set
 from tpbench.cli.outcome import DONE
+from tpbench.errors import UsageError
 
 HELP = "the packaged recipes, or every line of one"
 EXAMPLE = "tpbench recipe digits"
@@ -19,6 +21,7 @@ EXAMPLE = "tpbench recipe digits"
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add the verb's flags to its parser."""
     verb.add_argument("name", nargs="?", metavar="NAME", help="a packaged recipe or a .py file; without it, list them")
+    add_set(verb)
     verb.add_argument("--json", action="store_true", help="print one object, or a list of names, instead of text")
 
 
@@ -27,11 +30,13 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
 
     if arguments.name is None:
+        if arguments.lines:
+            raise UsageError("--set needs the name of a recipe")
         names = recipes.names()
         text = json.dumps(names) if arguments.json else "\n".join(f"{name:<16} {about(name)[0]}" for name in names)
         print(text)
         return DONE
-    recipe = recipes.load(arguments.name)
+    recipe = recipes.load(arguments.name, lines=arguments.lines)
     lines = asdict(recipe)
     if arguments.json:
         print(json.dumps({"digest": recipe.digest, **lines}, indent=1))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpbench.cli import launch
 from tpbench.cli.asked import seconds
+from tpbench.cli.lines import add_set, chosen, folder
+from tpbench.cli.only import nothing_printed, print_document
 from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.cli.reading import say_what_was_read
-from tpbench.cli.where import add_where
+from tpbench.cli.where import add_quiet, add_where
 from tpbench.errors import UsageError
 from tpbench.record import Record
 
 if TYPE_CHECKING:
     from tpbench.bench.plan import Plan
+    from tpbench.bench.progress import Progress
     from tpbench.recipe import Recipe
     from tpbench.registry import Variant
 
@@ -61,6 +64,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         help="timm's pretrained weights from the hub, or those in FILE, and no training: every method off the shelf",
     )
     verb.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
+    add_set(verb)
     add_where(verb)
     verb.add_argument(
         "--data",
@@ -80,18 +84,45 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="discard this machine's records and checkpoints in the folder and start again",
     )
+    verb.add_argument(
+        "--log",
+        choices=("tensorboard", "trackio", "wandb"),
+        help="log the training loss of every epoch and the final metrics too; the last two if installed",
+    )
+    add_quiet(verb)
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def act(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    plan = planned(arguments, began)
+    output = Output(arguments.quiet, arguments.json, arguments.log)
+    if arguments.plan:
+        return show_forecast(plan, output)
+    if launch.wanted(arguments):
+        return launch.start(arguments, plan.out)
+    from tpbench.bench import look
+
+    # Whether the images in --data are those of the records is seen only by reading them.
+    known = None if arguments.fresh or arguments.data else look.finished(plan)
+    if known is None:
+        return measure(plan, arguments.fresh, output)
+    from tpbench.bench.progress import Progress
+
+    Progress(output.quiet).start(len(plan.cells), len(plan.cells), jobs=())
+    return conclude(plan, known, output=output)
+
+
+def planned(arguments: argparse.Namespace, began: float) -> Plan:
+    """What was asked for. began: seconds of time.monotonic() from which the time limit counts."""
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
     launch.check(arguments)
     for path in arguments.plugin:
         registry.plug(path)
-    began = time.monotonic()
     limit = seconds(arguments.time_limit)
-    recipe = recipes.load(arguments.recipe)
+    recipe = chosen(arguments)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)
     if arguments.pretrained:
@@ -101,14 +132,13 @@ def act(arguments: argparse.Namespace) -> int:
     variants = with_controls(registry.variants(asked_methods(arguments, recipe)), recipe)
     schedules = schedule.parse_all(asked_schedules(arguments, recipe))
     seeds = asked_seeds(arguments, recipe)
-    out = arguments.out or Path("results") / recipe.name
+    out = folder(arguments, recipe)
 
-    from tpbench.bench import look
     from tpbench.bench.plan import Plan
 
     if arguments.plan:
         recipe = replace(recipe, pretrained=False)  # shapes are enough
-    plan = Plan(
+    return Plan(
         recipe=recipe,
         out=out,
         device=arguments.device,
@@ -119,33 +149,42 @@ def act(arguments: argparse.Namespace) -> int:
         holes=(arguments.methods or "all") == "all",
         deadline=None if limit is None else began + limit,
     )
-    if arguments.plan:
-        return show_forecast(plan)
-    if launch.wanted(arguments):
-        return launch.start(arguments, out)
-    # Whether the images in --data are those of the records is seen only by reading them.
-    known = None if arguments.fresh or arguments.data else look.finished(plan)
-    if known is None:
-        return measure(plan, arguments.fresh)
-    from tpbench.bench.progress import Progress
-
-    Progress().start(len(plan.cells), len(plan.cells), jobs=())
-    return conclude(plan, known)
 
 
-def measure(plan: Plan, fresh: bool) -> int:
+@dataclass(frozen=True)
+class Output:
+    """What a run prints: nothing but errors when quiet; json: one document on standard output instead of tables.
+
+    log: the logger that follows the training.
+    """
+
+    quiet: bool = False
+    json: bool = False
+    log: str | None = None
+
+    def progress(self, plan: Plan) -> Progress:
+        from tpbench.bench.progress import Progress
+
+        if self.log is None:
+            return Progress(self.quiet)
+        from tpbench.bench.loggers import LoggedProgress
+
+        return LoggedProgress(plan, self.log, self.quiet)
+
+
+def measure(plan: Plan, fresh: bool, output: Output) -> int:
     """Measure what is missing, write the report and return the exit code."""
     from tpbench import environment
     from tpbench.bench import runner
-    from tpbench.bench.progress import Progress
     from tpbench.training import ranks
 
-    environment.begin(plan.recipe.workers, plan.device)
-    ended = runner.run(plan, fresh, Progress())
-    return DONE if ranks.rank() != 0 else conclude(plan, ended.records, ended.reports)
+    with nothing_printed(output.json):
+        environment.begin(plan.recipe.workers, plan.device)
+        ended = runner.run(plan, fresh, output.progress(plan))
+    return DONE if ranks.rank() != 0 else conclude(plan, ended.records, output=output, reports=ended.reports)
 
 
-def conclude(plan: Plan, records: Sequence[Record], reports: bool = True) -> int:
+def conclude(plan: Plan, records: Sequence[Record], *, output: Output, reports: bool = True) -> int:
     """Write the report, say what is left, what has failed and what cannot be read, and return the exit code.
 
     Where another run is the one that reports, it is left to that.
@@ -153,39 +192,54 @@ def conclude(plan: Plan, records: Sequence[Record], reports: bool = True) -> int
     from tpbench.bench import look
 
     unread = say_what_was_read(plan.out)
+    left = len(plan.cells) - len(records)
+    failed = [
+        f"{record.method} {record.schedule} seed {record.seed}: {record.error}" for record in look.failures(records)
+    ]
+    counts = {"cells": len(plan.cells), "left": left, "failed": failed}
     if not reports:
         say("all cells are measured; another run times the rows and writes the report", DONE)
-    elif records:
-        show(records, plan.out)
-    if left := len(plan.cells) - len(records):
+    if records and reports:
+        show(records, plan.out, output=output, counts=counts)
+    elif output.json:
+        print_document({"folder": str(plan.out), "machines": []} | counts)
+    if left:
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
-    failed = list(look.failures(records))
-    for record in failed:
-        say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
+    for reason in failed:
+        say(f"failed: {reason}", FAILED)
     return FAILED if failed else unread
 
 
-def show_forecast(plan: Plan) -> int:
+def show_forecast(plan: Plan, output: Output) -> int:
     from tpbench import environment
     from tpbench.bench import forecast
 
-    environment.begin(plan.recipe.workers, plan.device)
-    for line in forecast.lines(forecast.forecast(plan)):
-        print(line)
+    with nothing_printed(output.json):
+        environment.begin(plan.recipe.workers, plan.device)
+        lines = forecast.lines(forecast.forecast(plan))
+    if output.json:
+        print_document({"folder": str(plan.out), "cells": len(plan.cells), "forecast": list(lines)})
+    else:
+        print(*lines, sep="\n")
     return DONE
 
 
-def show(records: Sequence[Record], out: Path) -> None:
-    """Write the report of a results folder and print the comparison of these records."""
-    from rich.console import Console
-
+def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str, Any]) -> None:
+    """Write the report of a results folder and print the comparison of these records as it was asked for."""
     from tpbench.bench.look import locked
-    from tpbench.report import frame, terminal, write
+    from tpbench.report import document, frame, terminal, write
 
-    with locked(out):
-        write.write(out)
-    terminal.show(frame.compare(records), Console())
-    print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
+    with nothing_printed(output.json):
+        with locked(out):
+            write.write(out)
+        compared = frame.compare(records)
+    if output.json:
+        print_document(document.document(out, compared) | counts)
+    elif not output.quiet:
+        from rich.console import Console
+
+        terminal.show(compared, Console())
+        print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
 
 
 def asked_methods(arguments: argparse.Namespace, recipe: Recipe) -> str:

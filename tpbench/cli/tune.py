@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpbench.cli.lines import add_set, chosen, folder, run_of
 from tpbench.cli.outcome import DONE
-from tpbench.cli.where import add_where
+from tpbench.cli.where import add_quiet, add_where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,9 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
     verb.add_argument("--methods", default="all", help="all (default), or names separated by commas")
     verb.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies")
+    add_set(verb)
     add_where(verb)
+    add_quiet(verb)
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -35,11 +38,11 @@ def act(arguments: argparse.Namespace) -> int:
 
     for path in arguments.plugin:
         registry.plug(path)
-    recipe = recipes.load(arguments.recipe, tuned=False)
+    recipe = chosen(arguments, tuned=False)
     if arguments.data is not None:
         recipe = recipes.elsewhere(recipe, arguments.data)
     variants = registry.variants(arguments.methods)
-    out = arguments.out or Path("results") / recipe.name
+    out = folder(arguments, recipe)
 
     from tpbench import environment, tuning
     from tpbench.bench import tune
@@ -56,13 +59,13 @@ def act(arguments: argparse.Namespace) -> int:
         reducing_schedules=tuple(schedule.parse_all(recipe.schedules[:1])),
         plugins=tuple(arguments.plugin),
     )
-    path = recipes.tuning_path(arguments.recipe)
+    path = recipes.tuning_path(arguments.recipe, recipe)
     known = tuning.known(recipe, path)
-    found = tune.run(plan, known, Progress())
+    found = tune.run(plan, known, Progress(arguments.quiet))
     replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
-    for line in table(found):
-        print(line)
-    print(f"\nkept in {path}, used by `tpbench run --recipe {arguments.recipe}`")
+    if not arguments.quiet:
+        print("\n".join(table(found)))
+        print(f"\nkept in {path}, used by `{run_of(arguments)}`")
     return DONE
 
 

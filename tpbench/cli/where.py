@@ -1,4 +1,4 @@
-"""The flags that `run` and `search` share: where results go and what they run on."""
+"""The flags that several verbs share: where results go, what they run on, what is said meanwhile."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def add_where(verb: ArgumentParser) -> None:
     verb.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file with your own methods"
     )
+
+
+def add_quiet(verb: ArgumentParser) -> None:
+    """Add --quiet to a verb."""
+    verb.add_argument("--quiet", action="store_true", help="print neither progress nor tables, only what went wrong")

@@ -1,4 +1,7 @@
-"""Traces of the forward pass for TensorBoard's PyTorch Profiler plug-in (torch-tb-profiler), with a row per layer.
+"""Traces of the forward pass, with a row per layer: for https://ui.perfetto.dev, and for TensorBoard's plug-in.
+
+A trace is a file in Chrome's trace format. Perfetto opens it in a browser as it is: drop the file on its page; nothing
+is uploaded. TensorBoard's PyTorch Profiler plug-in (torch-tb-profiler), no longer developed, reads it too.
 
 The plug-in's Operator view counts events of category "cpu_op" and drops "user_annotation", the only category that
 record_function writes. So every layer runs inside a record_function of its own name, and the written trace calls
@@ -36,10 +39,10 @@ def write_trace(
     steps: int = 3,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Trace `steps` forward passes, as `latency` times them, into a new file of a folder for `tensorboard --logdir`.
+    """Trace `steps` forward passes, as `latency` times them, into a new file of a folder.
 
-    The plug-in shows each folder as a run and each name as a worker; a second trace of the same name becomes that
-    worker's next span. The file appears whole or not at all.
+    Perfetto opens the file, `tensorboard --logdir` the folder. The plug-in shows each folder as a run and each name as
+    a worker; a second trace of the same name becomes that worker's next span. The file appears whole or not at all.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # read when the process first profiles
     layers = traced_layers(model)

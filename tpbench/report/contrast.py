@@ -18,9 +18,10 @@ class Contrast(NamedTuple):
 
 @cache
 def declared(name: str) -> Contrast:
-    """The contrast of a packaged recipe; for the name of any other recipe, a recipe's defaults."""
-    if name in recipe.names():
-        known = recipe.load(name)
+    """The contrast of a packaged recipe, its lines overridden or not; for any other name, a recipe's defaults."""
+    packaged = name.partition(recipe.OVERRIDDEN)[0]
+    if packaged in recipe.names():
+        known = recipe.load(packaged)
         return Contrast(known.reference, known.margin)
     defaults = {field.name: field.default for field in fields(recipe.Recipe)}
     return Contrast(defaults["reference"], defaults["margin"])

@@ -11,7 +11,7 @@ from tpbench.report import first
 from tpbench.report.families import BETTER, EQUIVALENT, WORSE
 from tpbench.report.frame import Comparison
 from tpbench.report.layout import Row
-from tpbench.report.pareto import GREY, INK, STYLE, family_colour, save
+from tpbench.report.pareto import GREY, INK, STYLE, dark, family_colour, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ Place = tuple[str, str]  # family, method; the method "" is the family's heading
 
 
 def draw(comparison: Comparison, path: Path) -> Path | None:
-    """A PNG with one panel for every schedule, the first three; None where there is nothing to compare."""
+    """A PNG, and a PDF beside it, with one panel for each of the first three schedules; None without a comparison."""
     sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
     sections = sections[:PANELS]
     if not sections:
@@ -38,11 +38,12 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(sections), sharey=True, squeeze=False)[0]
         for panel, section in zip(panels, sections):
+            panel.tick_params(axis="y", length=0)
             rows = {row["method"]: row for _, own in section.groups for row in own}
             _panel(panel, comparison, schedule=section.title, lines=[(place, rows.get(place[1])) for place in places])
         _names(panels[0], places)
         _title(figure, comparison)
-        save(figure, path)
+        save(figure, path, print_too=True)
     return path
 
 
@@ -88,10 +89,9 @@ def _line(panel: Axes, row: Row, height: int, colour: str) -> None:
 def _names(panel: Axes, places: Sequence[Place]) -> None:
     panel.set_yticks(range(len(places)), [name or family for family, name in places])
     panel.set_ylim(len(places) - 0.4, -0.6)
-    panel.tick_params(axis="y", length=0)
     for label, (family, name) in zip(panel.get_yticklabels(), places):
         if not name:
-            label.set_color(family_colour(family))
+            label.set_color(dark(family_colour(family)))
             label.set_fontweight("bold")
 
 

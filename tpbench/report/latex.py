@@ -64,7 +64,9 @@ def _row(row: Row, columns: Sequence[Column]) -> str:
 
 
 def _line(texts: Iterable[str]) -> str:
-    return f"{' & '.join(texts)} \\\\"
+    """A line of a table. After the end of one, [ and * would be read as its options."""
+    line = " & ".join(texts)
+    return f"{'{}' if line.startswith(('[', '*')) else ''}{line} \\\\"
 
 
 def tex(text: str) -> str:

@@ -26,7 +26,7 @@ def show(profile: Profile, console: Console) -> None:
     )
     console.print(_latency(profile), _layers(profile), sep="\n")
     if profile.trace is not None:
-        console.print(f"trace: {profile.trace}")
+        console.print(f"trace: {profile.trace} (open it in https://ui.perfetto.dev)", soft_wrap=True)
 
 
 def _tokens(tokens: dict[str, list[int | float]]) -> str:

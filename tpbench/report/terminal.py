@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 GAP = 2  # characters between columns
 WIDTH = 100  # characters at most
-DISPENSABLE = ("Off the shelf", "Tokens", "MACs", "Place", "Verdict", "Schedule", "Batch")  # left out in this order
+DISPENSABLE = (
+    "Off the shelf",
+    "Tokens",
+    "MACs",
+    "Place",
+    "Verdict",
+    "Schedule",
+    "Batch",
+    "Time",
+)  # left out in this order
 TEXT_COLUMNS = ("Method", "Schedule", "Tokens", "Verdict")
 
 
@@ -37,7 +46,7 @@ def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedul
     for comparison in comparisons:
         _print(console, f"\n{comparison.machine}, recipe {comparison.records[0].recipe}\n")
         for sentence in findings(comparison):
-            _print(console, fill(f"- {sentence}", _room(console), subsequent_indent="  "))
+            _print(console, fill(f"- {sentence}", room(console), subsequent_indent="  "))
         _print(console, "")
         if by == "schedule":
             _by_schedule(comparison, console)
@@ -48,7 +57,7 @@ def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedul
 def _by_schedule(comparison: Comparison, console: Console) -> None:
     for section in first.sections(comparison):
         columns = [Shown(column.head, column.short_unit, column.short) for column in section.columns]
-        _tabulate(console, section.title, columns, section.groups)
+        tabulate(console, section.title, columns, section.groups)
         for note in section.notes:
             _note(console, note)
         _print(console, "")
@@ -60,24 +69,26 @@ def _by_cost(comparison: Comparison, console: Console, by: str) -> None:
     declared = [column for column in bands.columns(comparison.frame) if column.head != "Tokens"]
     columns = [Shown(column.head, column.unit, column.text) for column in declared]
     for title, rows in bands.banded(comparison, by):
-        _tabulate(console, title, columns, [("", rows)])
+        tabulate(console, title, columns, [("", rows)])
         _print(console, "")
 
 
-def _room(console: Console) -> int:
+def room(console: Console) -> int:
+    """Characters of a line: those of the terminal, at most 100."""
     return min(WIDTH, console.width) if console.is_terminal else WIDTH
 
 
 def _note(console: Console, text: str) -> None:
-    _print(console, fill(text, _room(console)))
+    _print(console, fill(text, room(console)))
 
 
-def _tabulate(
+def tabulate(
     console: Console, title: str, columns: Sequence[Shown], groups: Sequence[tuple[str, Sequence[Row]]]
 ) -> None:
+    """Print a table of (family, rows), without the columns that do not fit."""
     widths = _widths([row for _, rows in groups for row in rows], columns)
     widths[columns[0]] = max([widths[columns[0]], *(len(family) for family, _ in groups)])
-    shown = _fitting(widths, _room(console))
+    shown = _fitting(widths, room(console))
     if not console.is_terminal:
         console.width = max(console.width, _total(shown))
     _print(console, _table(title, groups, shown))

@@ -26,8 +26,9 @@ def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
     paths = [folder / "README.md"]
     for comparison in comparisons:
         paths += tables.write(folder, comparison)
-        paths += filter(None, [forest.draw(comparison, folder / "figures" / f"{comparison.machine}-forest.png")])
-        paths.append(pareto.draw(comparison, folder / "figures" / f"{comparison.machine}-pareto.png"))
+        drawn = [forest.draw(comparison, folder / "figures" / f"{comparison.machine}-forest.png")]
+        drawn.append(pareto.draw(comparison, folder / "figures" / f"{comparison.machine}-pareto.png"))
+        paths += [own for path in drawn if path is not None for own in (path, path.with_suffix(".pdf"))]
     paths += filter(None, [learned.draw(folder)])
     found = sorted((folder / "learned").glob("*.json"))
     learnt = {path.name: learned.summary(learned.read(path)) for path in found}

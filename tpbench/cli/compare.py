@@ -1,0 +1,50 @@
+"""`tpbench compare`: what changed between two results folders, machines or commits."""
+
+from __future__ import annotations
+
+import argparse
+
+from tpbench.cli.only import print_document
+from tpbench.cli.outcome import DONE, FAILED, say
+
+HELP = "what changed between two results folders, machines or commits: accuracy, MACs, tokens, speed, with intervals"
+EXAMPLE = "tpbench compare results/digits@HEAD~1 results/digits --fail-above 2%"
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    side = "DIR, DIR:MACHINE, DIR@COMMIT (as committed there) or DIR@COMMIT:MACHINE"
+    verb.add_argument("a", metavar="A", help=f"before: {side}")
+    verb.add_argument("b", metavar="B", help="after: the same forms")
+    verb.add_argument(
+        "--fail-above",
+        metavar="2%",
+        help="exit code 1 where a row of B is decidedly worse by more than this: points of top-1 (after Holm), percent"
+        " of MACs, percent of time in timing sessions (after Holm), or no numbers where A has some",
+    )
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    from tpbench.report import compare, compare_json, compare_text, sides, worse
+
+    percent = None if arguments.fail_above is None else worse.threshold(arguments.fail_above)
+    a, b = sides.read(arguments.a), sides.read(arguments.b)
+    compared = [
+        compare.changes(a.machines[first], b.machines[second], (a.sessions.get(first), b.sessions.get(second)))
+        for first, second in sides.pairs(a, b)
+    ]
+    found = [] if percent is None else worse.worse(compared, percent)
+    if arguments.json:
+        whole = compare_json.document(a, b, compared) | {"fail_above_percent": percent, "worse": found}
+        print_document(whole)
+    else:
+        from rich.console import Console
+
+        compare_text.show(a, b, compared, Console())
+    for reason in (*a.unread, *b.unread):
+        say(reason, FAILED)
+    for sentence in found:
+        say(f"worse by more than {percent:g} %: {sentence}", FAILED)
+    if percent is not None and not any(changes.judged for changes in compared):
+        say("no accuracy has an interval: with too few common seeds, or the same outcomes, none can be worse", DONE)
+    return FAILED if found or a.unread or b.unread else DONE

@@ -1,0 +1,56 @@
+"""The recipe that a verb works on: which one, and the lines that the command line changes."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpbench.cli.outcome import DONE, say
+
+if TYPE_CHECKING:
+    from tpbench.recipe import Recipe
+
+LONGEST = 120  # characters of a folder's name that says every override; a longer one ends with the digest
+
+
+def add_set(verb: ArgumentParser) -> None:
+    """Add --set to a verb."""
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="LINE=VALUE",
+        dest="lines",
+        help="another value for a line of the recipe, e.g. finetune.epochs=5 (repeatable); it names the results",
+    )
+
+
+def chosen(arguments: Namespace, tuned: bool = True) -> Recipe:
+    """The recipe with its overridden lines. One line says where the plain recipe's tuning is not used with them."""
+    from tpbench import recipe as recipes
+
+    recipe = recipes.load(arguments.recipe, tuned=tuned, lines=arguments.lines)
+    plain = recipes.tuning_path(arguments.recipe)
+    if tuned and recipes.tuning_path(arguments.recipe, recipe) != plain and plain.exists() and not recipe.tuned:
+        say(f"{recipe.name} is not tuned: {plain.name} was tuned without --set and is not used", DONE)
+    return recipe
+
+
+def folder(arguments: Namespace, recipe: Recipe) -> Path:
+    """Where results go: --out, or results/RECIPE."""
+    from tpbench.recipe import OVERRIDDEN
+    from tpbench.record import slug
+
+    if arguments.out is not None:
+        return arguments.out
+    if OVERRIDDEN not in recipe.name:
+        return Path("results") / recipe.name
+    name = slug(recipe.name)
+    plain = recipe.name.partition(OVERRIDDEN)[0]
+    return Path("results") / (name if len(name) <= LONGEST else f"{slug(plain)}-{recipe.digest}")
+
+
+def run_of(arguments: Namespace) -> str:
+    """The command that runs the same recipe with the same lines."""
+    return " ".join(["tpbench run --recipe", arguments.recipe, *(f"--set '{line}'" for line in arguments.lines)])

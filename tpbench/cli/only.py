@@ -1,0 +1,32 @@
+"""Standard output for one JSON document: whatever else is printed meanwhile goes to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def nothing_printed(asked: bool) -> Iterator[None]:
+    """While it lasts, and if asked, standard output is standard error, for this process and those that it starts."""
+    if not asked:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def print_document(document: dict[str, Any]) -> None:
+    """Print the document; a number that JSON does not have is a fault of ours."""
+    print(json.dumps(document, indent=1, allow_nan=False))

@@ -1,0 +1,280 @@
+"""What changed between two sets of records, row by row: accuracy, MACs, tokens and speed of B beside those of A.
+
+A row is a method at a schedule. Changes are B minus A.
+
+Accuracy: the difference over the seeds that both sides have. Where both hold the outcomes of the same images it is
+paired image by image and its interval covers seeds and images (`two_way.from_outcomes`); otherwise it is paired by
+seed (`statistics.fit` of the two rows). Each row has a scatter of its own: a change of the base moves all methods of a
+seed together, so that a residual pooled over the methods would be too small. All rows of a machine are one family:
+verdicts are after Holm.
+MACs and tokens are counts: they are equal or they are not.
+Speed: from the timing sessions of both sides, the change of the time relative to the unreduced model of the same
+session. Its interval covers the rounds of both sessions, not what differs between one sitting and the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import exp, log, nan
+from statistics import NormalDist, fmean
+
+import numpy as np
+import pandas as pd
+
+from tpbench.errors import UsageError
+from tpbench.measure import speeds
+from tpbench.measure.speeds import Ratio
+from tpbench.measure.timings import Session
+from tpbench.outcomes import Outcomes, paired, unpack
+from tpbench.record import Record
+from tpbench.report.contrast import declared
+from tpbench.report.families import Judgement, judge
+from tpbench.report.methods import family
+from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF, UNKNOWN, judged
+from tpbench.report.statistics import Difference, Estimate, combined, fit
+from tpbench.report.two_way import from_outcomes
+
+A, B = "A", "B"
+IMAGES, SEEDS = "images", "seeds"
+Key = tuple[str, str]  # schedule, method
+BySeed = dict[int, Record]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs on one side. macs: multiply-adds per image, the mean over seeds; tokens: achieved, as text."""
+
+    macs: float
+    tokens: str
+
+
+@dataclass(frozen=True)
+class Slower:
+    """How a row's time changed at one batch size, dtype and mode, relative to the unreduced model of its session.
+
+    a, b: the speed-ups. log_time: the logarithm of time B over time A, as an estimate; positive is slower.
+    """
+
+    group: str
+    mode: str
+    a: Ratio
+    b: Ratio
+    log_time: Estimate
+
+    @property
+    def percent(self) -> float:
+        """How much longer the row takes, in percent."""
+        return 100 * (exp(self.log_time.value) - 1)
+
+    @property
+    def bounds_percent(self) -> tuple[float, float]:
+        low, high = self.log_time.bounds()
+        return 100 * (exp(low) - 1), 100 * (exp(high) - 1)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row that both sides have.
+
+    top1: mean top-1 of A and B in percent over the seeds that both have; difference: B minus A in points; paired: by
+    IMAGES or by SEEDS. identical: every image of every seed was answered alike. no_numbers: the side, or both, on which
+    the row failed or was unreachable, with the reasons. notes: what else differs, such as settings.
+    """
+
+    method: str
+    schedule: str
+    family: str
+    top1: tuple[float, float] = (nan, nan)
+    difference: Difference | Estimate = UNKNOWN
+    paired: str = ""
+    identical: bool = False
+    judgement: Judgement | None = None
+    costs: tuple[Cost, Cost] | None = None
+    slower: tuple[Slower, ...] = ()
+    no_numbers: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} at {self.schedule}"
+
+    @property
+    def macs_percent(self) -> float:
+        """How many more multiply-adds the row takes, in percent; NaN where they are not known."""
+        if self.costs is None:
+            return nan
+        before, after = self.costs
+        return 100 * (after.macs / before.macs - 1)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The rows of two machines (often one and the same), compared. only: by side, the rows that it alone has."""
+
+    machines: tuple[str, str]
+    recipes: tuple[str, str]  # name and digest
+    by: str
+    margin: float
+    records: tuple[list[Record], list[Record]]
+    rows: list[Change]
+    only: dict[str, list[Key]]
+
+    @property
+    def same_recipe(self) -> bool:
+        return self.recipes[0] == self.recipes[1]
+
+    @property
+    def judged(self) -> list[Change]:
+        """The rows whose accuracy has an interval: the family."""
+        return [row for row in self.rows if row.judgement is not None and row.difference.known]
+
+
+def changes(
+    a: list[Record], b: list[Record], sessions: tuple[Session | None, Session | None] = (None, None)
+) -> Changes:
+    """Compare the records of one machine with those of one machine. sessions: the timing sessions of the two."""
+    by = FINE_TUNED if judged(a) == judged(b) == FINE_TUNED else OFF_THE_SHELF
+    margin = declared(b[0].recipe).margin
+    first, second = grouped(a), grouped(b)
+    slower = times(*sessions)
+    rows = [_row(key, first[key], second[key], by, slower.get(key, ())) for key in first if key in second]
+    known = [row for row in rows if row.paired]
+    judgements = judge([row.difference for row in known], margin)
+    found = {row.name: judgement for row, judgement in zip(known, judgements)}
+    return Changes(
+        machines=(a[0].machine, b[0].machine),
+        recipes=(f"{a[0].recipe} ({a[0].recipe_digest})", f"{b[0].recipe} ({b[0].recipe_digest})"),
+        by=by,
+        margin=margin,
+        records=(a, b),
+        rows=[replace(row, judgement=found.get(row.name)) for row in rows],
+        only={A: [key for key in first if key not in second], B: [key for key in second if key not in first]},
+    )
+
+
+def grouped(records: Sequence[Record]) -> dict[Key, BySeed]:
+    """Records by row and seed."""
+    rows: dict[Key, BySeed] = {}
+    for record in records:
+        rows.setdefault((record.schedule, record.method), {})[record.seed] = record
+    return rows
+
+
+def _row(key: Key, a: BySeed, b: BySeed, by: str, slower: tuple[Slower, ...]) -> Change:
+    schedule, method = key
+    blank = Change(method=method, schedule=schedule, family=family(method), slower=slower)
+    healthy = {name: _healthy(own) for name, own in ((A, a), (B, b))}
+    without = {name: _reason(own) for name, own in ((A, a), (B, b)) if not healthy[name]}
+    if without:
+        return replace(blank, no_numbers=without)
+    row = replace(blank, costs=(_cost(healthy[A]), _cost(healthy[B])), notes=tuple(_notes(healthy[A], healthy[B])))
+    return _with_accuracy(row, healthy[A], healthy[B], by)
+
+
+def _healthy(records: BySeed) -> BySeed:
+    return {seed: record for seed, record in records.items() if record.error is None}
+
+
+def _reason(records: BySeed) -> str:
+    return " ".join((next(iter(records.values())).error or "no reason given").split())
+
+
+# ------------------------------------------------------------------------------------------ accuracy
+
+
+def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
+    """The row with the difference of its accuracies, where a seed of both sides has one."""
+    name = f"{by}_top1"
+    if by == OFF_THE_SHELF and any(record.new_parameters for record in (*a.values(), *b.values())):
+        return row  # untrained parameters: a random number
+    seeds = [seed for seed in sorted(a.keys() & b.keys()) if name in a[seed].metrics and name in b[seed].metrics]
+    if not seeds:
+        return replace(row, notes=(*row.notes, "no seed in common"))
+    before = [100 * a[seed].metrics[name] for seed in seeds]
+    after = [100 * b[seed].metrics[name] for seed in seeds]
+    found = replace(row, top1=(fmean(before), fmean(after)))
+    points, why = _points(a, b, seeds, by)
+    if points is None:
+        table = pd.DataFrame([after, before], index=[B, A], columns=seeds)
+        notes = (*row.notes, why) if why else row.notes
+        return replace(found, difference=fit(table).difference(B, A), paired=SEEDS, notes=notes)
+    alike = bool((np.nan_to_num(points) == 0).all())
+    return replace(found, difference=from_outcomes(points, B, A), paired=IMAGES, identical=alike)
+
+
+def _points(a: BySeed, b: BySeed, seeds: Sequence[int], by: str) -> tuple[np.ndarray | None, str]:
+    """B minus A image by image, [S, I] in points; or None and why they cannot be paired so ("" without outcomes)."""
+    if not all(by in side[seed].outcomes for side in (a, b) for seed in seeds):
+        return None, ""
+    try:
+        return paired(_outcomes(b, seeds, by), _outcomes(a, seeds, by)), ""
+    except UsageError as error:
+        return None, f"paired by seed alone: {error}"
+
+
+def _outcomes(records: BySeed, seeds: Sequence[int], by: str) -> dict[int, Outcomes]:
+    return {seed: unpack(records[seed].outcomes[by]) for seed in seeds}
+
+
+# ------------------------------------------------------------------------------------------ cost
+
+
+def _cost(records: BySeed) -> Cost:
+    totals = [record.macs["total"] for record in records.values() if "total" in record.macs]
+    counts = dict.fromkeys(",".join(map(str, record.tokens.get("achieved", ()))) for record in records.values())
+    return Cost(fmean(totals) if totals else nan, " or ".join(counts))
+
+
+def _notes(a: BySeed, b: BySeed) -> list[str]:
+    """What differs besides the code: the settings of the method, the tuned lines of its fine-tuning, the images."""
+    first, second = next(iter(a.values())), next(iter(b.values()))
+    found = []
+    for what, before, after in (
+        ("settings", first.config | {"site": first.site}, second.config | {"site": second.site}),
+        ("fine-tuning", first.finetune, second.finetune),
+    ):
+        if before != after:
+            names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            told = ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names)
+            found.append(f"{what} differ: {told}")
+    if first.data.get("fingerprint") != second.data.get("fingerprint"):
+        found.append("measured on other images")
+    return found
+
+
+def times(a: Session | None, b: Session | None) -> dict[Key, tuple[Slower, ...]]:
+    """The change of every row that both sessions timed at the same batch size, dtype and mode."""
+    if a is None or b is None:
+        return {}
+    found: dict[Key, list[Slower]] = {}
+    before = {speed.row.key: speed for group in a.groups for speed in speeds.speeds(a, group)}
+    after = {speed.row.key: speed for group in b.groups for speed in speeds.speeds(b, group)}
+    for key, speed in before.items():
+        if key.role != "reduced" or key not in after:
+            continue
+        other = after[key]
+        change = Slower(
+            group=str(speed.row.group),
+            mode=key.mode,
+            a=speed.speedup,
+            b=other.speedup,
+            log_time=log_time(speed.speedup, speed.samples, other.speedup, other.samples),
+        )
+        found.setdefault((key.schedule, key.method), []).append(change)
+    return {key: tuple(own) for key, own in found.items()}
+
+
+def log_time(a: Ratio, rounds_a: int, b: Ratio, rounds_b: int) -> Estimate:
+    """The logarithm of time B over time A from two speed-ups of independent sessions.
+
+    Each standard error is that of which the speed-up's 95 % interval is two-sided and normal.
+    """
+    parts = [(_log_error(ratio) ** 2, rounds - 1.0) for ratio, rounds in ((a, rounds_a), (b, rounds_b))]
+    standard_error, df = combined([part for part in parts if part[0] > 0])
+    return Estimate(log(a.value) - log(b.value), standard_error, df, 0)
+
+
+def _log_error(ratio: Ratio) -> float:
+    width = log(ratio.high) - log(ratio.low)
+    return width / (2 * NormalDist().inv_cdf((1 + speeds.LEVEL) / 2))

@@ -1,0 +1,250 @@
+"""A comparison of two sides as sentences and as a table of at most 100 columns; see `compare_json` for the document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isnan
+from statistics import median
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from tpbench.record import SCHEMA
+from tpbench.report import worse
+from tpbench.report.compare import IMAGES, A, B, Change, Changes
+from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE
+from tpbench.report.layout import Row, fixed
+from tpbench.report.sides import Side
+from tpbench.report.standings import FINE_TUNED
+from tpbench.report.statistics import Estimate
+from tpbench.report.terminal import Shown, room, tabulate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_NAMED = 6  # rows that a sentence names; of more, the number
+SAME = "same"
+
+
+def show(a: Side, b: Side, compared: Sequence[Changes], console: Console) -> None:
+    """Print what was compared, the findings, and for every schedule a table of the rows that are not identical."""
+    for changes in compared:
+        for sentence in [*heads(a, b, changes), *findings(changes)]:
+            _print(console, fill(f"- {sentence}", room(console), subsequent_indent="  "))
+        _print(console, "")
+        for schedule in dict.fromkeys(row.schedule for row in changes.rows):
+            rows = [_texts(row) for row in _ordered(changes, schedule)]
+            if not rows:
+                continue
+            tabulate(console, schedule, _columns(rows), [("", rows)])
+            _print(console, "")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+# ------------------------------------------------------------------------------------------ sentences
+
+
+def heads(a: Side, b: Side, changes: Changes) -> Iterator[str]:
+    """What the two sides are."""
+    sides = zip((A, B), (a, b), changes.machines, changes.recipes, changes.records)
+    for name, side, machine, recipe, records in sides:
+        schemas = sorted({record.schema for record in records})
+        schema = "" if schemas == [SCHEMA] else f", schema {' and '.join(map(str, schemas))}"
+        commits = list(dict.fromkeys(record.git["commit"][:12] for record in records if record.git))
+        code = f", measured with {_listed(commits, 'commit')}" if commits else ""
+        yield f"{name}: {side.text}, {machine}, recipe {recipe}, {len(records)} records{schema}{code}."
+    if not changes.same_recipe:
+        yield "The recipes differ: every change below contains what the recipe changes."
+
+
+def findings(changes: Changes) -> list[str]:
+    """What changed, the most important first."""
+    if not changes.rows:
+        return ["No row is on both sides.", *_alone(changes)]
+    return [*_accuracy(changes), *_macs(changes), *_tokens(changes), *_speed(changes), *_holes(changes)]
+
+
+def _accuracy(changes: Changes) -> Iterator[str]:
+    rows = [row for row in changes.rows if row.paired]
+    stage = "fine-tuned" if changes.by == FINE_TUNED else "off the shelf"
+    if not rows:
+        yield f"No row has an accuracy ({stage}) with a seed that both sides have."
+        return
+    counts = [row.difference.seeds for row in rows]
+    seeds = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    moved = [row for row in rows if not row.identical]
+    what = f"Top-1 ({stage}), B minus A, over {seeds} common seed{'s' * (max(counts) != 1)}"
+    if len(moved) < len(rows):
+        yield f"{what}: {_rows(len(rows) - len(moved))} of {len(rows)} answer every image alike."
+    if moved:
+        yield f"{what}: of {_rows(len(moved))}, {', '.join(_verdicts(changes, moved))}."
+    judged = changes.judged
+    if judged:
+        error = median(row.difference.standard_error for row in judged)
+        usual = Estimate(0.0, error, median(row.difference.df for row in judged), 0)
+        corrected = f", {usual.detectable(len(judged)):.1f} after Holm over {len(judged)}" if len(judged) > 1 else ""
+        yield (
+            f"The smallest change that the median row can show (two-sided 5 %, power 0.8) is {usual.detectable():.1f} "
+            f"points{corrected}."
+        )
+    by_seed = sum(row.paired != IMAGES for row in rows)
+    if by_seed:
+        yield f"{_rows(by_seed)} are paired by seed and not by image: the noise of the test images is left out."
+
+
+def _verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
+    """How many rows are better, worse, equivalent or undecided, and the farthest."""
+    for verdict in (BETTER, WORSE):
+        own = [row for row in rows if row.judgement.verdict == verdict]
+        if not own:
+            yield f"none is {verdict}"
+            continue
+        far = max(own, key=lambda row: abs(row.difference.value))
+        most = "" if len(own) == 1 else "most "
+        yield f"{len(own)} {_are(len(own))} {verdict} ({most}{worse.accuracy(far)})"
+    for verdict, words in (
+        (EQUIVALENT, f"equivalent within ±{changes.margin:g}"),
+        (NOT_INFERIOR, f"not lower by {changes.margin:g}"),
+        (UNDECIDED, "undecided"),
+    ):
+        number = sum(row.judgement.verdict == verdict for row in rows)
+        if number:
+            yield f"{number} {_are(number)} {words}"
+
+
+def _macs(changes: Changes) -> Iterator[str]:
+    rows = [row for row in changes.rows if not isnan(row.macs_percent)]
+    moved = sorted((row for row in rows if row.macs_percent != 0), key=lambda row: -abs(row.macs_percent))
+    if rows and not moved:
+        yield f"MACs are the same in all {_rows(len(rows))}."
+    elif moved:
+        told = [f"{row.name}: {_percent(row.macs_percent)}" for row in moved]
+        yield f"MACs differ in {len(moved)} of {_rows(len(rows))}: {_listed(told, 'row')}."
+
+
+def _tokens(changes: Changes) -> Iterator[str]:
+    rows = [row for row in changes.rows if row.costs is not None]
+    moved = [row for row in rows if row.costs[0].tokens != row.costs[1].tokens]
+    if rows and not moved:
+        yield f"Token counts are the same in all {_rows(len(rows))}."
+    elif moved:
+        told = [f"{row.name}: {row.costs[0].tokens} -> {row.costs[1].tokens}" for row in moved]
+        yield f"Token counts differ in {len(moved)} of {_rows(len(rows))}: {_listed(told, 'row')}."
+
+
+def _speed(changes: Changes) -> Iterator[str]:
+    timed = [(row, slower) for row in changes.rows for slower in row.slower]
+    if not timed:
+        yield "Speed is not compared: no row was timed in a timing session of both sides."
+        return
+    longer = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[0] > 0]
+    shorter = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[1] < 0]
+    told = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
+    yield (
+        f"Time relative to the unreduced model of the same session, {len(timed)} timed rows (95 % intervals over "
+        f"rounds, not corrected): {'; '.join(text.removesuffix(': ') for text in told)}."
+    )
+
+
+def _holes(changes: Changes) -> Iterator[str]:
+    for row in changes.rows:
+        for reason in dict.fromkeys(row.no_numbers.values()):
+            sides = " and ".join(side for side, own in row.no_numbers.items() if own == reason)
+            yield f"{row.name} has no numbers in {sides}: {reason}"
+    notes = [f"{row.name}: {note}" for row in changes.rows for note in row.notes]
+    if notes:
+        yield f"Not set or paired alike: {_listed(notes, 'note')}."
+    yield from _alone(changes)
+
+
+def _alone(changes: Changes) -> Iterator[str]:
+    for side, keys in changes.only.items():
+        for schedule in dict.fromkeys(schedule for schedule, _ in keys):
+            names = [method for own, method in keys if own == schedule]
+            yield f"Only in {side}, at {schedule}: {', '.join(names)}."
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    """The names, or the first ones and how many more there are."""
+    more = len(names) - MOST_NAMED
+    text = "; ".join(names[:MOST_NAMED])
+    return text if more <= 0 else f"{text}; {more} more {what}{'s' * (more > 1)}"
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.2g} %" if abs(value) < 1 else f"{fixed(value, 1, '+')} %"
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+def unchanged(row: Change) -> bool:
+    """Whether a row has the same outcomes, MACs and tokens, and no time to show; also one without numbers on a side."""
+    if row.slower or A in row.no_numbers or B in row.no_numbers:
+        return not row.slower
+    return row.identical and _macs_text(row) in ("", SAME) and _tokens_text(row) in ("", SAME)
+
+
+def _ordered(changes: Changes, schedule: str) -> list[Change]:
+    """The rows of a schedule, those that lost most first; rows without a difference last."""
+    rows = [row for row in changes.rows if row.schedule == schedule and not unchanged(row)]
+    return sorted(rows, key=lambda row: (isnan(row.difference.value), row.difference.value, row.method))
+
+
+def _texts(row: Change) -> Row:
+    """A row's texts by heading, and what `tabulate` styles rows by."""
+    before, after = (fixed(value, 1) for value in row.top1)
+    texts = {"Method": row.method, "A": before, "B": after, "Change": _change(row), "Verdict": verdict(row)}
+    texts |= {"MACs": _macs_text(row), "Tokens": _tokens_text(row)}
+    for slower in row.slower:
+        low, high = (fixed(end, 1, "+") for end in slower.bounds_percent)
+        texts[f"Time|{slower.group}, {slower.mode}"] = f"{fixed(slower.percent, 1, '+')} [{low}, {high}]"
+    return texts | {"unreduced": False, "stands_alone": verdict(row) in (BETTER, WORSE)}
+
+
+def _change(row: Change) -> str:
+    if row.no_numbers:
+        return f"no numbers in {' and '.join(row.no_numbers)}"
+    value = fixed(row.difference.value, 1, "+")
+    return f"{value} ±{fixed(row.difference.half_width(), 1)}" if row.difference.known else value
+
+
+def verdict(row: Change) -> str:
+    """What is decided of a row's accuracy; "identical" where every image was answered alike."""
+    if row.identical:
+        return "identical"
+    return "" if row.judgement is None else row.judgement.verdict
+
+
+def _macs_text(row: Change) -> str:
+    if isnan(row.macs_percent):
+        return ""
+    return SAME if row.macs_percent == 0 else _percent(row.macs_percent)
+
+
+def _tokens_text(row: Change) -> str:
+    if row.costs is None:
+        return ""
+    before, after = row.costs
+    return SAME if before.tokens == after.tokens else f"{before.tokens} -> {after.tokens}"
+
+
+def _columns(rows: Sequence[Row]) -> list[Shown]:
+    """The columns that say something; counts that are the same in all rows are said in a sentence."""
+    units = {"Method": "", "A": "top-1 %", "B": "top-1 %", "Change": "points", "Verdict": "", "MACs": "", "Tokens": ""}
+    names = [
+        name for name in units if name not in ("MACs", "Tokens") or any(row[name] not in ("", SAME) for row in rows)
+    ]
+    timed = dict.fromkeys(name for row in rows for name in row if name.startswith("Time|"))
+    shown = [Shown(name, units[name], lambda row, name=name: row[name]) for name in names]
+    return shown + [Shown("Time, %", name[5:], lambda row, name=name: row.get(name, "")) for name in timed]

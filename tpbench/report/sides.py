@@ -1,0 +1,91 @@
+"""The two sides of a comparison: which records and timing sessions `tpbench compare A B` reads for each.
+
+DIR                 a results folder; its only machine, or every machine that both sides have
+DIR:MACHINE         one machine of it
+DIR@COMMIT          the folder as it was committed: a hash, a branch, HEAD~1
+DIR@COMMIT:MACHINE  one machine of that
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tpbench.errors import UsageError
+from tpbench.measure import timings
+from tpbench.measure.timings import Session
+from tpbench.record import Record, Store
+from tpbench.record.committed import folder_at
+from tpbench.report.frame import by_machine
+
+
+class Spelled(NamedTuple):
+    """What the text of a side names; "" where it names no commit or no machine."""
+
+    folder: Path
+    commit: str
+    machine: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side as read. unread: the reasons why records could not be read, each a line."""
+
+    text: str
+    machines: dict[str, list[Record]]
+    sessions: dict[str, Session] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+def spelled(text: str) -> Spelled:
+    """The parts of a side's text. A folder whose own name holds @ or : is taken whole where it exists."""
+    folder, commit, machine = text, "", ""
+    if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+):([^:/\\]+)", folder)):
+        folder, machine = match.groups()
+    if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+?)@(.+)", folder)):
+        folder, commit = match.groups()
+    return Spelled(Path(folder), commit, machine)
+
+
+@contextmanager
+def located(named: Spelled) -> Iterator[Path]:
+    """The folder that a side reads; that of a commit lasts as long as the context."""
+    if not named.commit:
+        yield named.folder
+        return
+    with folder_at(named.folder, named.commit) as folder:
+        yield folder
+
+
+def read(text: str) -> Side:
+    """The records and timing sessions of a side. UsageError where there are none, or those of a machine are mixed."""
+    named = spelled(text)
+    with located(named) as folder:
+        store = Store.of(folder)
+        machines = by_machine(store)
+        sessions = {session.machine: session for session in timings.read_all(folder)}
+        unread = tuple(bad.reason.replace(str(folder), text) for bad in store.bad)
+    if not machines:
+        raise UsageError(unread[0] if unread else f"{text} holds no records")
+    if named.machine:
+        if named.machine not in machines:
+            raise UsageError(f"{text} holds no records of {named.machine}; it has {', '.join(machines)}")
+        machines = {named.machine: machines[named.machine]}
+    return Side(text, machines, sessions, unread)
+
+
+def pairs(a: Side, b: Side) -> list[tuple[str, str]]:
+    """The machines to compare: those that both sides have, or the only one of each; UsageError where it is unclear."""
+    common = [machine for machine in a.machines if machine in b.machines]
+    if common:
+        return [(machine, machine) for machine in common]
+    if len(a.machines) == len(b.machines) == 1:
+        return [(*a.machines, *b.machines)]
+    raise UsageError(
+        f"{a.text} and {b.text} have no machine in common ({', '.join(a.machines)}; {', '.join(b.machines)}): choose"
+        " one of each with DIR:MACHINE"
+    )
