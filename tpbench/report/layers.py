@@ -38,15 +38,18 @@ def rows(records: Iterable[Record]) -> dict[tuple[str, str], Row]:
     for record in records:
         if record.error is None:
             grouped.setdefault((record.schedule, record.method), []).append(record)
-    return {key: Row(_layers(own), _means([record.tokens.get("after_block", []) for record in own]))
-            for key, own in grouped.items()}
+    return {
+        key: Row(_layers(own), _means([record.tokens.get("after_block", []) for record in own]))
+        for key, own in grouped.items()
+    }
 
 
 def _layers(records: Sequence[Record]) -> list[Layer]:
     macs = _by_name({layer["name"]: layer["macs"] for layer in record.macs.get("layers", [])} for record in records)
     seconds = _by_name(record.layers_seconds for record in records)
     return [
-        Layer(*_place(name), macs=macs.get(name, 0.0), seconds=seconds.get(name)) for name in dict.fromkeys([*macs, *seconds])
+        Layer(*_place(name), macs=macs.get(name, 0.0), seconds=seconds.get(name))
+        for name in dict.fromkeys([*macs, *seconds])
     ]
 
 

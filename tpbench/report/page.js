@@ -185,7 +185,7 @@ for (const [study, form] of picks) {
 
 function config() {
   const style = getComputedStyle(document.documentElement);
-  const [ink, soft, line, paper] = ["--ink", "--soft", "--line", "--paper"].map((name) => style.getPropertyValue(name).trim());
+  const [ink, soft, line] = ["--ink", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
   const colours = dark.matches ? theme.dark : theme.light;
   const text = { labelColor: soft, titleColor: ink, labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal" };
   return {
@@ -193,15 +193,15 @@ function config() {
     font: getComputedStyle(document.body).fontFamily,
     view: { stroke: null },
     axis: { ...text, gridColor: line, gridOpacity: 0.5, domainColor: line, tickColor: line, labelLimit: 140 },
-    axisX: { tickCount: 6 },
+    axisX: { tickCount: 6, titleAnchor: "end" },
     legend: text,
     range: { category: colours, symbol: theme.symbols },
     style: {
-      front: { stroke: soft, strokeWidth: 6, opacity: 0.25, strokeCap: "round", strokeJoin: "round" },
-      name: { fill: ink, fontSize: 11, stroke: paper, strokeWidth: 0 },
-      margin: { fill: soft, opacity: 0.15 },
-      zero: { stroke: soft, strokeDash: [4, 3], opacity: 0.9 },
-      base: { fill: ink },
+      front: { color: soft, strokeWidth: 6, opacity: 0.25, strokeCap: "round", strokeJoin: "round" },
+      name: { color: ink, fontSize: 11 },
+      margin: { color: soft, opacity: 0.15 },
+      zero: { color: soft, strokeDash: [4, 3], opacity: 0.9 },
+      base: { color: ink },
       whole: { color: ink },
     },
   };
@@ -217,7 +217,7 @@ async function draw(place) {
     tooltip: { theme: "custom" },
     downloadFileName: chart,
   };
-  const result = await vegaEmbed(place, { ...spec, datasets: named(chart) }, options);
+  const result = await vegaEmbed(place, { ...spec, datasets: { ...spec.datasets, ...named(chart) } }, options);
   views.set(chart, result.view);
   if (on !== false) await result.view.signal("on", on).runAsync();
   place.dataset.drawn = "true";

@@ -42,21 +42,25 @@ def schema() -> str:
     return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
-def accuracy(cost: Cost, top1: str, shown: Range) -> dict[str, Any]:
-    """Top-1 against a cost: a point a row with its interval, the front as a line, a few names."""
+def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, Any]:
+    """Top-1 against a cost: a point a row with its interval, if any has one, the front as a line, a few names."""
     rows = alt.Chart(alt.NamedData("rows")).transform_filter("datum.base !== true")
     base = alt.Chart(alt.NamedData("rows")).transform_filter("datum.base === true")
-    x = alt.X(cost.field, type="quantitative", title=cost.title, scale=alt.Scale(zero=False, padding=14))
-    y = alt.Y("top1:Q", title=top1, scale=alt.Scale(domain=list(shown), zero=False))
+    x = alt.X(cost.field, type="quantitative", title=cost.title, scale=alt.Scale(zero=False, nice=False, padding=24))
+    y = alt.Y("top1:Q", title=top1, scale=alt.Scale(domain=list(shown), zero=False, nice=False))
     steps = "step-after" if cost.less_is_better else "step-before"
     front = alt.Chart(alt.NamedData("front")).mark_line(interpolate=steps, style="front", clip=True)
     bars = rows.transform_filter(f"isValid(datum.low) && isValid(datum.{cost.field})").mark_rule(clip=True)
     points = rows.mark_point(filled=True, clip=True, tooltip=TOLD)
-    names = alt.Chart(alt.NamedData("rows")).transform_filter("isValid(datum.label)").mark_text(style="name", dx=8, dy=-9, align="left")
+    names = (
+        alt.Chart(alt.NamedData("rows"))
+        .transform_filter("isValid(datum.label)")
+        .mark_text(style="name", dx=8, dy=-9, align="left")
+    )
     size = alt.when(LOUD).then(alt.value(110)).otherwise(alt.value(50))
     return _whole(
         front.encode(x=x, y=y),
-        bars.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=_family(), opacity=_opacity(0.3)),
+        *([bars.encode(x=x, y="low:Q", y2="high:Q", color=_family(), opacity=_opacity(0.3))] if intervals else []),
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity(), size=size),
         base.mark_rule(style="zero").encode(y=y),
         base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOLD).encode(x=x, y=y),
@@ -65,7 +69,7 @@ def accuracy(cost: Cost, top1: str, shown: Range) -> dict[str, Any]:
     )
 
 
-def forest(methods: Sequence[str], reference: str, margin: float, shown: Range) -> dict[str, Any]:
+def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, intervals: bool) -> dict[str, Any]:
     """Every method's difference to the reference at a schedule, in this order, filled where it is decided."""
     rows = alt.Chart(alt.NamedData("chosen"))
     y = alt.Y("method:N", title=None, scale=alt.Scale(domain=list(methods)))
@@ -81,13 +85,20 @@ def forest(methods: Sequence[str], reference: str, margin: float, shown: Range) 
         band.encode(x=alt.X("from:Q", scale=scale), x2="to:Q"),
         zero.encode(x=alt.X("at:Q", scale=scale)),
         own.encode(x=alt.XDatum(0), y=y),
-        bars.encode(x=alt.X("least:Q", scale=scale), x2="most:Q", y=y, color=_family(), opacity=_opacity(0.8)),
-        points.encode(x=x, y=y, color=_family(), fill=alt.Fill("family:N", scale=alt.Scale(domain=list(FAMILIES_SHOWN)), legend=None), fillOpacity=filled, opacity=_opacity(0.8)),
-        height=alt.Step(STEP),
+        *([bars.encode(x="least:Q", x2="most:Q", y=y, color=_family(), opacity=_opacity(0.8))] if intervals else []),
+        points.encode(
+            x=x,
+            y=y,
+            color=_family(),
+            fill=alt.Fill("family:N", scale=alt.Scale(domain=list(FAMILIES_SHOWN)), legend=None),
+            fillOpacity=filled,
+            opacity=_opacity(0.8),
+        ),
+        height=STEP * len(methods),
     )
 
 
-def speedup() -> dict[str, Any]:
+def speedup(intervals: bool) -> dict[str, Any]:
     """What multiply-adds promise against what the clock says; on the broad line a promise is kept."""
     known = "isValid(datum.promised) && isValid(datum.reached)"
     rows = alt.Chart(alt.NamedData("rows")).transform_filter(f"{known} && datum.base !== true")
@@ -100,7 +111,11 @@ def speedup() -> dict[str, Any]:
     return _whole(
         alt.Chart(alt.NamedData("rows")).transform_filter(known).mark_line(style="front").encode(x=x, y="promised:Q"),
         even.encode(y="at:Q"),
-        bars.encode(x=x, y=alt.Y("slowest:Q"), y2="fastest:Q", color=_family(), opacity=_opacity(0.3)),
+        *(
+            [bars.encode(x=x, y="slowest:Q", y2="fastest:Q", color=_family(), opacity=_opacity(0.3))]
+            if intervals
+            else []
+        ),
         base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOLD).encode(x=x, y=y),
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity()),
         height=HEIGHT,
@@ -137,19 +152,20 @@ def layers(field: str, title: str) -> dict[str, Any]:
     )
 
 
-def reducers() -> dict[str, Any]:
-    """The reducer's share of every method's multiply-adds at a schedule, the largest first."""
+def reducers(most: int) -> dict[str, Any]:
+    """The reducer's share of every method's multiply-adds at a schedule, the largest first. most: rows at any schedule."""
     rows = alt.Chart(alt.NamedData("chosen")).transform_filter("datum.reducer > 0")
     x = alt.X("reducer:Q", title="reducer, % of the model's multiply-adds")
     bars = rows.mark_bar(height=9, tooltip=TOLD)
     y = alt.Y("method:N", sort="-x", title=None)
-    return _whole(bars.encode(x=x, y=y, color=_family(), opacity=_opacity(0.75)), height=alt.Step(STEP))
+    return _whole(bars.encode(x=x, y=y, color=_family(), opacity=_opacity(0.75)), height=STEP * most)
 
 
 def _whole(*parts: alt.Chart, height: Any) -> dict[str, Any]:
     """One chart as wide as its place on the page."""
     chart = alt.layer(*parts).add_params(alt.param(name="on", value=False))
-    spec = chart.properties(width="container", height=height).to_dict(validate=False)
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    spec = chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False)
     del spec["config"]  # the page's theme is the only one
     return spec
 

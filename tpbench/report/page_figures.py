@@ -69,13 +69,15 @@ def _accuracy(study: Study) -> Iterator[Figure]:
     bars = f"Bars: 95 % intervals over {seeds} seeds, cut at the frame." if study.has_intervals else NO_INTERVALS
     note = f"{bars} Broad line: the Pareto front. Full colour: Token Pooling and the front."
     yield Figure(
-        f"gmacs-{study.number}",
+        f"macs-{study.number}",
         "accuracy",
         study.number,
         "Accuracy against multiply-adds",
         f"Top-1 of every row against its multiply-adds, {study.label}; the numbers are in the table.",
         note,
-        page_charts.accuracy(Cost("gmacs", "multiply-adds per image (GMACs)"), words, shown),
+        page_charts.accuracy(
+            Cost("macs", f"multiply-adds per image ({study.macs_unit.name})"), words, shown, study.has_intervals
+        ),
     )
     batch, clock = clock_of(study)
     if batch is None:
@@ -85,7 +87,7 @@ def _accuracy(study: Study) -> Iterator[Figure]:
         (Cost("ips", f"images per second, batch {batch}", less_is_better=False), "Accuracy against throughput"),
     ):
         about = f"Top-1 of every row against {cost.title}, {study.label}; the numbers are in the table."
-        spec = page_charts.accuracy(cost, words, shown)
+        spec = page_charts.accuracy(cost, words, shown, study.has_intervals)
         yield Figure(f"{cost.field}-{study.number}", "accuracy", study.number, title, about, f"{note} {clock}", spec)
 
 
@@ -117,7 +119,9 @@ def _forests(study: Study) -> Iterator[Figure]:
             section.title,
             f"Difference of every method to {table.reference} at {section.title}, {study.label}; see the table.",
             note if study.has_intervals else NO_INTERVALS,
-            page_charts.forest(methods, table.reference, table.margin, _points_shown(rows, table.margin)),
+            page_charts.forest(
+                methods, table.reference, table.margin, _points_shown(rows, table.margin), study.has_intervals
+            ),
             schedule=section.title,
         )
 
@@ -145,7 +149,11 @@ def _layers(study: Study) -> Iterator[Figure]:
     if timed:
         spec = page_charts.layers("ms", "milliseconds, largest batch")
         shown.append(("layer-ms", "Milliseconds by block", f"{one} Each layer timed by itself.", spec))
-    shown.append(("reducer", "The reducer's share", "Rows whose reducer multiplies.", page_charts.reducers()))
+    frame = study.comparison.frame
+    most = int((frame["reducer_share"] > 0).groupby(frame["schedule"]).sum().max())
+    if most:
+        note = "Rows whose reducer multiplies and adds."
+        shown.append(("reducer", "The reducer's share", note, page_charts.reducers(most)))
     for name, title, note, spec in shown:
         yield Figure(f"{name}-{study.number}", "layers", study.number, title, f"{title} {about}", note, spec)
 
@@ -154,11 +162,12 @@ def _speedup(study: Study) -> Iterator[Figure]:
     batch, clock = clock_of(study)
     if batch is None:
         return
-    note = f"On the broad line the clock keeps what multiply-adds promise; below the dashed line a row is slower. {clock}"
-    about = f"Measured against promised speed-up of every row at batch {batch}, {study.label}."
-    yield Figure(
-        f"speedup-{study.number}", "speed", study.number, f"At batch {batch}", about, note, page_charts.speedup()
+    note = (
+        f"On the broad line the clock keeps what multiply-adds promise; below the dashed line a row is slower. {clock}"
     )
+    about = f"Measured against promised speed-up of every row at batch {batch}, {study.label}."
+    spec = page_charts.speedup(intervals=bool(study.speeds))
+    yield Figure(f"speedup-{study.number}", "speed", study.number, f"At batch {batch}", about, note, spec)
 
 
 # ------------------------------------------------------------------------------------------ data

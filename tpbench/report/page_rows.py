@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -21,10 +21,20 @@ from tpbench.report.layout import Row, ends, half_width_of, marked
 from tpbench.report.methods import is_token_pooling
 from tpbench.report.pareto import front
 
-COSTS = ("gmacs", "ms", "ips")  # what accuracy is shown against; more images per second is cheaper
+COSTS = ("macs", "ms", "ips")  # what accuracy is shown against; more images per second is cheaper
 LABELS = 8  # rows of a study with their name beside them
 DIGITS = 5  # significant: more are not seen, and thousands of rows stay small
 Key = tuple[str, str]  # schedule, method
+
+
+class Unit(NamedTuple):
+    """A unit of multiply-adds. gmacs: how many 1e9 it is."""
+
+    name: str
+    gmacs: float
+
+
+GIGA, MEGA = Unit("GMACs", 1.0), Unit("MMACs", 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +58,11 @@ class Study:
         return max(batch_sizes(self.comparison.frame), default=None)
 
     @property
+    def macs_unit(self) -> Unit:
+        """Millions for small models."""
+        return MEGA if self.comparison.frame["gmacs"].max() < 0.1 else GIGA
+
+    @property
     def has_intervals(self) -> bool:
         frame = self.comparison.frame
         return bool(frame[half_width_of(self.comparison.top1)].notna().any())
@@ -64,11 +79,17 @@ def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[S
         grouped: dict[tuple[str, str, str], list[Record]] = {}
         for record in store:
             grouped.setdefault((record.machine, record.recipe, record.recipe_digest), []).append(record)
-        unread = [f"{len(store.bad)} records cannot be read and are left out: {store.bad[0].reason}"] if store.bad else []
+        unread = (
+            [f"{len(store.bad)} records cannot be read and are left out: {store.bad[0].reason}"] if store.bad else []
+        )
         for (machine, recipe, digest), own in grouped.items():
             mixed = sum(other == machine for other, _, _ in grouped) > 1
             (comparison,) = compare(own, contrast)
-            parts = [folder.resolve().name if len(folders) > 1 else "", f"{recipe} on {machine}", digest if mixed else ""]
+            parts = [
+                folder.resolve().name if len(folders) > 1 else "",
+                f"{recipe} on {machine}",
+                digest if mixed else "",
+            ]
             label = ", ".join(filter(None, parts))
             found.append(_study(len(found), folder, label, comparison, [*unread, *_mixture(grouped, machine, digest)]))
     return found
@@ -144,7 +165,7 @@ def _drawn(study: Study, row: Row) -> dict[str, Any]:
         "top1": number(row[top1]),
         "low": number(low),
         "high": number(high),
-        "gmacs": number(row["gmacs"]),
+        "macs": number(row["gmacs"] / study.macs_unit.gmacs),
         "share": number(100 * row["macs_share"]),
         "reducer": number(100 * row["reducer_share"]),
         "difference": number(difference),
@@ -190,18 +211,18 @@ def _on_front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]
 def _named(rows: Sequence[dict[str, Any]], reference: str) -> Iterator[dict[str, Any]]:
     """The rows that have their name beside them: the base, the reference, and those on the front by MACs, far enough
     from each other."""
-    known = [row for row in rows if row["gmacs"] is not None and row["top1"] is not None]
+    known = [row for row in rows if row["macs"] is not None and row["top1"] is not None]
     if not known:
         return
-    wide = max(row["gmacs"] for row in known) - min(row["gmacs"] for row in known) or 1.0
+    wide = max(row["macs"] for row in known) - min(row["macs"] for row in known) or 1.0
     high = max(row["top1"] for row in known) - min(row["top1"] for row in known) or 1.0
     wanted = [row for row in known if row["base"]]
     wanted += [row for row in known if row["method"] == reference]
-    wanted += sorted((row for row in known if "gmacs" in row["front"]), key=lambda row: -row["top1"])
+    wanted += sorted((row for row in known if "macs" in row["front"]), key=lambda row: -row["top1"])
     taken: list[tuple[float, float]] = []
     for row in wanted:
-        x, y = row["gmacs"] / wide, row["top1"] / high
-        if len(taken) < LABELS and all(abs(x - u) > 0.2 or abs(y - v) > 0.06 for u, v in taken):
+        x, y = row["macs"] / wide, row["top1"] / high
+        if len(taken) < LABELS and all(abs(x - u) > 0.33 or abs(y - v) > 0.06 for u, v in taken):
             taken.append((x, y))
             yield row
 

@@ -13,16 +13,16 @@ from tpbench.report.page_rows import Study
 
 ACCURACY = (
     "method",
-    "family",
     "schedule",
-    "tokens_achieved",
     "macs_share",
-    "off_the_shelf_top1_percent",
     "fine_tuned_top1_percent",
     "reference_difference_points",
     "verdict",
     "rank",
+    "family",
+    "off_the_shelf_top1_percent",
     "base_difference_points",
+    "tokens_achieved",
     "reducer_share",
 )
 CLOCK = ("speedup_promised", "speedup_reached", "images_per_second")
