@@ -169,6 +169,17 @@ def show(records: Sequence[Record], out: Path) -> None:
     write.write(out)
     terminal.show(frame.compare(records), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
+    write_page(out)
+
+
+def write_page(out: Path) -> None:
+    """Write the page of a results folder, or say why there is none: a run does not fail for that."""
+    from tpbench.report import page
+
+    try:
+        print(f"page: {page.write([out], out / page.NAME)}")
+    except UsageError as error:
+        say(f"no {page.NAME}: {error}", DONE)
 
 
 def asked_methods(arguments: argparse.Namespace, recipe: Recipe) -> str:

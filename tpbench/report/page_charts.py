@@ -77,7 +77,9 @@ def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, 
     x = alt.X("difference:Q", title=f"top-1 minus that of {reference}, points", scale=scale)
     band = alt.Chart(alt.InlineData([{"from": -margin, "to": margin}])).mark_rect(style="margin", clip=True)
     zero = alt.Chart(alt.InlineData([{"at": 0}])).mark_rule(style="zero")
-    own = rows.transform_filter("datum.verdict === 'reference'").mark_point(shape="diamond", style="zero", size=70)
+    own = rows.transform_filter("datum.verdict === 'reference'").mark_point(
+        shape="diamond", style="base", size=70, filled=True
+    )
     bars = rows.transform_filter("isValid(datum.least)").mark_rule(strokeWidth=2, clip=True)
     filled = alt.when(f"indexof({DECIDED}, datum.verdict) >= 0").then(alt.value(1.0)).otherwise(alt.value(0.0))
     points = rows.mark_point(size=60, strokeWidth=2, clip=True, tooltip=TOLD)
@@ -153,7 +155,7 @@ def layers(field: str, title: str) -> dict[str, Any]:
 
 
 def reducers(most: int) -> dict[str, Any]:
-    """The reducer's share of every method's multiply-adds at a schedule, the largest first. most: rows at any schedule."""
+    """The reducer's share of every method's multiply-adds at a schedule. most: rows at any schedule."""
     rows = alt.Chart(alt.NamedData("chosen")).transform_filter("datum.reducer > 0")
     x = alt.X("reducer:Q", title="reducer, % of the model's multiply-adds")
     bars = rows.mark_bar(height=9, tooltip=TOLD)
