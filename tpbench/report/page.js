@@ -16,9 +16,9 @@ for (const line of lines) {
   const row = byId.get(Number(line.dataset.id));
   row.told = { title: line.cells[0].textContent };
   heads.slice(1).forEach((head, place) => {
-    const text = line.cells[place + 1]?.textContent;
-    if (head.dataset.kind === "text") line.cells[place + 1]?.classList.add("left");
-    if (text) row.told[words(head)] = text;
+    const cell = line.cells[place + 1];
+    if (head.dataset.kind === "text") cell?.classList.add("left");
+    if (cell?.textContent && !cell.classList.contains("failure")) row.told[words(head)] = cell.textContent;
   });
 }
 heads.forEach((head) => head.dataset.kind === "text" && (head.style.textAlign = "left"));

@@ -27,6 +27,7 @@ ACCURACY = (
 )
 CLOCK = ("speedup_promised", "speedup_reached", "images_per_second")
 LAST = ("seeds",)
+NAMING = ("method", "study", "schedule")  # the first columns, which a row without numbers has too
 TEXTS = ("method", "family", "schedule", "verdict", "study")  # the rest sort by their numbers
 Text = Callable[[Study, Row], str]
 
@@ -50,7 +51,7 @@ class Shown(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of the table: its texts by column, or the reason why it has none."""
+    """A row of the table: its texts by column; one that failed has those that name it, and the reason."""
 
     id: int
     study: int
@@ -63,10 +64,11 @@ def table(studies: Sequence[Study]) -> tuple[list[Shown], list[Line]]:
     """The columns in which any row says something, and all rows: study by study in their own order."""
     rows = [(study, row) for study in studies for row in study.comparison.rows]
     columns = [column for column in _columns(studies) if any(column.text(study, row) for study, row in rows)]
+    naming = [column for column in columns if column.name in NAMING]
     lines = []
     for number, (study, row) in enumerate(rows):
         reason = failure(row)
-        texts = [column.text(study, row) for column in columns if not reason or column.name in TEXTS]
+        texts = [column.text(study, row) for column in (naming if reason else columns)]
         lines.append(Line(number, study.number, row, texts, reason))
     return columns, lines
 
@@ -87,7 +89,7 @@ def _declared(column: Column, clock: bool) -> Shown:
 
     def text(study: Study, row: Row) -> str:
         if column.name not in row or failure(row) or (clock and study.speeds):
-            return row.get(column.name, "") if column.name in ("method", "family", "schedule") else ""
+            return row[column.name] if column.name in NAMING else ""
         return column.text(row)
 
     return Shown(column.name, column.head, column.unit, column.meaning, text)
