@@ -201,7 +201,8 @@ def test_a_session_of_another_model_is_not_joined(tmp_path):
 
 
 def test_recipes_are_kept_apart_and_that_is_said(tmp_path):
-    mixed = [*study(), *study(recipe="smoke", recipe_digest="ba9876543210")]
+    others = study(methods={"evit": 85.0}, recipe="smoke", recipe_digest="ba9876543210")
+    mixed = [*study(), *(record for record in others if not record.unreduced)]  # a folder has a cell once
     text = Tags(html(folder(tmp_path, mixed))).text
     assert "digits on xeon-4c-ab12, 0123456789ab" in text
     assert "smoke on xeon-4c-ab12, ba9876543210" in text
@@ -560,7 +561,7 @@ def test_a_point_says_what_its_row_says(opened):
     assert HOSTILE in said
     assert "80." in said
     assert " ± " in said
-    assert "pruning" in said
+    assert "other" in said
     assert opened.run("return window.hit === undefined"), "the hostile name is text"
 
 
@@ -578,6 +579,7 @@ def test_the_selects_decide_the_charts_of_layers(opened):
         form.elements.method.selectedIndex = options.findIndex((each) => each.text === "tome");
         form.elements.method.dispatchEvent(new Event("change", { bubbles: true }));"""
     )
+    opened.wait("window.tpbench.views.get('mmacs-0').data('layers').every((row) => row.told.title !== 'wkmedoids')")
     after = {each["id"] for each in shown("mmacs-0 layers")}
     assert len(after - before) == 1
     reducer = [each for each in shown("layer-ms-0 layers") if each["kind"] == "reducer" and not each["base"]]
@@ -629,7 +631,7 @@ def test_the_page_fits_a_phone(browser, written):
         opened = Opened(browser, written)
         opened.draw()
         assert opened.run("return document.documentElement.scrollWidth") <= 390
-        widths = opened.run("return [...document.querySelectorAll('.plot svg')].map((each) => each.clientWidth)")
+        widths = opened.run("return [...document.querySelectorAll('.plot svg.marks')].map((each) => each.clientWidth)")
         assert max(widths) < 390
         assert min(widths) > 250
     finally:
@@ -648,7 +650,8 @@ def test_two_thousand_records_stay_usable(browser, tmp_path):
     opened = Opened(browser, path)
     assert len(opened.column("Method")) == len(records)
     opened.press(opened.head("Fine-tuned").find_element("css selector", "button"))
-    assert float(opened.column("Fine-tuned")[0].split()[0]) == 99.0
+    texts = opened.column("Fine-tuned")
+    assert float(texts[0]) == max(map(float, texts))
     opened.find("[name=find]")[0].send_keys("setting=7")
     assert len(opened.column("Method")) == 100
     opened.draw()

@@ -113,8 +113,10 @@ choose.addEventListener("reset", () => {
 
 const picks = new Map([...document.querySelectorAll(".pick")].map((form) => [Number(form.dataset.study), form]));
 
+// What stands out comes last, and so lies above the rest.
 function ofStudy(study) {
-  return rows.filter((row) => row.study === study);
+  const loud = (row) => Number(row.ours === true || row.front !== undefined);
+  return rows.filter((row) => row.study === study).sort((a, b) => loud(a) - loud(b));
 }
 
 function atSchedule(study, schedule) {

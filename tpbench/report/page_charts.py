@@ -50,19 +50,21 @@ def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, 
     y = alt.Y("top1:Q", title=top1, scale=alt.Scale(domain=list(shown), zero=False, nice=False))
     steps = "step-after" if cost.less_is_better else "step-before"
     front = alt.Chart(alt.NamedData("front")).mark_line(interpolate=steps, style="front", clip=True)
-    bars = rows.transform_filter(f"isValid(datum.low) && isValid(datum.{cost.field})").mark_rule(clip=True)
+    bars = rows.transform_filter(f"isValid(datum.low) && isValid(datum.{cost.field})").mark_rule(
+        clip=True, tooltip=TOLD
+    )
     points = rows.mark_point(filled=True, clip=True, tooltip=TOLD)
     names = (
         alt.Chart(alt.NamedData("rows"))
         .transform_filter("isValid(datum.label)")
-        .mark_text(style="name", dx=8, dy=-9, align="left")
+        .mark_text(style="name", dx=8, dy=-9, align="left", tooltip=TOLD)
     )
     size = alt.when(LOUD).then(alt.value(110)).otherwise(alt.value(50))
     return _whole(
         front.encode(x=x, y=y),
+        base.mark_rule(style="zero").encode(y=y),
         *([bars.encode(x=x, y="low:Q", y2="high:Q", color=_family(), opacity=_opacity(0.3))] if intervals else []),
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity(), size=size),
-        base.mark_rule(style="zero").encode(y=y),
         base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOLD).encode(x=x, y=y),
         names.encode(x=x, y=y, text="label:N", opacity=_opacity()),
         height=HEIGHT,
@@ -80,7 +82,7 @@ def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, 
     own = rows.transform_filter("datum.verdict === 'reference'").mark_point(
         shape="diamond", style="base", size=70, filled=True
     )
-    bars = rows.transform_filter("isValid(datum.least)").mark_rule(strokeWidth=2, clip=True)
+    bars = rows.transform_filter("isValid(datum.least)").mark_rule(strokeWidth=2, clip=True, tooltip=TOLD)
     filled = alt.when(f"indexof({DECIDED}, datum.verdict) >= 0").then(alt.value(1.0)).otherwise(alt.value(0.0))
     points = rows.mark_point(size=60, strokeWidth=2, clip=True, tooltip=TOLD)
     return _whole(
@@ -108,7 +110,7 @@ def speedup(intervals: bool) -> dict[str, Any]:
     x = alt.X("promised:Q", title="speed-up promised by multiply-adds", scale=alt.Scale(zero=False, padding=14))
     y = alt.Y("reached:Q", title="speed-up measured", scale=alt.Scale(zero=False))
     even = alt.Chart(alt.InlineData([{"at": 1}])).mark_rule(style="zero")
-    bars = rows.transform_filter("isValid(datum.slowest)").mark_rule()
+    bars = rows.transform_filter("isValid(datum.slowest)").mark_rule(tooltip=TOLD)
     points = rows.mark_point(filled=True, size=70, tooltip=TOLD)
     return _whole(
         alt.Chart(alt.NamedData("rows")).transform_filter(known).mark_line(style="front").encode(x=x, y="promised:Q"),

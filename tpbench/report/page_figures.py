@@ -17,9 +17,8 @@ from tpbench.report.pareto import family_colour
 MOST_LAYERED = 800  # rows of all studies whose layers are in the page
 MEGA = 1e6
 DARK = {"#7A4B1E": "#C48A52", "#0072B2": "#3E9BDC", "#777777": "#9AA3AD"}  # colours that are too dark on black
-# Vega's own, and two paths within [-1, 1]: what differs in colour differs in shape too.
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "stroke")
-PLUS = "M-1,-.3H-.3V-1H.3V-.3H1V.3H.3V1H-.3V.3H-1Z"
+# Vega's own: what differs in colour differs in shape too.
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 GLYPHS = {  # the same for the buttons, in a box from -1 to 1
     "circle": "M0,-.9A.9,.9,0,1,1,0,.9A.9,.9,0,1,1,0,-.9Z",
     "square": "M-.8,-.8H.8V.8H-.8Z",
@@ -27,8 +26,8 @@ GLYPHS = {  # the same for the buttons, in a box from -1 to 1
     "triangle-down": "M0,.9L.9,-.8H-.9Z",
     "triangle-right": "M.9,0L-.8,.9V-.9Z",
     "diamond": "M0,-1L1,0L0,1L-1,0Z",
-    "cross": PLUS,
-    "stroke": "M-1,-.25H1V.25H-1Z",
+    "cross": "M-1,-.3H-.3V-1H.3V-.3H1V.3H.3V1H-.3V.3H-1Z",
+    "triangle-left": "M-.9,0L.8,.9V-.9Z",
 }
 
 
