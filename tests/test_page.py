@@ -559,8 +559,9 @@ def test_a_point_says_what_its_row_says(opened):
     opened.wait("document.querySelector('#vg-tooltip-element.visible') !== null")
     said = opened.find("#vg-tooltip-element")[0].text
     assert HOSTILE in said
-    assert "80." in said
-    assert " ± " in said
+    rows = [text for name, text in zip(opened.column("Method"), opened.column("Fine-tuned")) if name == HOSTILE]
+    assert sum(text in said for text in rows) == 1, "its accuracy with the interval, as the table has it"
+    assert all(" ± " in text for text in rows)
     assert "other" in said
     assert opened.run("return window.hit === undefined"), "the hostile name is text"
 
@@ -638,6 +639,7 @@ def test_the_page_fits_a_phone(browser, written):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.slow
 def test_two_thousand_records_stay_usable(browser, tmp_path):
     methods = {f"topk(setting={number})": 60.0 + number for number in range(20)}
     records = [record("none", 0, 99.0)]
@@ -654,5 +656,4 @@ def test_two_thousand_records_stay_usable(browser, tmp_path):
     assert float(texts[0]) == max(map(float, texts))
     opened.find("[name=find]")[0].send_keys("setting=7")
     assert len(opened.column("Method")) == 100
-    opened.draw()
     assert opened.logged() == []

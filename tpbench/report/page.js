@@ -175,8 +175,10 @@ for (const [study, form] of picks) {
     for (const [chart, view] of views) {
       if (charts[chart].study !== study || charts[chart].at) continue;
       const data = named(chart);
+      const { spec } = charts[chart];
+      const read = new Set([spec, ...spec.layer].map((part) => part.data?.name));
       for (const name of ["chosen", "tokens", "layers"]) {
-        if (charts[chart].spec.layer.some((layer) => layer.data?.name === name)) view.data(name, data[name]);
+        if (read.has(name)) view.data(name, data[name]);
       }
       view.runAsync();
     }
