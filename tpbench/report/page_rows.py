@@ -161,6 +161,7 @@ def _drawn(study: Study, row: Row) -> dict[str, Any]:
         "schedule": row["schedule"],
         "family": row["family"],
         "base": row["unreduced"],
+        "masked": row["count"] == "masked",
         "ours": is_token_pooling(row["method"]),
         "top1": number(row[top1]),
         "low": number(low),
@@ -202,9 +203,10 @@ def _timed(study: Study, row: Row) -> dict[str, Any]:
 
 
 def _on_front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
-    """The rows that no other beats in both cost and accuracy."""
+    """The rows that no other beats in both cost and accuracy; those that save nothing take no part."""
     sign = -1 if cost == "ips" else 1
-    known = {(sign * row[cost], row["top1"]): row for row in rows if row[cost] is not None and row["top1"] is not None}
+    found = [row for row in rows if row[cost] is not None and row["top1"] is not None and not row["masked"]]
+    known = {(sign * row[cost], row["top1"]): row for row in found}
     return [known[point] for point in front(list(known))]
 
 
