@@ -292,7 +292,7 @@ def test_charts_are_valid_vega_lite():
     ]
     for spec in specs:
         page_charts.alt.LayerChart.from_dict(spec)
-    with pytest.raises(Exception, match="layer"):
+    with pytest.raises(Exception, match="blob"):
         page_charts.alt.LayerChart.from_dict({**specs[0], "layer": [{"mark": "blob"}]})
 
 
