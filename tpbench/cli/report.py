@@ -1,4 +1,4 @@
-"""`tpbench report`: tables and figures from records."""
+"""`tpbench report`: tables, figures and the page from records."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 
 from tpbench.cli.only import print_document
+from tpbench.cli.outcome import DONE, FAILED
 from tpbench.cli.reading import say_what_was_read
 from tpbench.cli.where import add_quiet
+from tpbench.errors import UsageError
 
-HELP = "rebuild the tables and figures of a results folder from its records"
-EXAMPLE = "tpbench report results/digits"
+HELP = "rebuild the tables and figures of a results folder from its records, or its page"
+EXAMPLE = "tpbench report results/digits, or a page of two folders: tpbench report A B --html --out both.html"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+    verb.add_argument("folder", type=Path, nargs="+", metavar="DIR", help="a results folder; with --html several")
     verb.add_argument(
         "--by",
         choices=("schedule", "macs", "latency"),
@@ -22,22 +24,59 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     )
     add_quiet(verb)
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of paths or tables")
+    verb.add_argument(
+        "--html", action="store_true", help="write the page instead: one HTML file, all folders side by side"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="FILE", help="with --html: the page (default: report.html in the one folder)"
+    )
 
 
 def act(arguments: argparse.Namespace) -> int:
+    check(arguments)
+    codes = [say_what_was_read(folder) for folder in arguments.folder]
+    if arguments.html:
+        from tpbench.report import page
+
+        written = page.write(arguments.folder, arguments.out or arguments.folder[0] / page.NAME)
+        if not arguments.quiet:
+            print(written)
+    else:
+        tables(arguments)
+    return FAILED if FAILED in codes else DONE
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse flags that say nothing together, and folders whose page has no place."""
+    several = len(arguments.folder) > 1
+    if several and not arguments.html:
+        raise UsageError("several folders stand side by side on a page: add --html and --out FILE")
+    if several and arguments.out is None:
+        raise UsageError("the page of several folders needs a place: --out FILE")
+    if arguments.out is not None and not arguments.html:
+        raise UsageError("--out names the page that --html writes")
+    if arguments.out is not None and arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is a folder; name the file, such as {arguments.out / 'report.html'}")
+    if arguments.json and arguments.html:
+        raise UsageError("--json prints the tables; it says nothing of the page of --html")
+    if arguments.by is not None and arguments.html:
+        raise UsageError("--by prints rows; the page of --html sorts and filters them")
+
+
+def tables(arguments: argparse.Namespace) -> None:
+    """Write tables and figures, and print their paths, their rows or one JSON object, as it was asked for."""
     from tpbench.record import Store
     from tpbench.report import document, frame, terminal, write
 
-    code = say_what_was_read(arguments.folder)
-    paths = write.write(arguments.folder)
+    folder = arguments.folder[0]
+    paths = write.write(folder)
     if arguments.json:
-        store = Store.of(arguments.folder)
-        whole = document.document(arguments.folder, frame.compare(store), [bad.reason for bad in store.bad])
-        print_document(whole | {"paths": [str(path) for path in paths]})
+        store = Store.of(folder)
+        found = document.document(folder, frame.compare(store), [bad.reason for bad in store.bad])
+        print_document(found | {"paths": [str(path) for path in paths]})
     elif arguments.by is not None and not arguments.quiet:
         from rich.console import Console
 
-        terminal.show(frame.compare(Store.of(arguments.folder)), Console(), arguments.by)
+        terminal.show(frame.compare(Store.of(folder)), Console(), arguments.by)
     elif not arguments.quiet:
         print(*paths, sep="\n")
-    return code

@@ -240,6 +240,20 @@ def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str,
 
         terminal.show(compared, Console())
         print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
+    write_page(out, silent=output.json or output.quiet)
+
+
+def write_page(out: Path, silent: bool) -> None:
+    """Write the page of a results folder, or say why there is none: a run does not fail for that."""
+    from tpbench.report import page
+
+    try:
+        written = page.write([out], out / page.NAME)
+    except UsageError as error:
+        say(f"no {page.NAME}: {error}", DONE)
+        return
+    if not silent:
+        print(f"page: {written}")
 
 
 def asked_methods(arguments: argparse.Namespace, recipe: Recipe) -> str:

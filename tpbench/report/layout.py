@@ -52,7 +52,7 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
         mean, half_width = row[name], row[half_width_of(name)]
         if pd.isna(half_width):
             return fixed(mean, 1, sign)
-        low, high = _ends(row, name)
+        low, high = ends(row, name)
         if _cut(row, name):
             return f"{fixed(mean, 1, sign)} +{fixed(high - mean, 1)}-{fixed(mean - low, 1)}"
         return f"{fixed(mean, 1, sign)} ±{fixed(half_width, 1)}"
@@ -65,13 +65,13 @@ def plus_minus(row: Row, name: str, sign: str = "") -> str:
     mean, half_width = row[name], row[half_width_of(name)]
     if pd.isna(half_width):
         return fixed(mean, 2, sign)
-    low, high = _ends(row, name)
+    low, high = ends(row, name)
     if _cut(row, name):
         return f"{fixed(mean, 2)} [{fixed(low, 2)}, {fixed(high, 2)}]"
     return f"{fixed(mean, 2, sign)} ± {fixed(half_width, 2)}"
 
 
-def _ends(row: Row, name: str) -> tuple[float, float]:
+def ends(row: Row, name: str) -> tuple[float, float]:
     """The ends of an interval; those of a share of images lie within [0, 100] percent."""
     mean, half_width = row[name], row[half_width_of(name)]
     if _cut(row, name):

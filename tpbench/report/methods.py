@@ -11,6 +11,7 @@ from tpbench.errors import UsageError
 FAMILIES = cards.FAMILIES
 OTHER = "other"
 NULL = "null row"
+FAMILIES_SHOWN = (*FAMILIES, NULL, OTHER)
 SETTING = "finetune_seed"
 
 
@@ -18,6 +19,12 @@ def family(method: str) -> str:
     """The family of a row's method, by its card; "other" where it has none or names no family."""
     card = _cards().get(method.partition("(")[0])
     return card.family if card is not None and card.family else OTHER
+
+
+def is_token_pooling(method: str) -> bool:
+    """Whether a row's method is one of Token Pooling's own, which live in a room of theirs."""
+    card = _cards().get(method.partition("(")[0])
+    return card is not None and card.module.startswith("tpbench.pooling")
 
 
 @cache

@@ -109,7 +109,7 @@ def _about(comparison: Comparison) -> list[str]:
     return [
         f"Recipe {records[0].recipe} ({records[0].recipe_digest}), {counts}.",
         "",
-        *dict.fromkeys(f"- {_environment(record)}" for record in records if record.environment),
+        *dict.fromkeys(f"- {measured_on(record)}" for record in records if record.environment),
         "",
         f"[wide tables](tables/{machine}.md), [LaTeX](tables/{machine}.tex), [all columns](tables/{machine}.csv),",
         *(f"[by {axis.what}](tables/{machine}-by-{name}.md)," for name, axis in bands.axes(comparison.frame).items()),
@@ -120,7 +120,7 @@ def _about(comparison: Comparison) -> list[str]:
     ]
 
 
-def _environment(record: Record) -> str:
+def measured_on(record: Record) -> str:
     """What a record was measured on, in one line."""
     about = record.environment
     packages = ", ".join(f"{name} {version}" for name, version in about.get("packages", {}).items() if version)

@@ -1,0 +1,76 @@
+"""How to make results again: the environment of a study, and the commands that lead to it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tpbench import recipe
+from tpbench.report import first
+from tpbench.report.findings import findings
+from tpbench.report.page_rows import Study
+from tpbench.report.write import measured_on
+
+PYTHON = "python -m tpbench"
+
+
+class About(NamedTuple):
+    """What the page says of a study in words: findings, notes beside its rows, where it ran, how to repeat it."""
+
+    findings: list[str]
+    notes: list[str]
+    measured_on: list[str]
+    commands: list[str]
+    caution: str
+
+
+def about(study: Study) -> About:
+    comparison = study.comparison
+    notes = [f"{section.title}: {note}" for section in first.sections(comparison) for note in section.notes]
+    return About(
+        findings=findings(comparison),
+        notes=[*study.remarks, *notes, *first.remarks(comparison)],
+        measured_on=list(dict.fromkeys(measured_on(record) for record in comparison.records if record.environment)),
+        commands=commands(study),
+        caution=caution(study),
+    )
+
+
+def commands(study: Study) -> list[str]:
+    """The commit, if all records have the same one, and the run."""
+    records = study.comparison.records
+    first_record = records[0]
+    commits = {record.git["commit"] for record in records if record.git.get("commit")}
+    variants = dict.fromkeys(record.method for record in records if not record.unreduced)
+    schedules = dict.fromkeys(record.schedule for record in records if not record.unreduced)
+    seeds = max(record.seed for record in records) + 1
+    words = ["--recipe", first_record.recipe, "--methods", ",".join(variants), "--schedules", ";".join(schedules)]
+    words = words if variants else ["--recipe", first_record.recipe, "--methods", "none"]
+    words += ["--seeds", str(seeds), "--out", str(study.folder)]
+    checkout = [f"git checkout {commits.pop()}"] if len(commits) == 1 else []
+    return [*checkout, f"{PYTHON} run {shlex.join(words)}"]
+
+
+def caution(study: Study) -> str:
+    """What stands between the command and the same records; nothing where nothing does."""
+    records = study.comparison.records
+    about = records[0]
+    changed = any(record.git.get("changed") for record in records)
+    several = len({record.git.get("commit") for record in records}) > 1
+    said = []
+    if about.recipe not in recipe.names():
+        said.append(f"The recipe {about.recipe} is no packaged one: give its file to --recipe.")
+    elif recipe.load(about.recipe).digest != about.recipe_digest:
+        said.append(f"The recipe {about.recipe} has changed since these records ({about.recipe_digest}).")
+    if several:
+        said.append("The records are of several commits.")
+    if changed:
+        said.append("Files had been changed since the commit.")
+    return " ".join(said)
+
+
+def page_command(folders: Sequence[Path], path: Path) -> str:
+    """What makes the page again from the records alone."""
+    return f"{PYTHON} report {shlex.join([*map(str, folders), '--html', '--out', str(path)])}"

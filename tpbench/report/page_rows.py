@@ -1,0 +1,236 @@
+"""The rows of the report page: those of every comparison, with what a timing session says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from tpbench.errors import UsageError
+from tpbench.measure import speeds, timings
+from tpbench.measure.speeds import Speed
+from tpbench.record import Record, Store
+from tpbench.report import timed
+from tpbench.report.contrast import Contrast
+from tpbench.report.frame import Comparison, batch_sizes, compare
+from tpbench.report.layout import Row, ends, half_width_of, marked
+from tpbench.report.methods import is_token_pooling
+from tpbench.report.pareto import front
+
+COSTS = ("macs", "ms", "ips")  # what accuracy is shown against; more images per second is cheaper
+LABELS = 8  # rows of a study with their name beside them
+DIGITS = 5  # significant: more are not seen, and thousands of rows stay small
+Key = tuple[str, str]  # schedule, method
+
+
+class Unit(NamedTuple):
+    """A unit of multiply-adds. gmacs: how many 1e9 it is."""
+
+    name: str
+    gmacs: float
+
+
+GIGA, MEGA = Unit("GMACs", 1.0), Unit("MMACs", 1e-3)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What stands side by side on the page: one recipe on one machine in one folder.
+
+    speeds: by schedule and method, of the session `timed_at` says; empty where there is none.
+    """
+
+    number: int
+    folder: Path
+    label: str
+    comparison: Comparison
+    speeds: dict[Key, Speed] = field(default_factory=dict)
+    timed_at: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def batch(self) -> int | None:
+        """The largest batch size whose latency the records themselves have."""
+        return max(batch_sizes(self.comparison.frame), default=None)
+
+    @property
+    def macs_unit(self) -> Unit:
+        """Millions for small models."""
+        return MEGA if self.comparison.frame["gmacs"].max() < 0.1 else GIGA
+
+    @property
+    def has_intervals(self) -> bool:
+        frame = self.comparison.frame
+        return bool(frame[half_width_of(self.comparison.top1)].notna().any())
+
+
+def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[Study]:
+    """The studies of all folders. Records of several recipes on one machine are kept apart, and that is said."""
+    found: list[Study] = []
+    for folder in folders:
+        store = Store.of(folder)
+        if not len(store):
+            store.refuse_bad()
+            raise UsageError(f"{folder} holds no records")
+        grouped: dict[tuple[str, str, str], list[Record]] = {}
+        for record in store:
+            grouped.setdefault((record.machine, record.recipe, record.recipe_digest), []).append(record)
+        unread = (
+            [f"{len(store.bad)} records cannot be read and are left out: {store.bad[0].reason}"] if store.bad else []
+        )
+        for (machine, recipe, digest), own in grouped.items():
+            mixed = sum(other == machine for other, _, _ in grouped) > 1
+            (comparison,) = compare(own, contrast)
+            parts = [
+                folder.resolve().name if len(folders) > 1 else "",
+                f"{recipe} on {machine}",
+                digest if mixed else "",
+            ]
+            label = ", ".join(filter(None, parts))
+            found.append(_study(len(found), folder, label, comparison, [*unread, *_mixture(grouped, machine, digest)]))
+    return found
+
+
+def _mixture(grouped: dict[tuple[str, str, str], list[Record]], machine: str, digest: str) -> Iterator[str]:
+    others = [f"{recipe} ({other})" for own, recipe, other in grouped if own == machine and other != digest]
+    if others:
+        yield f"The folder holds other records of {machine} too, which are kept apart: {', '.join(others)}."
+
+
+def _study(number: int, folder: Path, label: str, comparison: Comparison, remarks: list[str]) -> Study:
+    path = timings.path_in(folder, comparison.machine)
+    study = Study(number=number, folder=folder, label=label, comparison=comparison, remarks=remarks)
+    if not path.exists():
+        return study
+    session = timings.read(path)
+    about = comparison.records[0]
+    if session.model != about.recipe or session.weights != f"recipe {about.recipe_digest}":
+        remarks.append(f"The session {path.name} times {session.model}, {session.weights}: another model than this.")
+        return study
+    if not session.rounds:
+        remarks.append(f"The session {path.name} has no complete round yet.")
+        return study
+    group = max(session.groups, key=lambda group: group.batch)
+    title = f"{timed.title(session, group)}; {session.rounds} rounds"
+    return Study(
+        number=number,
+        folder=folder,
+        label=label,
+        comparison=comparison,
+        speeds=_fastest(speeds.speeds(session, group)),
+        timed_at=title,
+        remarks=remarks,
+    )
+
+
+def _fastest(found: Sequence[Speed]) -> dict[Key, Speed]:
+    """Every row in the mode in which it is fastest; timm's own model is the reference of all and no row."""
+    rows: dict[Key, Speed] = {}
+    for speed in sorted(found, key=lambda speed: -speed.median):
+        if speed.row.role == "reduced":
+            rows[speed.row.schedule, speed.row.method] = speed
+    return rows
+
+
+# ------------------------------------------------------------------------------------------ what charts draw
+
+
+def drawn(study: Study) -> list[dict[str, Any]]:
+    """Every row as the charts read it. Numbers of five digits, None where there is none; texts as tables have them."""
+    comparison = study.comparison
+    rows = [_drawn(study, row) for row in comparison.rows]
+    for cost in COSTS:
+        for row in _on_front(rows, cost):
+            row["front"].append(cost)
+    for row in _named(rows, comparison.contrast.reference):
+        row["label"] = row["method"]
+    return [{name: value for name, value in row.items() if value not in (None, "", [], False)} for row in rows]
+
+
+def _drawn(study: Study, row: Row) -> dict[str, Any]:
+    top1 = study.comparison.top1
+    known = pd.notna(row[half_width_of(top1)])
+    low, high = ends(row, top1) if known else (None, None)
+    difference, width = row["reference_difference_points"], row["reference_difference_half_width_points"]
+    return {
+        "method": marked(row),
+        "schedule": row["schedule"],
+        "family": row["family"],
+        "base": row["unreduced"],
+        "masked": row["count"] == "masked",
+        "ours": is_token_pooling(row["method"]),
+        "top1": number(row[top1]),
+        "low": number(low),
+        "high": number(high),
+        "macs": number(row["gmacs"] / study.macs_unit.gmacs),
+        "share": number(100 * row["macs_share"]),
+        "reducer": number(100 * row["reducer_share"]),
+        "difference": number(difference),
+        "least": number(difference - width),
+        "most": number(difference + width),
+        "verdict": row["verdict"],
+        "front": [],
+        **_timed(study, row),
+    }
+
+
+def _timed(study: Study, row: Row) -> dict[str, Any]:
+    """Milliseconds, images per second and speed-ups: of the timing session, or else of the records."""
+    if study.speeds:
+        speed = study.speeds.get((row["schedule"], row["method"]))
+        if speed is None:
+            return {"ms": None, "ips": None}
+        return {
+            "ms": number(1e3 * speed.median),
+            "ips": number(speed.row.batch / speed.median),
+            "promised": number(speed.promised),
+            "reached": number(speed.speedup.value),
+            "slowest": number(speed.speedup.low),
+            "fastest": number(speed.speedup.high),
+        }
+    if study.batch is None:
+        return {"ms": None, "ips": None}
+    return {
+        "ms": number(row[f"latency_b{study.batch}_median_ms"]),
+        "ips": number(row["images_per_second"]),
+        "promised": number(row["speedup_promised"]),
+        "reached": number(row["speedup_reached"]),
+    }
+
+
+def _on_front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+    """The rows that no other beats in both cost and accuracy; those that save nothing take no part."""
+    sign = -1 if cost == "ips" else 1
+    found = [row for row in rows if row[cost] is not None and row["top1"] is not None and not row["masked"]]
+    known = {(sign * row[cost], row["top1"]): row for row in found}
+    return [known[point] for point in front(list(known))]
+
+
+def _named(rows: Sequence[dict[str, Any]], reference: str) -> Iterator[dict[str, Any]]:
+    """The rows that have their name beside them: the base, the reference, and those on the front by MACs, far enough
+    from each other."""
+    known = [row for row in rows if row["macs"] is not None and row["top1"] is not None]
+    if not known:
+        return
+    wide = max(row["macs"] for row in known) - min(row["macs"] for row in known) or 1.0
+    high = max(row["top1"] for row in known) - min(row["top1"] for row in known) or 1.0
+    wanted = [row for row in known if row["base"]]
+    wanted += [row for row in known if row["method"] == reference]
+    wanted += sorted((row for row in known if "macs" in row["front"]), key=lambda row: -row["top1"])
+    taken: list[tuple[float, float]] = []
+    for row in wanted:
+        x, y = row["macs"] / wide, row["top1"] / high
+        if len(taken) < LABELS and all(abs(x - u) > 0.33 or abs(y - v) > 0.06 for u, v in taken):
+            taken.append((x, y))
+            yield row
+
+
+def number(value: Any) -> float | None:
+    """A number of five significant digits; None for a blank."""
+    if value is None or pd.isna(value) or not isfinite(value):
+        return None
+    return float(f"{float(value):.{DIGITS}g}")
