@@ -144,6 +144,8 @@ def conclude(plan: Plan, records: Sequence[Record]) -> int:
         show(records, plan.out)
     if left := len(plan.cells) - len(records):
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
+    elif records and (untimed := look.untimed(plan, records[0].machine)):
+        say(f"time limit reached: {untimed}; the same command continues", DONE)
     failed = list(look.failures(records))
     for record in failed:
         say(f"failed: {record.method} {record.schedule} seed {record.seed}: {record.error}", FAILED)
