@@ -530,7 +530,7 @@ def test_counts_that_a_session_has_found_are_kept(subject, tmp_path, monkeypatch
         many.solve(subject, grid, Effort())
 
 
-def test_counts_found_elsewhere_or_under_other_conditions_are_not_kept(subject, tmp_path):
+def test_counts_found_elsewhere_or_under_other_conditions_are_not_kept(tmp_path):
     path = tmp_path / "here.json"
     grid = Grid(tuple(registry.variants("topk")), parse_all("latency=0.8@0,1,2"), (4,))
     line = row("topk", schedule="latency=0.8@0,1,2", batch=4, asked=0.8, counts=[50, 40, 30], seconds=[1.0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpbench.cli.reading import say_what_was_read
 
-HELP = "rebuild the tables and figures of a results folder from its records"
+HELP = "rebuild the tables and figures of a results folder from its records and timing sessions"
 EXAMPLE = "tpbench report results/digits"
 
 
@@ -21,7 +21,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    from tpbench.report import frame, terminal, write
+    from tpbench.report import frame, sessions, terminal, timed, write
 
     code = say_what_was_read(arguments.folder)
     paths = write.write(arguments.folder)
@@ -32,5 +32,9 @@ def act(arguments: argparse.Namespace) -> int:
 
     from tpbench.record import Store
 
-    terminal.show(frame.compare(Store.of(arguments.folder)), Console(), arguments.by)
+    found = sessions.of(arguments.folder)
+    comparisons = frame.compare(Store.of(arguments.folder), timed=found)
+    terminal.show(comparisons, Console(), arguments.by)
+    for session in found if not comparisons else []:
+        timed.show(session, Console())
     return code

@@ -166,10 +166,10 @@ def show(records: Sequence[Record], out: Path) -> None:
     """Write the report of a results folder and print the comparison of these records."""
     from rich.console import Console
 
-    from tpbench.report import frame, terminal, write
+    from tpbench.report import frame, sessions, terminal, write
 
     write.write(out)
-    terminal.show(frame.compare(records), Console())
+    terminal.show(frame.compare(records, timed=sessions.of(out)), Console())
     print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
 
 

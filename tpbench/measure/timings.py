@@ -99,9 +99,9 @@ class Sitting:
 class Session:
     """All rows of one model on one machine.
 
-    wanted is the number of rounds to be taken, budget the seconds of sampling, over all sittings, after which fewer have
-    to do (None: however long it takes). images: where they come from, how many, and a fingerprint. environment and
-    facts: the packages, the machine, and what decides its speed.
+    wanted is the number of rounds to be taken, budget the seconds of sampling, over all sittings, after which fewer
+    have to do (None: however long it takes). images: where they come from, how many, and a fingerprint. environment
+    and facts: the packages, the machine, and what decides its speed.
     """
 
     machine: str
