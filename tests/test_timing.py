@@ -473,6 +473,30 @@ def test_every_method_meets_the_latency_asked_for(subject, monkeypatch, fixed, n
             assert without != pytest.approx(0.8, rel=0.02), "control: the share of MACs does not meet it"
 
 
+@pytest.mark.parametrize(("slower", "met"), [(1.0, True), (1.1, False)])
+def test_at_the_end_of_a_session_every_row_has_its_latency_or_is_marked(subject, monkeypatch, slower, met):
+    """Control: a machine on which reduced models are slower in the session than they were in the search."""
+    machine = Machine(monkeypatch, fixed=0.2, overhead={"wkmedoids": 0.08, "tome": 0.04}, noise=0.0)
+
+    def one_round(calls: Mapping[Key, Row], *_) -> dict[Key, float]:
+        factor = {key: slower if key.role == "reduced" else 1.0 for key in calls}
+        return {key: factor[key] * seconds for key, seconds in machine.one_round(calls).items()}
+
+    monkeypatch.setattr(session, "warmed", machine.warmed)
+    monkeypatch.setattr(session, "one_round", one_round)
+    grid = Grid(tuple(registry.variants("topk,wkmedoids,tome")), parse_all("latency=0.8@0,1,2"), (1, 4))
+    done = many.time(subject, grid, Effort(20), None)
+    found = {group: speeds.speeds(done, group) for group in done.groups}
+    asked = [speed for own in found.values() for speed in own if speed.row.asked is not None]
+    assert [(speed.row.method, speed.row.batch) for speed in asked] == [("topk", 4), ("wkmedoids", 4), ("tome", 4)]
+    for speed in asked:
+        assert (slower * machine.true(speed.row) == pytest.approx(0.8, rel=speeds.NEAR)) == met
+        assert speed.marked != met
+    marks = [line["Method"] for group in found for line in table.lines(done, group) if "*" in line["ms"]]
+    assert sorted(marks) == ([] if met else ["tome", "topk", "wkmedoids"])
+    assert len(table.missed(done)) == len(marks)
+
+
 def test_a_latency_below_what_reducing_costs_is_out_of_reach(subject, monkeypatch):
     Machine(monkeypatch, fixed=0.6, overhead={}, noise=0.0)
     asked = (registry.variants("topk")[0], parse("latency=0.5@0,1,2"))
