@@ -589,6 +589,23 @@ def test_what_meets_the_latency_is_ranked_by_accuracy_or_else_by_tokens_kept():
     assert [choice.method for choice in advice.ranked(seen)] == ["a", "b", "late"]
 
 
+def test_methods_that_would_keep_fewer_tokens_at_the_latency_are_not_timed_to_the_end(subject, monkeypatch):
+    monkeypatch.setattr(advice, "FINALISTS", 2)
+    schedule = parse("latency=0.8@0,1,2")
+    found = {
+        "topk": latency_budget.Solution([40, 30, 20], 0.0, None, []),
+        "tome": latency_budget.Solution([44, 33, 22], 0.04, None, []),  # keeps more, and is slower
+        "random": latency_budget.Solution([40, 30, 20], -0.01, None, []),  # as many, and faster
+        "wkmedoids": latency_budget.Solution([64, 64, 64], 0.25, None, []),  # far from the latency
+        "ats": latency_budget.Solution(None, None, "it cannot", []),
+    }
+    pairs = {(variant, schedule): found[str(variant)] for variant in registry.variants(",".join(found))}
+    behind = advice.left_behind(subject, pairs)
+    assert [str(variant) for variant in behind] == ["topk", "wkmedoids"]
+    monkeypatch.setattr(advice, "FINALISTS", 4)
+    assert advice.left_behind(subject, pairs) == [], "control: there is room for all that have counts"
+
+
 @pytest.mark.parametrize(("bounds", "pays"), [((1.01, 1.2), True), ((0.8, 0.99), False), ((0.9, 1.1), None)])
 def test_reduction_pays_only_where_the_interval_says_so(bounds, pays):
     assert advice.Place(1, "float32", "eager", speeds.Ratio(1.0, *bounds)).pays == pays

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tpbench import environment
 from tpbench.errors import UsageError
 from tpbench.measure import entries, latency_budget, session, timings
 from tpbench.measure.entries import Grid, Solved, Subject
+from tpbench.measure.latency_budget import Solution
 from tpbench.measure.session import Effort, Watch, unchecked, unwatched
 from tpbench.measure.timings import Session
 from tpbench.record import host_id
@@ -91,10 +92,16 @@ def solve(
         watch=watch,
         check=check,
     )
+    return solved | counted(solutions)
+
+
+def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
+    """Every solution as the schedule of its counts, or as the reason why it has none."""
+    found: dict[tuple[Variant, Schedule], Schedule | str] = {}
     for (variant, schedule), solution in solutions.items():
         met = schedule.counting(solution.counts) if solution.counts else None
-        solved[variant, schedule] = met or solution.error
-    return solved
+        found[variant, schedule] = met or solution.error
+    return found
 
 
 def found_before(path: Path | None, begun: Session, grid: Grid) -> Solved:

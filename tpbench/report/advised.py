@@ -86,7 +86,9 @@ def below(advice: Advice) -> Iterator[str]:
     if any(choice.marked for choice in advice.choices[:SHOWN]):
         yield "* misses the latency that was asked for by more than 2 %."
     if len(advice.choices) > SHOWN:
-        yield f"{len(advice.choices) - SHOWN} more methods are not shown; --json shows them."
+        yield f"{len(advice.choices) - SHOWN} more methods were timed; --json shows them."
+    if advice.behind:
+        yield f"keep fewer tokens at this latency, by the search alone: {', '.join(advice.behind)}."
     if advice.unmet:
         yield f"cannot meet it: {', '.join(advice.unmet)}."
 
