@@ -22,7 +22,7 @@ def show(advice: Advice, console: Console) -> None:
         console.width = max(console.width, PIPE_WIDTH)
     _print(console, "", *head(advice), "")
     _table(console, ranking(advice))
-    _print(console, *below(advice), "", f"Where {advice.choices[0].method} makes the model faster:")
+    _print(console, "", *below(advice), "", f"Where {advice.choices[0].method} makes the model faster:")
     _table(console, places(advice))
     _print(console, "", "To use it:", *advice.code)
 
@@ -88,9 +88,9 @@ def below(advice: Advice) -> Iterator[str]:
     if len(advice.choices) > SHOWN:
         yield f"{len(advice.choices) - SHOWN} more methods were timed; --json shows them."
     if advice.behind:
-        yield f"keep fewer tokens at this latency, by the search alone: {', '.join(advice.behind)}."
+        yield f"Keep fewer tokens at this latency, and were not timed to the end: {', '.join(advice.behind)}."
     if advice.unmet:
-        yield f"cannot meet it: {', '.join(advice.unmet)}."
+        yield f"Cannot meet it: {', '.join(advice.unmet)}."
 
 
 def places(advice: Advice) -> list[list[str]]:
