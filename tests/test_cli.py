@@ -10,6 +10,7 @@ from dataclasses import fields
 
 import pytest
 
+from tpbench.bench.look import locked
 from tpbench.cli import DONE, FAILED, WRONG, main
 from tpbench.record import Profile, Record
 
@@ -259,6 +260,16 @@ def test_profile_of_many_methods_prints_one_object_and_keeps_the_session(capsys,
     assert "the same model twice" in out
     assert "topk" in out
     assert path.read_bytes() == before, "what is there is not timed again"
+    with locked(tmp_path):
+        code, _, err = ask(capsys, *words, "--fresh")
+    assert code == WRONG
+    assert "is being written by another run" in err
+    assert path.read_bytes() == before, "a second one does not delete what the first one writes"
+    code, _, err = ask(capsys, *words, "--rounds", "9", "--time-limit", "0.01s")
+    assert code == DONE
+    assert "time limit reached: 5 of 9 rounds are done; the same command continues" in err
+    assert ask(capsys, *words, "--rounds", "9")[2].count("time limit") == 0
+    assert len(json.loads(path.read_text())["rows"][0]["seconds"]) == 9
     code, _, err = ask(capsys, *words, "--model", "vit_tiny_patch16_224")
     assert code == WRONG
     assert "times model test_vit, not vit_tiny_patch16_224" in err

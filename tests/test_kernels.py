@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,43 @@ def test_kernels_compile_for_hopper_without_a_gpu():
         assert 16 <= row.registers <= 255, row
         assert row.stack_bytes <= 16, row
         assert row.shared_bytes <= 227 * 1024, row
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_float32_tokens_go_to_the_tensor_cores(monkeypatch):
+    """What a model under autocast gives a reducer. Control: in full precision they do not."""
+    if not Path(importlib.import_module("triton").knobs.nvidia.ptxas.path).is_file():
+        pytest.skip("Triton ships no ptxas here")
+    ahead = importlib.import_module("opbench.compiled")
+    room = fused("distances_triton")
+    x = torch.empty(256, 196, 384, device="meta")
+    for split in (True, False):
+        monkeypatch.setattr(room, "SPLIT_FLOAT32", split)
+        for call in (room.squared_distances, room.inner_products):
+            with ahead.caught_launches(room) as caught:
+                call(x)
+            (kernel,) = (kernel for kernel in caught if kernel.metadata.name == "_pairs_kernel")
+            instructions = set(re.findall(r"(?:wgmma\.)?mma\S*", kernel.asm["ptx"]))
+            assert any("tf32" in name for name in instructions) == split, instructions
+            if split:
+                assert ahead.resources(kernel.asm["cubin"])[1] <= 16, "registers are spilled"
+
+
+@interpreted_only
+def test_both_ways_to_multiply_float32_tokens_are_as_exact(monkeypatch):
+    """Against float64, about their mean. The interpreter multiplies parts exactly, as the tensor cores do."""
+    room = fused("distances_triton")
+    x = gaussian(2, 70, 96, 8).x + 3
+    exact = clustering.squared_distances(x.double())
+    off = {}
+    for split in (True, False):
+        monkeypatch.setattr(room, "SPLIT_FLOAT32", split)
+        off[split] = (room.squared_distances(x).double() - exact).abs().max() / exact.max()
+    assert off[True] <= 1.5 * off[False] + 1e-7
+    rounded = (x.view(torch.int32) & -0x2000).view(torch.float32)
+    once = (room.squared_distances(rounded).double() - exact).abs().max() / exact.max()
+    assert once > 50 * off[True], "control: 11 bits alone"
 
 
 # ---------------------------------------------------------------- the script for a machine with a GPU
@@ -414,6 +452,8 @@ CLUSTERING_FAULTS = {
     "peaks by distance alone": ("weight * nearest)", "nearest)"),
     "peaks over all others": ("tl.where(heavier,", "tl.where(row[:, None] != lane[None, :],"),
     "farthest from the last alone": ("gain = weight * nearest", "gain = weight * apart"),
+    "high parts alone": ("_high_part(a - high_a), _high_part(b - high_b)", "a * 0, b * 0"),
+    "one low part alone": ("tl.dot(high_a, tl.trans(low_b), total", "tl.dot(high_a * 0, tl.trans(low_b), total"),
     "half the product": ("- 2 * product", "- product"),
     "only above the diagonal": ("tl.store(pairs + right[None, :]", "tl.store(pairs + 0 * right[None, :]"),
     "the last channels missing": ("first in range(0, width, C)", "first in range(0, width - 3, C)"),

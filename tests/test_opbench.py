@@ -282,6 +282,33 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pyt
     assert "no run of" in capsys.readouterr().err
 
 
+def git(folder: Path, *words: str) -> None:
+    about = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(folder), *about, *words], check=True, capture_output=True)
+
+
+def test_the_committed_record_is_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = tmp_path / "opbench"
+    folder.mkdir()
+    words = ["compare", "--folder", str(folder)]
+    assert opbench_main(words) == 2, "no repository"
+    git(tmp_path, "init")
+    for machine in ("here", "elsewhere"):
+        (folder / f"{machine}.json").write_text(json.dumps(RUN))
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "baseline")
+    assert opbench_main(words) == 2
+    assert "no record differs from the committed ones" in capsys.readouterr().err
+    (folder / "here.json").write_text(json.dumps(slowed(1.5)))
+    assert opbench_main(words) == 1
+    assert "slower +50 %: wkmedoids / none" in capsys.readouterr().out
+    (folder / "here.json").write_text(json.dumps(slowed(1, machine=3)))
+    assert opbench_main(words) == 0, "control: a slower machine"
+    (folder / "elsewhere.json").write_text(json.dumps(slowed(1.5)))
+    assert opbench_main(words) == 2
+    assert opbench_main([*words, str(folder / "here.json")]) == 2, "one name alone"
+
+
 # ---------------------------------------------------------------- what is compared with
 
 

@@ -455,3 +455,36 @@ def test_a_run_waits_for_a_folder_that_is_being_packed(tmp_path, capsys, monkeyp
         assert run(out, methods="none") == WRONG
     assert "is being written by another process" in capsys.readouterr().err
     assert run(out, "--time-limit", "0.001s", methods="none") == DONE, "control: nobody holds it any more"
+
+
+def test_a_timing_session_cut_by_the_time_limit_continues(tmp_path, capsys, monkeypatch):
+    from tpbench.errors import OutOfTime
+    from tpbench.measure import session, timings
+
+    out = tmp_path / "results"
+    rounds = iter(range(6))
+    one_round = session.one_round
+
+    def cut(*turn):
+        if next(rounds, None) is None:
+            raise OutOfTime
+        return one_round(*turn)
+
+    monkeypatch.setattr(session, "one_round", cut)
+    assert run(out, methods="none,random") == DONE
+    assert "6 of 50 rounds of timing are done; the same command continues" in capsys.readouterr().err
+    (path,) = (out / "timing").glob("*.json")
+    before = timings.read(path)
+    monkeypatch.undo()
+    assert run(out, methods="none,random") == DONE
+    assert "of timing" not in capsys.readouterr().err
+    after = timings.read(path)
+    assert [part.rounds for part in after.sittings] == [6, 44]
+    assert [row.seconds[:6] for row in after.rows] == [row.seconds for row in before.rows], "kept rounds stay"
+    whole = path.read_bytes()
+    assert run(out, methods="none,random") == DONE
+    assert path.read_bytes() == whole, "control: what is complete is not timed again"
+    monkeypatch.setattr(session, "one_round", cut)
+    assert run(out, methods="none,random,avgpool") == DONE, "control: another row is timed with all others"
+    assert "time limit reached: all rows are still to be timed" in capsys.readouterr().err
+    assert path.read_bytes() == whole, "nothing is lost for no round at all"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -198,21 +201,90 @@ def test_an_interrupted_session_continues(tmp_path):
     assert timings.read(path) == done
 
 
+def test_a_session_cut_by_a_time_limit_is_not_finished_and_goes_on_to_the_rounds_wanted(tmp_path):
+    path = tmp_path / "here.json"
+    limited = Effort(8, seconds=1e-9)
+    work = Clockwork("a", "b")
+    known = [entry.row.key for entry in work.entries]
+    cut = session.run(made([], wanted=8), work.entries, limited, CPU, path)
+    assert cut.rounds == timings.LEAST_ROUNDS, "the limit is over, but an interval needs these"
+    assert not cut.complete
+    assert session.finished(path, made([], wanted=8), known) is None
+    further = session.run(made([], wanted=8), work.entries, limited, CPU, path)
+    assert further.rounds == timings.LEAST_ROUNDS + 1, "however little time there is, it goes on"
+    done = work.run(path)
+    assert [part.rounds for part in done.sittings] == [timings.LEAST_ROUNDS, 1, 2]
+    assert [line.seconds[: cut.rounds] for line in done.rows] == [line.seconds for line in cut.rows]
+    assert done.complete
+    assert session.finished(path, made([], wanted=8), known) == done
+    assert session.finished(path, made([], wanted=9), known) is None, "control: more rounds are wanted"
+
+
+def test_a_budget_is_for_all_sittings_together(tmp_path):
+    path = tmp_path / "here.json"
+    begun = made([], wanted=1000, budget=0.05)
+    spent = timings.Sitting("before", rounds=20, seconds=0.05)
+    work = Clockwork("a", "b")
+    rows = [replace(entry.row, seconds=[0.1] * 20) for entry in work.entries]
+    timings.write(path, replace(begun, rows=rows, sittings=[spent]))
+    assert session.finished(path, begun, [line.key for line in rows]) is not None
+    assert session.finished(path, replace(begun, budget=0.06), [line.key for line in rows]) is None, "control"
+    assert work.run(path, rounds=1000, begun=begun).rounds == 21, "not as long again"
+
+
+KILLED = """
+import os, sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_timing import Clockwork, made
+from tpbench.measure import session
+session.SAVE_SECONDS = 0.0
+rounds = iter(range(7))
+def check():
+    if next(rounds, None) is None:
+        os.kill(os.getpid(), 9)
+Clockwork("a", "b").run(Path({path!r}), check=check)
+"""
+
+
+def test_a_session_that_was_killed_continues(tmp_path):
+    """By a signal that no handler sees: what the last save held is there, and the file is whole."""
+    path = tmp_path / "here.json"
+    script = KILLED.format(tests=str(Path(__file__).parent), path=str(path))
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = timings.read(path)
+    assert before.rounds == 7
+    after = Clockwork("a", "b").run(path)
+    assert [part.rounds for part in after.sittings] == [7, 1]
+    assert [line.seconds[:7] for line in after.rows] == [line.seconds for line in before.rows]
+
+
+def test_counts_are_kept_before_the_first_round(tmp_path):
+    path = tmp_path / "here.json"
+    with pytest.raises(Stop):
+        Clockwork("a", "b").run(path, check=stopping(after=0))
+    assert [line.key.method for line in timings.read(path).rows] == ["a", "b"]
+    assert timings.read(path).rounds == 0
+
+
 @pytest.mark.parametrize(
-    ("change", "work"),
+    ("change", "work", "says"),
     [
-        ({"facts": {"threads": 7}}, Clockwork("a", "b")),
-        ({"git": {"commit": "another"}}, Clockwork("a", "b")),
-        ({}, Clockwork("a", "c")),
-        ({}, Clockwork("a", "b", "c")),
+        ({"facts": {"threads": 7}}, Clockwork("a", "b"), "facts changed since 3 rounds"),
+        ({"git": {"commit": "another"}}, Clockwork("a", "b"), "git changed"),
+        ({}, Clockwork("a", "c"), "rows changed"),
+        ({}, Clockwork("a", "b", "c"), "rows changed"),
     ],
 )
-def test_rounds_under_other_conditions_are_not_mixed(tmp_path, change, work):
+def test_rounds_under_other_conditions_are_not_mixed(tmp_path, change, work, says):
     path = tmp_path / "here.json"
     with pytest.raises(Stop):
         Clockwork("a", "b").run(path, check=stopping(after=3))
-    done = work.run(path, begun=made([], wanted=8, **change))
+    told = []
+    done = work.run(path, begun=made([], wanted=8, **change), watch=lambda stage, *_: told.append(stage))
     assert [part.rounds for part in done.sittings] == [8]
+    assert any(says in stage for stage in told), "nobody loses rounds without being told"
 
 
 def test_a_round_that_was_interrupted_is_left_out(tmp_path):
@@ -236,14 +308,14 @@ def test_what_a_file_has_already_is_not_timed_again(tmp_path):
     done = Clockwork("a", "b").run(path, rounds=5)
     known = [line.key for line in done.rows]
     begun = made([], wanted=5)
-    assert session.finished(path, begun, known, Effort(5)) == done
-    assert session.finished(path, begun, known[:1], Effort(5)) == done, "a part of its rows is there too"
-    assert session.finished(path, begun, known, Effort(6)) is None
-    assert session.finished(path, begun, known, Effort(6, seconds=0.0)) == done, "its time was up"
-    assert session.finished(path, begun, [*known, row("c").key], Effort(5)) is None
-    assert session.finished(tmp_path / "other.json", begun, known, Effort(5)) is None
+    assert session.finished(path, begun, known) == done
+    assert session.finished(path, begun, known[:1]) == done, "a part of its rows is there too"
+    assert session.finished(path, made([], wanted=6), known) is None
+    assert session.finished(path, made([], wanted=6, budget=0.0), known) == done, "its budget was spent"
+    assert session.finished(path, begun, [*known, row("c").key]) is None
+    assert session.finished(tmp_path / "other.json", begun, known) is None
     with pytest.raises(UsageError, match=r"times model tiny, not other; use --fresh"):
-        session.finished(path, replace(begun, model="other"), known, Effort(5))
+        session.finished(path, replace(begun, model="other"), known)
 
 
 def test_a_row_that_cannot_run_leaves_its_reason_and_a_reference_must_run():
@@ -275,7 +347,8 @@ def test_memory_that_runs_out_names_the_batch():
         (Effort(50), 50, 0, True),
         (Effort(50, 10), 20, 9, False),
         (Effort(50, 10), 20, 11, True),
-        (Effort(50, 10), session.LEAST_ROUNDS - 1, 11, False),
+        (Effort(50, 10), timings.LEAST_ROUNDS - 1, 11, False),
+        (Effort(50, 1e-9), 20, 0, False),
     ],
 )
 def test_effort_is_rounds_or_seconds_and_at_least_a_few_rounds(effort, rounds, seconds, enough):
@@ -400,6 +473,30 @@ def test_every_method_meets_the_latency_asked_for(subject, monkeypatch, fixed, n
             assert without != pytest.approx(0.8, rel=0.02), "control: the share of MACs does not meet it"
 
 
+@pytest.mark.parametrize(("slower", "met"), [(1.0, True), (1.1, False)])
+def test_at_the_end_of_a_session_every_row_has_its_latency_or_is_marked(subject, monkeypatch, slower, met):
+    """Control: a machine on which reduced models are slower in the session than they were in the search."""
+    machine = Machine(monkeypatch, fixed=0.2, overhead={"wkmedoids": 0.08, "tome": 0.04}, noise=0.0)
+
+    def one_round(calls: Mapping[Key, Row], *_) -> dict[Key, float]:
+        factor = {key: slower if key.role == "reduced" else 1.0 for key in calls}
+        return {key: factor[key] * seconds for key, seconds in machine.one_round(calls).items()}
+
+    monkeypatch.setattr(session, "warmed", machine.warmed)
+    monkeypatch.setattr(session, "one_round", one_round)
+    grid = Grid(tuple(registry.variants("topk,wkmedoids,tome")), parse_all("latency=0.8@0,1,2"), (1, 4))
+    done = many.time(subject, grid, Effort(20), None)
+    found = {group: speeds.speeds(done, group) for group in done.groups}
+    asked = [speed for own in found.values() for speed in own if speed.row.asked is not None]
+    assert [(speed.row.method, speed.row.batch) for speed in asked] == [("topk", 4), ("wkmedoids", 4), ("tome", 4)]
+    for speed in asked:
+        assert (slower * machine.true(speed.row) == pytest.approx(0.8, rel=speeds.NEAR)) == met
+        assert speed.marked != met
+    marks = [line["Method"] for group in found for line in table.lines(done, group) if "*" in line["ms"]]
+    assert sorted(marks) == ([] if met else ["tome", "topk", "wkmedoids"])
+    assert len(table.missed(done)) == len(marks)
+
+
 def test_a_latency_below_what_reducing_costs_is_out_of_reach(subject, monkeypatch):
     Machine(monkeypatch, fixed=0.6, overhead={}, noise=0.0)
     asked = (registry.variants("topk")[0], parse("latency=0.5@0,1,2"))
@@ -441,14 +538,31 @@ def test_a_time_limit_shortens_the_search(subject, monkeypatch):
 
 
 def test_counts_that_a_session_has_found_are_kept(subject, tmp_path, monkeypatch):
-    grid = Grid(tuple(registry.variants("topk")), parse_all("latency=0.8@0,1,2"), (4,))
-    line = row("topk", schedule="latency=0.8@0,1,2", asked=0.8, counts=[50, 40, 30], seconds=[1.0])
-    timings.write(tmp_path / "here.json", made([line]))
+    path = tmp_path / "here.json"
+    grid = Grid(tuple(registry.variants("topk,tome")), parse_all("latency=0.8@0,1,2"), (4,))
+    place = {"schedule": "latency=0.8@0,1,2", "batch": 4, "asked": 0.8}
+    line = row("topk", counts=[50, 40, 30], seconds=[1.0], **place)
+    timings.write(path, made([line, row("tome", error="the nearest it reaches is 0.9", **place)]))
     monkeypatch.setattr(latency_budget, "solve", lambda *_, **__: pytest.fail("solved again"))
-    solved = many.solve(subject, grid, Effort(), tmp_path / "here.json")
-    assert [found.counts for found in solved.values()] == [(50, 40, 30)]
+    known = many.found_before(path, made([]), grid)
+    solved = many.solve(subject, grid, Effort(), known)
+    assert [getattr(found, "counts", found) for found in solved.values()] == [
+        (50, 40, 30),
+        "the nearest it reaches is 0.9",
+    ]
     with pytest.raises(pytest.fail.Exception, match="solved again"):
-        many.solve(subject, grid, Effort(), tmp_path / "none.json")
+        many.solve(subject, grid, Effort())
+
+
+def test_counts_found_elsewhere_or_under_other_conditions_are_not_kept(tmp_path):
+    path = tmp_path / "here.json"
+    grid = Grid(tuple(registry.variants("topk")), parse_all("latency=0.8@0,1,2"), (4,))
+    line = row("topk", schedule="latency=0.8@0,1,2", batch=4, asked=0.8, counts=[50, 40, 30], seconds=[1.0])
+    timings.write(path, made([line]))
+    assert many.found_before(path, made([]), grid), "control"
+    assert not many.found_before(path, made([]), replace(grid, batch_sizes=(4, 8))), "another largest batch"
+    assert not many.found_before(path, made([], facts={"threads": 7}), grid)
+    assert not many.found_before(tmp_path / "none.json", made([]), grid)
 
 
 def test_only_the_rows_where_latency_was_solved_are_held_to_it(subject):
@@ -473,6 +587,23 @@ def test_what_meets_the_latency_is_ranked_by_accuracy_or_else_by_tokens_kept():
     assert [choice.method for choice in advice.ranked(blind)] == ["b", "a", "late"]
     seen = [chosen("a", 0.5, 0.8), chosen("b", 0.7, 0.6), chosen("late", 0.9, 0.9, marked=True)]
     assert [choice.method for choice in advice.ranked(seen)] == ["a", "b", "late"]
+
+
+def test_methods_that_would_keep_fewer_tokens_at_the_latency_are_not_timed_to_the_end(subject, monkeypatch):
+    monkeypatch.setattr(advice, "FINALISTS", 2)
+    schedule = parse("latency=0.8@0,1,2")
+    found = {
+        "topk": latency_budget.Solution([40, 30, 20], 0.0, None, []),
+        "tome": latency_budget.Solution([44, 33, 22], 0.04, None, []),  # keeps more, and is slower
+        "random": latency_budget.Solution([40, 30, 20], -0.01, None, []),  # as many, and faster
+        "wkmedoids": latency_budget.Solution([64, 64, 64], 0.25, None, []),  # far from the latency
+        "ats": latency_budget.Solution(None, None, "it cannot", []),
+    }
+    pairs = {(variant, schedule): found[str(variant)] for variant in registry.variants(",".join(found))}
+    behind = advice.left_behind(subject, pairs)
+    assert [str(variant) for variant in behind] == ["topk", "wkmedoids"]
+    monkeypatch.setattr(advice, "FINALISTS", 4)
+    assert advice.left_behind(subject, pairs) == [], "control: there is room for all that have counts"
 
 
 @pytest.mark.parametrize(("bounds", "pays"), [((1.01, 1.2), True), ((0.8, 0.99), False), ((0.9, 1.1), None)])

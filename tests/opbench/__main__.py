@@ -12,7 +12,6 @@ from opbench import compare, report
 
 HERE = Path(__file__).parent
 CASES = ("bench_operations.py", "bench_targets.py", "bench_steps.py")
-FOLDER = Path("results/opbench")
 
 
 def main(words: Sequence[str]) -> int:
@@ -23,7 +22,7 @@ def main(words: Sequence[str]) -> int:
         how = ["--benchmark-only", "--benchmark-quiet", f"--benchmark-json={record}", *words]
         files = [str(HERE / name) for name in CASES]
         done = subprocess.run([sys.executable, "-m", "pytest", *files, *how], check=False)
-        return done.returncode or report.main([str(record), str(FOLDER)])
+        return done.returncode or report.main([str(record), str(compare.FOLDER)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Two records of `tox -e opbench` held against each other: python -m opbench.compare BEFORE AFTER [--threshold 0.1]
+"""Two records of `tox -e opbench` held against each other: python -m opbench.compare [BEFORE AFTER] [--threshold 0.1]
+
+Without names, the record that this machine has just written to results/opbench is held against the committed one.
 
 Milliseconds of different moments do not compare, so each operation is compared by its ratio to another one of the same
 turns: the first of `REFERENCES` that was timed there. An operation is slower when that ratio grew by more than the
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from opbench.targets import Group, Groups
 from tpbench.errors import UsageError
 
 THRESHOLD = 0.1
+FOLDER = Path("results/opbench")
 # What nobody here can make slower: timm's model, a matrix product, plain definitions.
 REFERENCES = ("none", "matmul", "product", "looped kmedoids", "SDPA block", "topk, 5 iterations")
 
@@ -46,9 +50,41 @@ class Comparison(NamedTuple):
 def read(path: Path) -> Groups:
     """The operations of a record by place. Raises UsageError where the file is none."""
     try:
-        return groups(lean(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no run of `tox -e opbench` ({type(error).__name__}: {error})") from error
+        return parsed(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def parsed(text: str, name: object) -> Groups:
+    """The operations of a record's text. Raises UsageError, with its name, where it is none."""
+    try:
+        return groups(lean(json.loads(text)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{name} is no run of `tox -e opbench` ({type(error).__name__}: {error})") from error
+
+
+def committed(folder: Path) -> tuple[Groups, Groups]:
+    """The committed record of a folder and the one that replaced it there. Raises UsageError where there are no two."""
+    changed = ask_git(folder, "diff", "--name-only", "--relative", "HEAD", "--", "*.json").split()
+    if len(changed) != 1:
+        found = f"{len(changed)} records differ" if changed else "no record differs"
+        raise UsageError(
+            f"{found} from the committed ones in {folder}; `tox -e opbench` writes one on the machine of a committed"
+            " record, and `compare BEFORE AFTER` holds any two together"
+        )
+    before = ask_git(folder, "show", f"HEAD:./{changed[0]}")
+    return parsed(before, f"the committed {changed[0]}"), read(folder / changed[0])
+
+
+def ask_git(folder: Path, *words: str) -> str:
+    """What git says in a folder. Raises UsageError where it cannot say."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UsageError(f"git cannot be run: {error.strerror}") from error
+    if done.returncode:
+        raise UsageError(f"{folder} holds no committed record: {(done.stderr.strip() or 'git failed').splitlines()[0]}")
+    return done.stdout
 
 
 def compare(before: Groups, after: Groups) -> Comparison:
@@ -106,8 +142,8 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="opbench compare", description="Hold two records of `tox -e opbench` together."
     )
-    parser.add_argument("before", type=Path, help="the JSON of the earlier run, such as one of results/opbench")
-    parser.add_argument("after", type=Path, help="the JSON of the later run")
+    parser.add_argument("records", type=Path, nargs="*", help="BEFORE AFTER (default: committed, and just written)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of committed records (default: %(default)s)")
     parser.add_argument(
         "--threshold", type=float, default=THRESHOLD, help="the growth that fails (default: %(default)s)"
     )
@@ -115,9 +151,12 @@ def main(words: Sequence[str]) -> int:
     try:
         if not 0 <= given.threshold < float("inf"):
             raise UsageError(f"--threshold {given.threshold}: a share of at least 0 is needed, such as 0.1")
-        comparison = compare(read(given.before), read(given.after))
+        if len(given.records) not in (0, 2):
+            raise UsageError("name two records, BEFORE and AFTER, or none")
+        before, after = map(read, given.records) if given.records else committed(given.folder)
+        comparison = compare(before, after)
         if not comparison.changes:
-            raise UsageError(f"{given.before} and {given.after} have no operation in common")
+            raise UsageError("the two records have no operation in common")
     except UsageError as error:
         print(f"tpbench: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
+from tpbench.bench.look import weights_path
 from tpbench.bench.models import build_base
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import UsageError
@@ -16,7 +17,7 @@ from tpbench.record import replace_bytes
 
 
 def base_path(workspace: Workspace, seed: int) -> Path:
-    return workspace.work / f"base_seed{seed}.safetensors"
+    return weights_path(workspace.out, seed)
 
 
 def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: float) -> None:

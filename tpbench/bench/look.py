@@ -12,6 +12,7 @@ from tpbench import environment
 from tpbench.bench.claim import FOLDER, Claims, Holder
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import UsageError
+from tpbench.measure import timings
 from tpbench.recipe import Recipe
 from tpbench.record import SCHEMA, Record, Store, host_id, sweep
 
@@ -19,7 +20,7 @@ PATIENCE = 300.0  # seconds to wait for a folder that another process holds; pac
 
 
 def finished(plan: Plan) -> list[Record] | None:
-    """The records of a plan all of whose cells were measured on this machine; None where work is left.
+    """The records of a plan all of whose cells were measured and timed on this machine; None where work is left.
 
     None also with several ranks, which have to agree. Raises UsageError for a folder of another recipe, and for records
     of this machine that cannot be read. Torch is loaded only where this machine may have a GPU.
@@ -33,6 +34,8 @@ def finished(plan: Plan) -> list[Record] | None:
         store = Store.of(plan.out)
         check(store, plan.recipe, machine)
         if not all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells):
+            return None
+        if untimed(plan, machine):
             return None
     return conclude(plan, machine)
 
@@ -74,6 +77,26 @@ def state(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return about.st_mtime_ns, about.st_size, about.st_ino
+
+
+def untimed(plan: Plan, machine: str) -> str:
+    """What is left of the timing session of a plan, in words; nothing where it is complete.
+
+    Nothing is left either where the weights of the base that it times are gone: it cannot be taken any more.
+    """
+    if not weights_path(plan.out, seed=0).exists():
+        return ""
+    path = timings.path_in(plan.out, machine)
+    session = timings.read(path) if path.exists() else None
+    rows = {(str(variant), schedule.text) for variant, schedule in plan.rows() if plan.is_timed(variant)}
+    if session is None or not rows <= {(row.method, row.schedule) for row in session.rows}:
+        return "all rows are still to be timed"
+    return "" if session.complete else f"{session.rounds} of {session.wanted} rounds of timing are done"
+
+
+def weights_path(out: Path, seed: int) -> Path:
+    """Where a results folder keeps the trained base of a seed."""
+    return out / "work" / f"base_seed{seed}.safetensors"
 
 
 def conclude(plan: Plan, machine: str) -> list[Record]:

@@ -72,6 +72,15 @@ class Plan:
             for variant in self.methods_at(schedule):
                 yield variant, schedule
 
+    def is_timed(self, variant: Variant) -> bool:
+        """Whether a variant takes part in the timing session.
+
+        Left out are variants that only fine-tune once more, which a clock cannot tell from others, and those whose
+        living tokens meet the budget: their counts differ from seed to seed.
+        """
+        own = self.recipe.knobs.get(variant.method, {}) | dict(variant.settings)
+        return own.get("finetune_seed", 0) == 0 and not own.get("live", False)
+
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every cell, in an order that makes a partial run a comparison.

@@ -13,7 +13,7 @@ from torch import nn
 
 from tpbench import environment
 from tpbench.bench.bases import base_path, load_base
-from tpbench.bench.models import build_base, reduced, settings
+from tpbench.bench.models import build_base, reduced
 from tpbench.bench.plan import Cell
 from tpbench.bench.progress import spell
 from tpbench.bench.workspace import Workspace
@@ -27,7 +27,7 @@ from tpbench.training import ranks
 from tpbench.training.train import Update
 
 ROUNDS = 50  # at least; more where the recipe wants more samples
-SECONDS = 300.0  # after which fewer rounds have to do
+SECONDS = 300.0  # of sampling, over all sittings, after which fewer rounds have to do
 
 
 def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -> None:
@@ -79,10 +79,10 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
     elif workspace.writes:
         subject = subject_of(workspace, load_base(workspace, 0))
         grid = grid_of(workspace)
-        effort = Effort(max(ROUNDS, workspace.recipe.measure.repeats), SECONDS)
+        effort = Effort(max(ROUNDS, workspace.recipe.measure.repeats))
         path = timings.path_in(workspace.out, workspace.machine)
-        begun = session.begin(subject, workspace.machine, effort.rounds, workspace.dtype)
-        if session.finished(path, begun, entries.keys(grid), effort) is None:
+        begun = session.begin(subject, workspace.machine, effort.rounds, workspace.dtype, budget=SECONDS)
+        if session.finished(path, begun, entries.keys(grid)) is None:
             session.run(
                 begun,
                 entries.entries(subject, grid, solved(workspace, grid)),
@@ -104,16 +104,10 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
 
 
 def grid_of(workspace: Workspace) -> Grid:
-    """The plan's rows, without those that a clock cannot tell from others.
-
-    Left out are rows that only fine-tune once more, and rows whose living tokens meet the budget: their counts differ
-    from seed to seed.
-    """
+    """The plan's rows that a clock can tell apart."""
     plan = workspace.plan
-    own = {variant: settings(plan.recipe, variant) for variant in plan.variants}
-    variants = [variant for variant, found in own.items() if found.finetune_seed == 0 and not found.live]
     return Grid(
-        variants=tuple(variants),
+        variants=tuple(variant for variant in plan.variants if plan.is_timed(variant)),
         schedules=plan.reducing_schedules,
         batch_sizes=plan.recipe.measure.batch_sizes,
         dtypes=(workspace.dtype,),
@@ -133,4 +127,4 @@ def solved(workspace: Workspace, grid: Grid) -> Solved:
 
 
 def show(update: Update, stage: str, share: float, left: float) -> None:
-    update(f"{stage} {share:.0%}, about {spell(left)} left")
+    update(f"{stage} {share:.0%}, about {spell(left)} left" if share else stage)

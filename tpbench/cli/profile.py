@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpbench.cli import asked
-from tpbench.cli.outcome import DONE
+from tpbench.cli.outcome import DONE, say
 from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-sizes", default="1,32", help="images per forward pass, e.g. 1,32 (default)")
     verb.add_argument("--repeats", type=int, help=f"samples per batch size of one method (default {REPEATS})")
     verb.add_argument("--rounds", type=int, help=f"samples of every row of many methods (default {ROUNDS})")
-    verb.add_argument("--time-limit", metavar="9m", help="many: as many rounds as so long allows (s, m or h)")
+    verb.add_argument(
+        "--time-limit", metavar="9m", help="many: stop after so long (s, m or h); with --out the same command continues"
+    )
     verb.add_argument(
         "--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)"
     )
@@ -127,7 +130,10 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
     if arguments.fresh and arguments.out is None:
         raise UsageError("--fresh discards a session that --out holds; without --out there is none")
     limit = asked.seconds(arguments.time_limit)
-    session = timed(arguments, sizes, rounds, limit)
+    with alone(arguments.out):
+        session = timed(arguments, sizes, rounds, limit)
+    if session.rounds < rounds:
+        say(cut_off(session, rounds, arguments.out), DONE)
 
     from tpbench.report import timed as report
 
@@ -138,6 +144,19 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
 
     report.show(session, Console())
     return DONE
+
+
+def alone(out: Path | None) -> AbstractContextManager[None]:
+    """Hold the results folder, if there is one, as `tpbench run` does."""
+    from tpbench.bench.look import locked
+
+    return nullcontext() if out is None else locked(out)
+
+
+def cut_off(session: Session, rounds: int, out: Path | None) -> str:
+    """What the time limit left undone."""
+    on = "the same command continues" if out is not None else "with --out DIR the same command would continue"
+    return f"time limit reached: {session.rounds} of {rounds} rounds are done; {on}"
 
 
 def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, limit: float | None) -> Session:

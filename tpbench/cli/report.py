@@ -11,7 +11,7 @@ from tpbench.cli.reading import say_what_was_read
 from tpbench.cli.where import add_quiet
 from tpbench.errors import UsageError
 
-HELP = "rebuild the tables and figures of a results folder from its records, or its page"
+HELP = "rebuild the tables and figures of a results folder from its records and timing sessions, or its page"
 EXAMPLE = "tpbench report results/digits, or a page of two folders: tpbench report A B --html --out both.html"
 
 
@@ -66,17 +66,21 @@ def check(arguments: argparse.Namespace) -> None:
 def tables(arguments: argparse.Namespace) -> None:
     """Write tables and figures, and print their paths, their rows or one JSON object, as it was asked for."""
     from tpbench.record import Store
-    from tpbench.report import document, frame, terminal, write
+    from tpbench.report import document, frame, sessions, terminal, timed, write
 
     folder = arguments.folder[0]
     paths = write.write(folder)
+    found = sessions.of(folder)
+    store = Store.of(folder)
     if arguments.json:
-        store = Store.of(folder)
-        found = document.document(folder, frame.compare(store), [bad.reason for bad in store.bad])
-        print_document(found | {"paths": [str(path) for path in paths]})
+        whole = document.document(folder, frame.compare(store, timed=found), [bad.reason for bad in store.bad])
+        print_document(whole | {"paths": [str(path) for path in paths]})
     elif arguments.by is not None and not arguments.quiet:
         from rich.console import Console
 
-        terminal.show(frame.compare(Store.of(folder)), Console(), arguments.by)
+        comparisons = frame.compare(store, timed=found)
+        terminal.show(comparisons, Console(), arguments.by)
+        for session in found if not comparisons else []:
+            timed.show(session, Console())
     elif not arguments.quiet:
         print(*paths, sep="\n")

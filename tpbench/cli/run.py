@@ -205,6 +205,8 @@ def conclude(plan: Plan, records: Sequence[Record], *, output: Output, reports: 
         print_document({"folder": str(plan.out), "machines": []} | counts)
     if left:
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
+    elif reports and records and (untimed := look.untimed(plan, records[0].machine)):
+        say(f"time limit reached: {untimed}; the same command continues", DONE)
     for reason in failed:
         say(f"failed: {reason}", FAILED)
     return FAILED if failed else unread
@@ -227,12 +229,12 @@ def show_forecast(plan: Plan, output: Output) -> int:
 def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str, Any]) -> None:
     """Write the report of a results folder and print the comparison of these records as it was asked for."""
     from tpbench.bench.look import locked
-    from tpbench.report import document, frame, terminal, write
+    from tpbench.report import document, frame, sessions, terminal, write
 
     with nothing_printed(output.json):
         with locked(out):
             write.write(out)
-        compared = frame.compare(records)
+        compared = frame.compare(records, timed=sessions.of(out))
     if output.json:
         print_document(document.document(out, compared) | counts)
     elif not output.quiet:

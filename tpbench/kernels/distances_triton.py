@@ -3,9 +3,10 @@
 Shapes: B sets, N tokens, C width. Distances are made by tiles on and above the diagonal and mirrored, so that they are
 symmetric to the last bit.
 
-float32 tokens are centred and multiplied in full precision, as in the definition. bfloat16 and float16 tokens go to
-the tensor cores as they are, with sums in float32: they hold 8 or 11 bits, so what the missing centring loses to
-cancellation is below their own rounding.
+float32 tokens, which a model under autocast has too, are centred as in the definition. Tensor cores read 11 of their 24
+bits, so each number is split in two such parts, and three products of parts give what one product in full precision
+would, but for the last bits (`_multiplied`). bfloat16 and float16 tokens go to the tensor cores as they are, with sums
+in float32: they hold 8 or 11 bits, so what the missing centring loses to cancellation is below their own rounding.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+SPLIT_FLOAT32 = True  # False: float32 tokens are multiplied in full precision, outside the tensor cores
 
 
 def inner_products(x: Tensor) -> Tensor:
@@ -39,7 +42,8 @@ def _pairs(x: Tensor, distance: bool) -> Tensor:
     tiles = triton.cdiv(n, tile)
     _pairs_kernel[(tiles, tiles, batch)](
         x, offset, pairs, *x.stride()[:2], *pairs.stride()[:2], n, width,
-        DISTANCE=distance, CENTRED=centred, UPCAST=_upcast(x), TILE=tile, C=32 if centred else 64, num_warps=4,
+        DISTANCE=distance, CENTRED=centred, SPLIT=centred and SPLIT_FLOAT32, UPCAST=_upcast(x), TILE=tile,
+        C=32 if centred else 64, num_warps=4,
     )  # fmt: skip
     return pairs
 
@@ -102,9 +106,32 @@ def _tokens(x, offset, row, channel, x_n, n, width, CENTRED: tl.constexpr, UPCAS
 
 
 @triton.jit
+def _high_part(values):
+    """The nearest numbers of 11 significant bits, which tensor cores read exactly; NaN stays NaN."""
+    bits = values.to(tl.int32, bitcast=True)
+    nearest = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(values == values, nearest, values)
+
+
+@triton.jit
+def _multiplied(a, b, total, SPLIT: tl.constexpr):
+    """total + a @ b^T. With SPLIT the product of the two low parts is left out: 2^-22 of what is added."""
+    if SPLIT:
+        high_a, high_b = _high_part(a), _high_part(b)
+        low_a, low_b = _high_part(a - high_a), _high_part(b - high_b)
+        total = tl.dot(low_a, tl.trans(high_b), total, input_precision="tf32")
+        total = tl.dot(high_a, tl.trans(low_b), total, input_precision="tf32")
+        total = tl.dot(high_a, tl.trans(high_b), total, input_precision="tf32")
+    else:
+        total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
 def _pairs_kernel(
     x, offset, pairs, x_b, x_n, pairs_b, pairs_n, n, width,
-    DISTANCE: tl.constexpr, CENTRED: tl.constexpr, UPCAST: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr,
+    DISTANCE: tl.constexpr, CENTRED: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr, TILE: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
     """One tile of inner products or squared distances, and its mirror image."""
     image = tl.program_id(2).to(tl.int64)
@@ -120,7 +147,7 @@ def _pairs_kernel(
             channel = first + tl.arange(0, C)
             a = _tokens(x, offset, left, channel, x_n, n, width, CENTRED, UPCAST)
             b = _tokens(x, offset, right, channel, x_n, n, width, CENTRED, UPCAST)
-            product = tl.dot(a, tl.trans(b), product, input_precision="ieee")
+            product = _multiplied(a, b, product, SPLIT)
             if DISTANCE:
                 wide_a = a.to(tl.float32)
                 wide_b = b.to(tl.float32)

@@ -1,22 +1,24 @@
 """Which method for a given model on a given machine: every method at the latency asked for, ranked.
 
-First the counts are found with which each method meets the latency, then all of these are timed in turns, and at last
-the best one at other batch sizes, dtypes and modes. With labelled images, every method is evaluated off the shelf too.
+First the counts are found with which each method meets the latency. Then the methods that keep most tokens there are
+timed in turns, and at last the best one at other batch sizes, dtypes and modes. With labelled images, every method is
+timed to the end and evaluated off the shelf.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 from typing import Any
 
 import torch
 
 from tpbench.errors import UsageError
-from tpbench.measure import entries, many, session, speeds
+from tpbench.measure import entries, latency_budget, many, session, speeds
 from tpbench.measure.entries import Grid, Solved, Subject
+from tpbench.measure.latency_budget import Solution
 from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort, Watch, unwatched
 from tpbench.measure.speeds import Ratio, Speed
@@ -25,11 +27,14 @@ from tpbench.schedule import Kind, Schedule
 from tpbench.training.data import Part
 from tpbench.training.evaluate import evaluate
 
+Solutions = Mapping[tuple[Variant, Schedule], Solution]
+
 # How the time is shared out: what a step may take of what is left before it.
 SOLVING = 0.5
 RANKING = 0.65
 PLACES = 0.9
 ROUNDS = 50  # at most, of either session
+FINALISTS = 12  # methods timed to the end where tokens kept decide
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer. choices: the best first. unmet: method -> why it cannot have the latency.
+    """The answer. choices: the best first. unmet: method -> why it cannot have the latency. behind: methods that keep
+    fewer tokens at it than the choices, by the search for their counts alone, the best first.
 
     images: how many labelled ones every method was evaluated on, 0 without data.
     """
@@ -96,6 +102,7 @@ class Advice:
     code: list[str]
     same_model_twice: Ratio
     rounds: int
+    behind: list[str] = field(default_factory=list)
     images: int = 0
     unreduced_top1: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +130,10 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
     """
     clock = Clock(wish.seconds, watch)
     grid = Grid(wish.variants, (wish.schedule,), (max(wish.batch_sizes),), wish.dtypes[:1])
-    solved = many.solve(subject, grid, clock.effort(SOLVING), farthest=inf, watch=clock.watch)
+    solutions = searched(subject, grid, clock)
+    solved = many.counted(solutions)
+    behind = [] if part is not None else left_behind(subject, solutions)
+    grid = replace(grid, variants=tuple(variant for variant in wish.variants if variant not in behind))
     timed = timed_alone(subject, grid, solved, clock, RANKING)
     (group,) = timed.groups
     scores = {} if part is None else accuracies(subject, grid, solved, part, watch)
@@ -145,11 +155,45 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
         code=code(winner, choices[0].schedule),
         same_model_twice=speeds.control(timed, group),
         rounds=timed.rounds,
+        behind=[str(variant) for variant in behind],
         images=0 if part is None else len(part),
         unreduced_top1=scores.get("none"),
         environment=timed.environment,
         facts=timed.facts,
     )
+
+
+def searched(subject: Subject, grid: Grid, clock: Clock) -> Solutions:
+    """The counts nearest to the latency for every method, however near."""
+    entries.check(subject, grid)
+    dtype, batch, mode = grid.solved_at
+    return latency_budget.solve(
+        subject,
+        list(grid.pairs()),
+        batch=batch,
+        dtype=dtype,
+        mode=mode,
+        seconds=clock.effort(SOLVING).seconds,
+        farthest=inf,
+        watch=clock.watch,
+    )
+
+
+def left_behind(subject: Subject, solutions: Solutions) -> list[Variant]:
+    """The methods after the first FINALISTS, by the tokens that they would keep at just the latency; the best first.
+
+    A method that is too slow by a percent would have to give up about a percent of the tokens. Methods far from the
+    latency come last; those that have no counts are not counted.
+    """
+
+    def place(variant: Variant, solution: Solution) -> tuple[bool, float]:
+        schedule = asked[variant]
+        at_latency = kept(subject.model, schedule.blocks, solution.counts) - solution.off * float(schedule.budget)
+        return abs(solution.off) > latency_budget.FARTHEST, -at_latency
+
+    found = {variant: solution for (variant, _), solution in solutions.items() if solution.counts}
+    asked = dict(solutions.keys())
+    return sorted(found, key=lambda variant: place(variant, found[variant]))[FINALISTS:]
 
 
 class Clock:

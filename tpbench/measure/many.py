@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tpbench import environment
 from tpbench.errors import UsageError
 from tpbench.measure import entries, latency_budget, session, timings
 from tpbench.measure.entries import Grid, Solved, Subject
+from tpbench.measure.latency_budget import Solution
 from tpbench.measure.session import Effort, Watch, unchecked, unwatched
 from tpbench.measure.timings import Session
 from tpbench.record import host_id
@@ -36,7 +37,10 @@ def time(
     fresh: bool = False,
     watch: Watch = unwatched,
 ) -> Session:
-    """The session of a grid, in OUT/timing/MACHINE.json too where there is an OUT; a complete one is only read."""
+    """The session of a grid, in OUT/timing/MACHINE.json too where there is an OUT; a complete one is only read.
+
+    One that was cut off, by a time limit or a signal, keeps its rounds and goes on to those that are wanted now.
+    """
     start = clock.monotonic()
     name = environment.machine(subject.where, "unnamed" if out is None else host_id(out / "work"))
     begun = session.begin(subject, name, effort.rounds, grid.dtypes[0])
@@ -44,10 +48,10 @@ def time(
     if path is not None and fresh:
         path.unlink(missing_ok=True)
     if path is not None:
-        done = session.finished(path, begun, entries.keys(grid), effort)
+        done = session.finished(path, begun, entries.keys(grid))
         if done is not None:
             return done
-    solved = solve(subject, grid, effort, path, watch=watch)
+    solved = solve(subject, grid, effort, found_before(path, begun, grid), watch=watch)
     rows = entries.entries(subject, grid, solved)
     entries.require_some(rows)
     if effort.seconds is not None:
@@ -59,7 +63,7 @@ def solve(
     subject: Subject,
     grid: Grid,
     effort: Effort,
-    path: Path | None = None,
+    known: Solved | None = None,
     *,
     farthest: float = latency_budget.FARTHEST,
     watch: Watch = unwatched,
@@ -67,14 +71,10 @@ def solve(
 ) -> Solved:
     """The counts of every row that asks for a share of latency, met at `Grid.solved_at`, or why there are none.
 
-    Those that an interrupted session of the same model has found already are kept.
+    Those that are known already are kept.
     """
     pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
-    known = found_before(path)
-    solved: dict[tuple[Variant, Schedule], Schedule | str] = {}
-    for variant, schedule in pairs:
-        if counts := known.get((str(variant), schedule.text)):
-            solved[variant, schedule] = schedule.counting(counts)
+    solved: dict[tuple[Variant, Schedule], Schedule | str] = dict(known or {})
     missing = [pair for pair in pairs if pair not in solved]
     entries.check(subject, grid)
     if not missing:
@@ -92,15 +92,31 @@ def solve(
         watch=watch,
         check=check,
     )
+    return solved | counted(solutions)
+
+
+def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
+    """Every solution as the schedule of its counts, or as the reason why it has none."""
+    found: dict[tuple[Variant, Schedule], Schedule | str] = {}
     for (variant, schedule), solution in solutions.items():
         met = schedule.counting(solution.counts) if solution.counts else None
-        solved[variant, schedule] = met or solution.error
-    return solved
+        found[variant, schedule] = met or solution.error
+    return found
 
 
-def found_before(path: Path | None) -> dict[tuple[str, str], list[int]]:
-    """(method, schedule) -> the counts that solved it, in the file of a session."""
+def found_before(path: Path | None, begun: Session, grid: Grid) -> Solved:
+    """What an interrupted session found for shares of latency, in the same place and under the same conditions."""
     if path is None or not path.exists():
         return {}
-    rows = [row for row in timings.read(path).timed if row.asked is not None]
-    return {(row.method, row.schedule): row.counts for row in rows}
+    earlier = timings.read(path)
+    if earlier.conditions() != begun.conditions():
+        return {}
+    dtype, batch, mode = grid.solved_at
+    place = (batch, entries.name_of(dtype), str(mode))
+    rows = {(row.method, row.schedule): row for row in earlier.rows if (row.batch, row.dtype, row.mode) == place}
+    found: dict[tuple[Variant, Schedule], Schedule | str] = {}
+    for variant, schedule in grid.pairs():
+        row = rows.get((str(variant), schedule.text))
+        if row is not None and row.asked is not None:
+            found[variant, schedule] = row.error or schedule.counting(row.counts)
+    return found

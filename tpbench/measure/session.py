@@ -25,9 +25,8 @@ from tpbench.errors import UsageError
 from tpbench.measure import machine, timings
 from tpbench.measure.entries import Call, Entry, Subject
 from tpbench.measure.latency import synchroniser
-from tpbench.measure.timings import Key, Row, Session, Sitting
+from tpbench.measure.timings import LEAST_ROUNDS, Key, Row, Session, Sitting
 
-LEAST_ROUNDS = 5  # are taken whatever the time budget says: with fewer there is no interval
 WARM_UP = 2  # calls of every row before the first round; more would only repeat the second
 SAVE_SECONDS = 10.0  # of work that an interruption may cost
 
@@ -44,7 +43,10 @@ def unchecked() -> None:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to sample: `rounds`, or as many as `seconds` of sampling allow, but at least LEAST_ROUNDS."""
+    """How long one sitting samples: `rounds`, or as many as `seconds` allow, but at least LEAST_ROUNDS.
+
+    Every sitting takes one round at least, so that a session that continues comes to an end.
+    """
 
     rounds: int = 50
     seconds: float | None = None
@@ -52,15 +54,24 @@ class Effort:
     def enough(self, rounds: int, seconds: float) -> bool:
         if rounds >= self.rounds:
             return True
-        return self.seconds is not None and seconds >= self.seconds and rounds >= LEAST_ROUNDS
+        if self.seconds is None or seconds == 0:
+            return False
+        return seconds >= self.seconds and rounds >= LEAST_ROUNDS
 
     def left(self, rounds: int, seconds: float, a_round: float) -> float:
         """Seconds still to go, when one round takes a_round."""
         whole = (self.rounds - rounds) * a_round
         if self.seconds is None:
             return whole
-        least = max(0, LEAST_ROUNDS - rounds) * a_round
+        least = max(0 if seconds else 1, LEAST_ROUNDS - rounds) * a_round
         return min(whole, max(least, self.seconds - seconds))
+
+    def within(self, session: Session) -> Effort:
+        """This effort, no longer than what is left of the session's budget."""
+        if session.budget is None:
+            return self
+        left = max(0.0, session.budget - session.seconds)
+        return replace(self, seconds=left if self.seconds is None else min(left, self.seconds))
 
 
 class Warm(NamedTuple):
@@ -71,13 +82,20 @@ class Warm(NamedTuple):
     seconds: float
 
 
-def begin(subject: Subject, machine_name: str, wanted: int, dtype: torch.dtype = torch.float32) -> Session:
-    """A session of a model on this machine before any row is in it."""
+def begin(
+    subject: Subject,
+    machine_name: str,
+    wanted: int,
+    dtype: torch.dtype = torch.float32,
+    budget: float | None = None,
+) -> Session:
+    """A session of a model on this machine before any row is in it. budget: see `Session`."""
     return Session(
         machine=machine_name,
         model=subject.name,
         weights=subject.weights,
         wanted=wanted,
+        budget=budget,
         images=subject.about,
         environment=environment.describe(subject.where, dtype),
         facts=machine.facts(subject.where),
@@ -98,7 +116,8 @@ def run(
     """Time all entries and return the session with their samples; a reduced row that fails carries the reason.
 
     With a path the session is written every few rounds, and one that was interrupted under the same conditions, with
-    the same rows, continues. check is called before every round and may raise to stop; what is complete is written.
+    the same rows, continues; one that cannot begins again, and `watch` is told why. check is called before every round
+    and may raise to stop; what is complete is written.
     """
     return sample(session, warmed(entries, where, watch), effort, where, path, watch=watch, check=check)
 
@@ -115,10 +134,12 @@ def sample(
 ) -> Session:
     """The same for calls that are warm already."""
     calls, rows, a_round = warm
-    session = continued(replace(session, rows=rows), path)
+    session = continued(replace(session, rows=rows), path, watch)
+    effort = effort.within(session)
     sitting = Sitting(began=datetime.now(UTC).isoformat(timespec="seconds"), load_before=machine.load())
     session.sittings.append(sitting)
-    save = partial(timings.write, path, session) if path is not None else unchecked
+    save = partial(keep, session, path)
+    save()  # the rows' counts, which may have taken minutes to find
     start = saved = time.monotonic()
     try:
         with uncollected():
@@ -140,14 +161,20 @@ def sample(
     return session
 
 
+def keep(session: Session, path: Path | None) -> None:
+    """Write a session; one without any round replaces no other."""
+    if path is not None and (session.rounds or not path.exists()):
+        timings.write(path, session)
+
+
 def add(session: Session, seconds: Mapping[Key, float]) -> None:
     """One more round."""
     for row in session.timed:
         row.seconds.append(seconds[row.key])
 
 
-def finished(path: Path, session: Session, keys: Sequence[Key], effort: Effort) -> Session | None:
-    """The session of a file if it has all these rows, and as much effort went into it, else None.
+def finished(path: Path, session: Session, keys: Sequence[Key]) -> Session | None:
+    """The session of a file if it has all these rows and was not cut off before the rounds that `session` wants.
 
     Raises UsageError where the file holds the session of another model, other weights or other images.
     """
@@ -159,25 +186,34 @@ def finished(path: Path, session: Session, keys: Sequence[Key], effort: Effort) 
         if own != other:
             raise UsageError(f"{path} times {what} {_short(other)}, not {_short(own)}; use --fresh or another --out")
     known = {row.key for row in earlier.rows}
-    spent = sum(sitting.seconds for sitting in earlier.sittings)
-    return earlier if known.issuperset(keys) and effort.enough(earlier.rounds, spent) else None
+    return earlier if known.issuperset(keys) and earlier.enough(session.wanted, session.budget) else None
 
 
 def _short(value: object) -> object:
     return value.get("fingerprint", value) if isinstance(value, dict) else value
 
 
-def continued(session: Session, path: Path | None) -> Session:
+def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> Session:
     """The session with the rounds of the one in the file, if that has the same rows under the same conditions."""
     if path is None or not path.exists():
         return session
     earlier = timings.read(path)
-    samples = {row.key: row.seconds for row in earlier.timed}
-    same_rows = {row.key: row.counts for row in earlier.timed} == {row.key: row.counts for row in session.timed}
-    if not same_rows or earlier.conditions() != session.conditions():
+    changed = differences(session, earlier)
+    if changed:
+        if earlier.rounds:
+            watch(f"timing all rows again: {', '.join(changed)} changed since {earlier.rounds} rounds", 0.0, 0.0)
         return session
+    samples = {row.key: row.seconds for row in earlier.timed}
     rows = [replace(row, seconds=samples.get(row.key, [])) for row in session.rows]
     return replace(session, rows=rows, sittings=earlier.sittings)
+
+
+def differences(session: Session, earlier: Session) -> list[str]:
+    """What forbids that rounds of two sittings belong to one session: the conditions that differ, and the rows."""
+    own, other = session.conditions(), earlier.conditions()
+    changed = [name for name in own if own[name] != other[name]]
+    same_rows = {row.key: row.counts for row in earlier.timed} == {row.key: row.counts for row in session.timed}
+    return changed if same_rows else [*changed, "rows"]
 
 
 # ---------------------------------------------------------------- rounds

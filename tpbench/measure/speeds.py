@@ -24,7 +24,7 @@ NEAR = 0.02  # how far a row may be from the latency that was asked for, as a sh
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of ratios and the bounds of its 95 % interval."""
+    """The median of ratios, or of other numbers, and the bounds of its 95 % interval."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Speed:
-    """One row in numbers. Seconds; p95 is None below 200 samples.
+    """One row in numbers. Seconds; low and high bound the 95 % interval of the median; p95 is None below 200 samples.
 
     promised is the speed-up that multiply-adds alone would give. off says how far the latency is from the one asked
     for, as a share of it, and is None where none was.
@@ -47,10 +47,16 @@ class Speed:
     row: Row
     samples: int
     median: float
+    low: float
+    high: float
     p95: float | None
     speedup: Ratio
     promised: float
     off: float | None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.row.batch / self.median
 
     @property
     def marked(self) -> bool:
@@ -79,11 +85,14 @@ def control(session: Session, group: Group) -> Ratio:
 def speed(row: Row, best: Row) -> Speed:
     """A row in numbers, compared with the fastest unreduced row."""
     samples = np.asarray(row.seconds)
+    middle = resampled(samples)
     speedup = ratio(best.seconds, row.seconds)
     return Speed(
         row=row,
         samples=len(samples),
-        median=float(np.median(samples)),
+        median=middle.value,
+        low=middle.low,
+        high=middle.high,
         p95=float(np.percentile(samples, 95)) if len(samples) >= P95_SAMPLES else None,
         speedup=speedup,
         promised=best.macs / row.macs,
@@ -95,10 +104,14 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     """The median of above / below; sample i of both comes from round i, and both have one from each."""
     if len(above) != len(below):
         raise ValueError(f"{len(above)} and {len(below)} samples come from different rounds")
-    ratios = np.asarray(above) / np.asarray(below)
-    resampled = np.median(ratios[rounds_drawn(len(ratios))], axis=1)
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
+    return resampled(np.asarray(above) / np.asarray(below))
+
+
+def resampled(values: np.ndarray) -> Ratio:
+    """The median of one value a round, with the interval that resampling rounds gives: [rounds]."""
+    medians = np.median(values[rounds_drawn(len(values))], axis=1)
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Ratio(float(np.median(values)), float(low), float(high))
 
 
 @cache

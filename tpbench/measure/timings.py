@@ -16,6 +16,7 @@ from tpbench.errors import UsageError
 from tpbench.record import Code, checked, replace_text
 
 SCHEMA = 1
+LEAST_ROUNDS = 5  # are taken whatever a time budget says: with fewer there is no interval
 TIMM = "timm"  # the method's name in rows of the unreduced model as timm runs it
 
 
@@ -98,9 +99,9 @@ class Sitting:
 class Session:
     """All rows of one model on one machine.
 
-    wanted is the number of rounds that were to be taken; a time budget may have ended them before. images: where they
-    come from, how many, and a fingerprint. environment and facts: the packages, the machine, and what decides its
-    speed.
+    wanted is the number of rounds to be taken, budget the seconds of sampling, over all sittings, after which fewer
+    have to do (None: however long it takes). images: where they come from, how many, and a fingerprint. environment
+    and facts: the packages, the machine, and what decides its speed.
     """
 
     machine: str
@@ -114,6 +115,7 @@ class Session:
     sittings: list[Sitting] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     schema: int = SCHEMA
+    budget: float | None = None
 
     @property
     def timed(self) -> list[Row]:
@@ -124,6 +126,22 @@ class Session:
     def rounds(self) -> int:
         """Rounds that every row has taken part in."""
         return min((len(row.seconds) for row in self.timed), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of sampling, over all sittings."""
+        return sum(sitting.seconds for sitting in self.sittings)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more rounds are to be taken; one that was cut off is not complete."""
+        return self.enough(self.wanted, self.budget)
+
+    def enough(self, wanted: int, budget: float | None) -> bool:
+        """Whether so many rounds were taken, or as many as so many seconds of sampling allow."""
+        if self.rounds >= wanted:
+            return True
+        return budget is not None and self.seconds >= budget and self.rounds >= LEAST_ROUNDS
 
     @property
     def groups(self) -> list[Group]:

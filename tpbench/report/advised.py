@@ -22,9 +22,9 @@ def show(advice: Advice, console: Console) -> None:
         console.width = max(console.width, PIPE_WIDTH)
     _print(console, "", *head(advice), "")
     _table(console, ranking(advice))
-    _print(console, *below(advice), "")
+    _print(console, "", *below(advice), "", f"Where {advice.choices[0].method} makes the model faster:")
     _table(console, places(advice))
-    _print(console, "", *advice.code)
+    _print(console, "", "To use it:", *advice.code)
 
 
 def _print(console: Console, *lines: str) -> None:
@@ -47,8 +47,8 @@ def head(advice: Advice) -> Iterator[str]:
     device = advice.environment["device"]
     yield f"{advice.model}, weights {advice.weights}, on {device}, {advice.facts['threads']} threads"
     yield (
-        f"asked: {advice.latency:g} of the unreduced model's latency at batch {advice.batch}, {advice.dtype}, eager;"
-        f" {advice.rounds} rounds in turns"
+        f"asked: {advice.latency:g} of the unreduced model's latency, a speed-up of {1 / advice.latency:.2f}, at batch"
+        f" {advice.batch}, {advice.dtype}, eager; {advice.rounds} rounds in turns"
     )
     same = advice.same_model_twice
     distrust = "" if same.includes_one else ", which should include 1: the machine was too busy"
@@ -86,14 +86,16 @@ def below(advice: Advice) -> Iterator[str]:
     if any(choice.marked for choice in advice.choices[:SHOWN]):
         yield "* misses the latency that was asked for by more than 2 %."
     if len(advice.choices) > SHOWN:
-        yield f"{len(advice.choices) - SHOWN} more methods are not shown; --json shows them."
+        yield f"{len(advice.choices) - SHOWN} more methods were timed; --json shows them."
+    if advice.behind:
+        yield f"Keep fewer tokens at this latency, and were not timed to the end: {', '.join(advice.behind)}."
     if advice.unmet:
-        yield f"cannot meet it: {', '.join(advice.unmet)}."
+        yield f"Cannot meet it: {', '.join(advice.unmet)}."
 
 
 def places(advice: Advice) -> list[list[str]]:
     """The winner's speed-up by batch size, dtype and mode."""
-    heads = [f"{advice.choices[0].method} pays off", "dtype", "batch", "mode", "speed-up", "95 % interval"]
+    heads = ["Faster", "dtype", "Batch", "Mode", "Speed-up", "95 % interval"]
     return [heads, *(_place(place) for place in advice.places)]
 
 

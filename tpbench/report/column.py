@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from statistics import fmean
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpbench.report.layout import Row
 from tpbench.report.standings import UNKNOWN, Standings
 from tpbench.report.statistics import Difference, Estimate
 
+if TYPE_CHECKING:
+    from tpbench.measure.speeds import Speed
+
 Cell = dict[str, Any]
 
 
 class Source(NamedTuple):
-    """What a row is made from: its seeds' cells, the statistics of its table, and what is known of its machine."""
+    """What a row is made from: its seeds' cells, the statistics of its table, and what is known of its machine.
+
+    timed: how fast the timing session found the row, by batch size.
+    """
 
     cells: Sequence[Cell]
     table: Standings
     batches: Sequence[int]
     machine_seeds: int
+    timed: Mapping[int, Speed] = MappingProxyType({})
 
     @property
     def first(self) -> Cell:

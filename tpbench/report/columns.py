@@ -8,24 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tpbench.report import accuracy_columns, cost_columns
+from tpbench.report import accuracy_columns, cost_columns, timed_columns
 from tpbench.report.column import Column, significant_p
 from tpbench.report.statistics import Difference
 
 
-def all_columns(batches: Sequence[int | str]) -> list[Column]:
-    """Every column of a comparison, in the order of its CSV file; those of latency for every batch size."""
-    return [*accuracy_columns.columns(), *cost_columns.columns(batches)]
+def all_columns(batches: Sequence[int | str], timed: Sequence[int | str] = ()) -> list[Column]:
+    """Every column of a comparison, in the order of its CSV file; those of latency for every batch size.
+
+    timed: the batch sizes of the timing session.
+    """
+    return [*accuracy_columns.columns(), *cost_columns.columns(batches), *timed_columns.columns(timed)]
 
 
-def meanings() -> dict[str, str]:
-    """Every column's name and meaning; B stands for a batch size."""
-    return {column.name: column.meaning for column in all_columns("B")}
+def meanings(timed: bool = False) -> dict[str, str]:
+    """Every column's name and meaning, those of a timing session too; B stands for a batch size."""
+    return {column.name: column.meaning for column in all_columns("B", "B" if timed else ())}
 
 
-def chosen(names: Iterable[str], batches: Sequence[int | str]) -> list[Column]:
+def chosen(names: Iterable[str], batches: Sequence[int | str], timed: Sequence[int | str] = ()) -> list[Column]:
     """The columns of these names, in this order."""
-    known = {column.name: column for column in all_columns(batches)}
+    known = {column.name: column for column in all_columns(batches, timed)}
     return [known[name] for name in names]
 
 

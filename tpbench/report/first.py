@@ -12,10 +12,11 @@ import pandas as pd
 
 from tpbench.report.column import Column
 from tpbench.report.columns import chosen
-from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.layout import NEW_PARAMETERS, TEACHER, Row, failure, fixed, left_out, plus_minus
 from tpbench.report.layout import sections as schedules
 from tpbench.report.methods import NULL
+from tpbench.report.timed_columns import marked
 
 MOST_SCHEDULES = 6  # of more, the first ones are shown and the others are in the files
 MOST_ROWS = 60  # of one schedule
@@ -25,6 +26,14 @@ NOT_COUNTED = (
     "Counted as MACs are matrix products, convolutions and the reducers' own operators. Not counted: additions (the "
     "means of merging are sums), norms, softmax, scores that need no product, sorting and gathering."
 )
+
+
+TIMED = (
+    "Milliseconds and speed-ups are medians of one timing session, in which all rows took turns; ± is the wider side "
+    "of the 95 % interval over its rounds. A speed-up is against timm's unreduced model in its fastest mode; promised "
+    "is what multiply-adds alone would give."
+)
+MISSED = "* misses the latency that was asked for by more than 2 %."
 
 
 class Section(NamedTuple):
@@ -51,11 +60,17 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
-    """At most eight, without those that have nothing to say."""
-    batches = batch_sizes(frame)
-    names = ["method", "macs_share", "off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
-    names += ["reference_difference_points", "verdict", *(f"latency_b{batch}_ratio" for batch in batches[-1:]), "rank"]
-    return [column for column in chosen(names, batches) if any(column.short(row) for row in rows)]
+    """At most eight, without those that have nothing to say.
+
+    With a timing session, the share of MACs makes room: the promised speed-up says the same.
+    """
+    batches, timed = batch_sizes(frame), timed_sizes(frame)
+    cost, clock = ["macs_share"], [f"latency_b{batch}_ratio" for batch in batches[-1:]]
+    if timed:
+        cost, clock = [], [f"timed_b{timed[-1]}_ms", f"timed_b{timed[-1]}_speedup"]
+    names = ["method", *cost, "off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
+    names += ["reference_difference_points", "verdict", *clock, "rank"]
+    return [column for column in chosen(names, batches, timed) if any(column.short(row) for row in rows)]
 
 
 def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -99,6 +114,10 @@ def remarks(comparison: Comparison) -> list[str]:
         found.append(f"Seeds left out: {'; '.join(left_out(comparison.rows))}.")
     if (frame["new_parameters"] > 0).any() or frame["teacher"].any():
         found.append(MARKS)
+    if comparison.session is not None:
+        found.append(TIMED)
+    if any(marked(row) for row in comparison.rows):
+        found.append(MISSED)
     if len(comparison.tables) > MOST_SCHEDULES:
         found.append(f"{len(comparison.tables) - MOST_SCHEDULES} more schedules are in the files.")
     return [*found, NOT_COUNTED]

@@ -22,8 +22,9 @@ from typing import Any
 import pandas as pd
 
 from tpbench.errors import UsageError
+from tpbench.measure.timings import Session
 from tpbench.record import Record
-from tpbench.report import columns
+from tpbench.report import columns, sessions
 from tpbench.report.column import Cell, Source
 from tpbench.report.contrast import Contrast, declared
 from tpbench.report.families import Rate, holm, null_rate
@@ -46,6 +47,7 @@ class Comparison:
     frame: pd.DataFrame
     pairs: pd.DataFrame
     tables: dict[str, Standings]
+    session: Session | None = None  # in which all rows were timed
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -63,12 +65,18 @@ class Comparison:
         return null_rate(null.difference for table in self.tables.values() for null in table.nulls.values())
 
 
-def compare(records: Iterable[Record], contrast: Contrast | None = None) -> list[Comparison]:
-    """One comparison for every machine. contrast: what is compared; that of the records' recipe by default."""
-    return [_compared(machine, own, contrast) for machine, own in by_machine(records).items()]
+def compare(
+    records: Iterable[Record], contrast: Contrast | None = None, timed: Iterable[Session] = ()
+) -> list[Comparison]:
+    """One comparison for every machine, with the timing session of that machine.
+
+    contrast: what is compared; that of the records' recipe by default.
+    """
+    by_name = {session.machine: session for session in timed}
+    return [_compared(machine, own, contrast, by_name.get(machine)) for machine, own in by_machine(records).items()]
 
 
-def _compared(machine: str, records: list[Record], contrast: Contrast | None) -> Comparison:
+def _compared(machine: str, records: list[Record], contrast: Contrast | None, session: Session | None) -> Comparison:
     contrast = contrast or declared(records[0].recipe)
     by = judged(records)
     base = [record for record in records if record.unreduced]
@@ -85,7 +93,7 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None) ->
         tables = {record.schedule: standings(record.schedule, base, by, contrast) for record in base[:1]}
     rows = [cell(record) for record in records]
     cells = pd.DataFrame(rows)
-    frame = comparison(rows, tables, by, batch_sizes(cells))
+    frame = comparison(rows, tables, by, batch_sizes(cells), sessions.by_row(session))
     order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
     return Comparison(
         machine=machine,
@@ -96,6 +104,7 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None) ->
         frame=frame,
         pairs=pairs(machine, tables),
         tables={schedule: tables[schedule] for schedule in order},
+        session=session,
     )
 
 
@@ -183,6 +192,12 @@ def batch_sizes(frame: pd.DataFrame) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def timed_sizes(frame: pd.DataFrame) -> list[int]:
+    """The batch sizes of the timing session, from a comparison frame."""
+    found = (re.fullmatch(r"timed_b(\d+)_speedup", name) for name in frame)
+    return sorted(int(match[1]) for match in found if match)
+
+
 # ------------------------------------------------------------------------------------------ over seeds
 
 
@@ -196,7 +211,9 @@ def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["machine", "schedule", *(column.name for column in columns.PAIRS)])
 
 
-def comparison(cells: Sequence[Cell], tables: dict[str, Standings], by: str, batches: Sequence[int]) -> pd.DataFrame:
+def comparison(
+    cells: Sequence[Cell], tables: dict[str, Standings], by: str, batches: Sequence[int], timed: sessions.Timed
+) -> pd.DataFrame:
     """One row per schedule and method of one machine: base, then schedules from costly to cheap."""
     grouped: dict[tuple[str, str], list[Cell]] = {}
     for one in cells:
@@ -204,11 +221,11 @@ def comparison(cells: Sequence[Cell], tables: dict[str, Standings], by: str, bat
     for one in cells:
         _fill(one, batches)
     seeds = len({one["seed"] for one in cells})
-    declared_columns = columns.all_columns(batches)
+    declared_columns = columns.all_columns(batches, sessions.batch_sizes(timed))
     rows = []
-    for (schedule, _), own in grouped.items():
+    for (schedule, method), own in grouped.items():
         table = tables[schedule] if schedule in tables else _widest(tables, own[0]["method"], by)
-        source = Source(own, table, batches, seeds)
+        source = Source(own, table, batches, seeds, timed.get((method, schedule), {}))
         rows.append({column.name: column.value(source) for column in declared_columns})
     frame = pd.DataFrame(rows, columns=[column.name for column in declared_columns])
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}

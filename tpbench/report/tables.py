@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from tpbench.record import replace_text
-from tpbench.report import bands
+from tpbench.report import bands, timed_columns
 from tpbench.report.column import Column
 from tpbench.report.columns import chosen
-from tpbench.report.first import MARKS
-from tpbench.report.frame import Comparison, batch_sizes
+from tpbench.report.first import MARKS, MISSED, TIMED
+from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.latex import latex
 from tpbench.report.layout import Row, failure, left_out, sections
 from tpbench.report.markdown import escape, table
@@ -68,14 +68,17 @@ def accuracy() -> list[Column]:
 
 
 def cost(frame: pd.DataFrame) -> list[Column]:
-    """What the clock and the memory say."""
-    batches = batch_sizes(frame)
+    """What the clock and the memory say; of the clock, the timing session alone where there is one."""
+    batches, timed = batch_sizes(frame), timed_sizes(frame)
     names = ["method"]
-    names += [f"latency_b{batch}_median_ms" for batch in batches]
-    names += [f"latency_b{batch}_ratio" for batch in batches]
-    names += ["speedup_promised", "speedup_reached", "speedup_share_reached", "images_per_second"]
+    if timed:
+        names += timed_columns.names(timed)
+    else:
+        names += [f"latency_b{batch}_median_ms" for batch in batches]
+        names += [f"latency_b{batch}_ratio" for batch in batches]
+        names += ["speedup_promised", "speedup_reached", "speedup_share_reached", "images_per_second"]
     names += ["peak_memory_mib", "unreduced_peak_memory_mib", "fine_tuning_seconds", "training_images_per_second"]
-    return chosen(names, batches)
+    return chosen(names, batches, timed)
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -91,6 +94,8 @@ def markdown(comparison: Comparison) -> str:
     frame = comparison.frame
     first = frame.iloc[0]
     about = f"Recipe digest {first['recipe_digest']}. {NOTE} {MARKS}"
+    if comparison.session is not None:
+        about += f" {TIMED} {escape(MISSED)}"
     lines = [f"# {first['machine']}: {first['recipe']}", "", about, ""]
     for schedule, rows in sections(comparison.rows):
         lines += [f"## {schedule}", "", comparison.tables[schedule].resolution(), ""]

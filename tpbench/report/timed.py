@@ -1,47 +1,62 @@
-"""The tables of a timing session: every row's milliseconds and speed-up, one table for each batch size and dtype."""
+"""The tables of a timing session: every row's milliseconds and speed-up, one table for each batch size and dtype.
+
+The terminal, OUT/README.md and OUT/tables/MACHINE-speed.md show the same tables: those of `tables`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tpbench.measure import speeds, timings
+from tpbench.measure import speeds
 from tpbench.measure.speeds import Ratio, Speed
 from tpbench.measure.timings import Group, Session
-from tpbench.record import replace_text
+from tpbench.report import markdown as pages
+from tpbench.report.markdown import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 NOTE = """\
-Milliseconds are medians; all rows of all tables took turns in random order, so they compare. A speed-up is the median,
-over rounds, of the time of timm's unreduced model in its fastest mode over the row's; its 95 % interval resamples
-rounds. Promised is what multiply-adds alone would give. `timm` is the unreduced model as timm runs it, `none` the same
-model as tpbench runs it.
+Milliseconds are medians of one forward pass of the batch; all rows of all tables took turns in random order, so they
+compare. A speed-up is the median, over rounds, of the time of timm's unreduced model in its fastest mode over the
+row's. Intervals are at 95 % and resample rounds. Promised is what multiply-adds alone would give. `timm` is the
+unreduced model as timm runs it, `none` the same model as tpbench runs it.
 * misses the latency that was asked for by more than 2 %."""
 PIPE_WIDTH = 120  # characters at least, where the output is no terminal
+HEADS = ("Method", "Schedule", "Mode", "Tokens", "ms", "p95 ms", "Speed-up", "Promised", "Images/s")
+TEXT_COLUMNS = ("Method", "Schedule", "Mode", "Tokens")  # the rest are numbers
+MOST_FIRST = 8  # columns that a reader sees first
+DISPENSABLE = ("Tokens", "p95 ms")  # the first are left out first
 
 
-class Line(NamedTuple):
-    """One row as text."""
+class Table(NamedTuple):
+    """One batch size and dtype as text; columns that would say nothing are left out."""
 
-    method: str
-    schedule: str
-    mode: str
-    tokens: str
-    ms: str
-    speedup: str
-    interval: str
-    promised: str
+    title: str
+    remark: str
+    heads: list[str]
+    rows: list[list[str]]
 
 
-HEADS = Line("Method", "Schedule", "Mode", "Tokens", "ms (p95)", "Speed-up", "95 % interval", "Promised")
-TEXT_COLUMNS = 4  # the rest are numbers
+def tables(session: Session, most: int = len(HEADS)) -> list[Table]:
+    """Every group's table, with so many columns at most."""
+    return [_table(session, group, most) for group in session.groups]
 
 
-def lines(session: Session, group: Group) -> list[Line]:
+def _table(session: Session, group: Group, most: int) -> Table:
+    rows = lines(session, group)
+    silent = {"Mode"} if len({row["Mode"] for row in rows}) == 1 else set()
+    silent |= {head for head in HEADS if not any(row[head] for row in rows)}
+    heads = [head for head in HEADS if head not in silent]
+    for head in DISPENSABLE:
+        if len(heads) > most and head in heads:
+            heads.remove(head)
+    return Table(str(group), remark(session, group), heads, [[row[head] for head in heads] for row in rows])
+
+
+def lines(session: Session, group: Group) -> list[dict[str, str]]:
     """The rows of a group: timm's first, then what reduces nothing, then by schedule the fastest first."""
     rank = {"reference": 0, "reduced": 1}
     schedules = list(dict.fromkeys(row.schedule for row in session.rows))
@@ -50,18 +65,20 @@ def lines(session: Session, group: Group) -> list[Line]:
     return [line(speed) for speed in found]
 
 
-def line(speed: Speed) -> Line:
-    late = "" if speed.p95 is None else f" ({milliseconds(speed.p95)})"
-    return Line(
-        method=speed.row.method,
-        schedule=speed.row.schedule,
-        mode=speed.row.mode,
-        tokens=", ".join(map(str, speed.row.counts)),
-        ms=milliseconds(speed.median) + late + ("*" if speed.marked else ""),
-        speedup=f"{speed.speedup.value:.2f}",
-        interval=interval(speed.speedup),
-        promised=f"{speed.promised:.2f}",
-    )
+def line(speed: Speed) -> dict[str, str]:
+    """A row as text by its head."""
+    middle = milliseconds(speed.median) + ("*" if speed.marked else "")
+    return {
+        "Method": speed.row.method,
+        "Schedule": speed.row.schedule,
+        "Mode": speed.row.mode,
+        "Tokens": ", ".join(map(str, speed.row.counts)),
+        "ms": f"{middle} ({milliseconds(speed.low)} to {milliseconds(speed.high)})",
+        "p95 ms": "" if speed.p95 is None else milliseconds(speed.p95),
+        "Speed-up": f"{speed.speedup.value:.2f} ({interval(speed.speedup)})",
+        "Promised": f"{speed.promised:.2f}",
+        "Images/s": milliseconds(speed.images_per_second / 1e3),
+    }
 
 
 def milliseconds(seconds: float) -> str:
@@ -74,11 +91,11 @@ def interval(ratio: Ratio) -> str:
     return f"{ratio.low:.2f} to {ratio.high:.2f}"
 
 
-def title(session: Session, group: Group) -> str:
-    """What a table shows, and how far the same model timed twice is from itself."""
+def remark(session: Session, group: Group) -> str:
+    """How far the same model timed twice is from itself."""
     same = speeds.control(session, group)
     noise = f"the same model twice: {same.value:.3f} ({same.low:.3f} to {same.high:.3f})"
-    return f"{group}; {noise}" + ("" if same.includes_one else ", which should include 1: distrust this table")
+    return noise + ("" if same.includes_one else ", which should include 1: distrust this table")
 
 
 def about(session: Session) -> Iterator[str]:
@@ -86,10 +103,16 @@ def about(session: Session) -> Iterator[str]:
     facts = session.facts
     yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {facts['threads']} threads"
     images = session.images
-    yield f"{session.rounds} rounds over {len(session.timed)} rows; images: {images['source']}"
+    cut = "" if session.complete else f" of {session.wanted}; the session was cut off and can be continued"
+    yield f"{session.rounds} rounds{cut}, {len(session.timed)} rows; images: {images['source']}"
     loads = [load for part in session.sittings for load in (part.load_before, part.load_after) if load is not None]
     busy = f"load {min(loads):.1f} to {max(loads):.1f}" if loads else "load unknown"
     yield f"{busy} on {session.environment['cores']} cores; governor {facts['governor'] or 'unknown'}"
+
+
+def notes(session: Session) -> list[str]:
+    """Rows that miss the latency asked for, and rows without samples."""
+    return [*missed(session), *failures(session)]
 
 
 def failures(session: Session) -> list[str]:
@@ -110,54 +133,33 @@ def missed(session: Session) -> list[str]:
 
 def show(session: Session, console: Console) -> None:
     """Print every table of a session."""
-    from rich.table import Table
+    from rich.table import Table as Printed
 
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
     console.print("", *about(session), sep="\n", highlight=False)
-    for group in session.groups:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        rows = lines(session, group)
-        shown = [place for place in range(len(HEADS)) if place != HEADS.index("Mode") or modes(rows) > 1]
-        for place in shown:
-            table.add_column(HEADS[place], justify="left" if place < TEXT_COLUMNS else "right")
-        for row in rows:
-            table.add_row(*(row[place] for place in shown))
-        console.print("", title(session, group), sep="\n", highlight=False, soft_wrap=True, style="italic")
-        console.print(table, highlight=False)
-    notes = [NOTE, *missed(session), *failures(session)]
-    console.print("", *notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
+    for table in tables(session):
+        printed = Printed(box=None, pad_edge=False, header_style="bold")
+        for head in table.heads:
+            printed.add_column(head, justify="left" if head in TEXT_COLUMNS else "right")
+        for row in table.rows:
+            printed.add_row(*row)
+        title = f"{table.title}; {table.remark}"
+        console.print("", title, sep="\n", highlight=False, soft_wrap=True, style="italic")
+        console.print(printed, highlight=False)
+    console.print("", NOTE, *notes(session), sep="\n", highlight=False, markup=False, soft_wrap=True)
 
 
-def modes(rows: list[Line]) -> int:
-    return len({row.mode for row in rows})
-
-
-def markdown(session: Session) -> str:
-    """The same tables as a page."""
-    parts = [f"# Speed of {session.model}", "", *(f"- {line}" for line in about(session)), ""]
-    for group in session.groups:
-        parts += [f"## {group.batch} images at a time, {group.dtype}", "", f"{title(session, group)}.", ""]
-        parts += [_row(HEADS), _row([":--"] * TEXT_COLUMNS + ["--:"] * (len(HEADS) - TEXT_COLUMNS))]
-        parts += [_row(_escaped(text) for text in row) for row in lines(session, group)]
-        parts.append("")
-    notes = [*missed(session), *failures(session)]
-    return "\n".join([*parts, _escaped(NOTE), "", *(f"- {_escaped(note)}" for note in notes)]).rstrip() + "\n"
-
-
-def _row(texts: Any) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("*", "\\*").replace("|", "\\|")
-
-
-def write(path: Path) -> Path:
-    """The page of a session beside its file, made from that alone."""
-    page = path.with_suffix(".md")
-    replace_text(page, markdown(timings.read(path)))
-    return page
+def markdown(session: Session, level: str = "##", most: int = len(HEADS)) -> list[str]:
+    """The same as lines of a page; level opens each table's heading."""
+    parts = [*(f"- {escape(line)}" for line in about(session)), ""]
+    for table in tables(session, most):
+        left = sum(head in TEXT_COLUMNS for head in table.heads)
+        rows = [[escape(text) for text in row] for row in table.rows]
+        parts += [f"{level} {table.title}", "", f"{table.remark[0].upper()}{table.remark[1:]}.", ""]
+        parts += pages.table(table.heads, rows, left=left)
+    found = [f"- {escape(note)}" for note in notes(session)]
+    return [*parts, NOTE.replace("*", "\\*"), "", *found, *([""] if found else [])]
 
 
 def summary(session: Session) -> list[dict[str, Any]]:
@@ -167,19 +169,23 @@ def summary(session: Session) -> list[dict[str, Any]]:
             "batch": group.batch,
             "dtype": group.dtype,
             "same_model_twice": asdict(speeds.control(session, group)),
-            "rows": [_numbers(speed) for speed in speeds.speeds(session, group)],
+            "rows": [numbers(speed) for speed in speeds.speeds(session, group)],
         }
         for group in session.groups
     ]
 
 
-def _numbers(speed: Speed) -> dict[str, Any]:
+def numbers(speed: Speed) -> dict[str, Any]:
+    """One row in numbers, without its samples."""
     row = asdict(speed.row)
     del row["seconds"]
     return row | {
         "samples": speed.samples,
         "median_seconds": speed.median,
+        "median_low_seconds": speed.low,
+        "median_high_seconds": speed.high,
         "p95_seconds": speed.p95,
+        "images_per_second": speed.images_per_second,
         "speedup": asdict(speed.speedup),
         "promised": speed.promised,
         "off": speed.off,

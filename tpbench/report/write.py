@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpbench.errors import UsageError
 from tpbench.record import Record, Store, replace_text
-from tpbench.report import bands, columns, first, forest, learned, pareto, tables
+from tpbench.report import bands, columns, first, forest, learned, pareto, sessions, tables
 from tpbench.report.contrast import Contrast
 from tpbench.report.findings import findings
 from tpbench.report.frame import Comparison, compare
@@ -16,22 +16,26 @@ from tpbench.report.markdown import escape, table
 
 
 def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
-    """Write OUT/README.md, OUT/tables and OUT/figures from OUT/records; return the paths written.
+    """Write OUT/README.md, OUT/tables and OUT/figures from OUT/records and OUT/timing; return the paths written.
 
     contrast: which method the others are compared with; by default what the records' recipe declares.
     """
-    comparisons = compare(Store.of(folder), contrast)
+    found = sessions.of(folder)
+    comparisons = compare(Store.of(folder), contrast, found)
+    if not comparisons and not found:
+        raise UsageError(f"{folder} holds no records and no timing session")
+    paths = [folder / "README.md", *sessions.write(folder, found)]
     if not comparisons:
-        raise UsageError(f"{folder} holds no records")
-    paths = [folder / "README.md"]
+        replace_text(folder / "README.md", sessions.readme(folder.resolve().name, found))
+        return paths
     for comparison in comparisons:
         paths += tables.write(folder, comparison)
         drawn = [forest.draw(comparison, folder / "figures" / f"{comparison.machine}-forest.png")]
         drawn.append(pareto.draw(comparison, folder / "figures" / f"{comparison.machine}-pareto.png"))
         paths += [own for path in drawn if path is not None for own in (path, path.with_suffix(".pdf"))]
     paths += filter(None, [learned.draw(folder)])
-    found = sorted((folder / "learned").glob("*.json"))
-    learnt = {path.name: learned.summary(learned.read(path)) for path in found}
+    files = sorted((folder / "learned").glob("*.json"))
+    learnt = {path.name: learned.summary(learned.read(path)) for path in files}
     replace_text(folder / "README.md", readme(folder.resolve().name, comparisons, learnt))
     return paths
 
@@ -44,13 +48,16 @@ def readme(name: str, comparisons: Sequence[Comparison], learnt: dict[str, str])
     if learnt:
         lines += ["## Learned counts", "", *(f"- [{file}](learned/{file}): {what}" for file, what in learnt.items())]
         lines += ["", "![K against depth](figures/learned.png)", ""]
-    lines += ["## How to make this again", "", "From `records/` alone, in this folder:", ""]
+    timed = any(comparison.session is not None for comparison in comparisons)
+    what = "From `records/` and `timing/` alone" if timed else "From `records/` alone"
+    lines += ["## How to make this again", "", f"{what}, in this folder:", ""]
     lines += ["    python -m tpbench report .", ""]
     lines += ["## Columns of `tables/MACHINE.csv`", "", INTRODUCTION, ""]
-    lines += _meanings(columns.meanings())
+    lines += _meanings(columns.meanings(timed))
     lines += ["## Columns of `tables/MACHINE-pairs.csv`", "", "`machine`, `schedule`, and:", ""]
     lines += _meanings({column.name: column.meaning for column in columns.PAIRS})
     lines += ["## Columns of `tables/MACHINE-cells.csv`", "", CELLS, ""]
+    lines += sessions.meanings() if timed else []
     return "\n".join(lines)
 
 
@@ -76,6 +83,8 @@ def _machine(comparison: Comparison) -> list[str]:
     if any(own.judgements for own in comparison.tables.values()):
         lines += [f"![differences to the reference](figures/{machine}-forest.png)", ""]
     lines += first_tables(comparison)
+    if comparison.session is not None:
+        lines += sessions.section(comparison.session)
     return [*lines, *_about(comparison)]
 
 
