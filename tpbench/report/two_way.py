@@ -22,15 +22,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import nan, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
 from tpbench.errors import UsageError
-from tpbench.outcomes import Outcomes, paired
+from tpbench.outcomes import Outcomes, paired, refuse_other_images
 from tpbench.report.statistics import Difference, combined
 
-AT_ONCE = 4_000_000  # answers that are held at once
+AT_ONCE = 100_000  # answers that are looked at together: few enough for a processor's cache
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Shared:
     covariance: float
     df: float
     image_sd: float
+
+
+NOTHING_SHARED = Shared(0.0, 0.0, nan)
 
 
 def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
@@ -87,18 +92,32 @@ def shared_images(points: np.ndarray) -> Shared:
     """
     tested = ~np.isnan(points)
     deviations = np.where(tested, points - _means(points)[:, None], 0.0)
-    return _shared(deviations[None], tested)[0]
+    overlap = _overlap(tested)
+    return _shared(deviations[None], overlap)[0] if overlap.expected > 0 else NOTHING_SHARED
 
 
-def _shared(deviations: np.ndarray, tested: np.ndarray) -> list[Shared]:
-    """The same for P differences of rows that were tested alike: deviations [P, S, I], 0 where not tested [S, I]."""
-    seeds, images = tested.shape
+class _Overlap(NamedTuple):
+    """expected: the expectation of the sum of products over the image variance; per_variance: the mean covariance."""
+
+    expected: float
+    per_variance: float
+
+
+def _overlap(tested: np.ndarray) -> _Overlap:
+    """How far the images of two seeds are the same: from [S, I], which images each seed was tested on."""
+    seeds = len(tested)
     counts = tested.sum(axis=1).astype(float)  # [S]
     both = _off_diagonal(tested.astype(float) @ tested.T)  # [S, S] images that two seeds share
     expected = float((both * (1 - 1 / counts - 1 / counts[:, None] + both / np.outer(counts, counts))).sum())
     if not expected > 0:
-        return [Shared(0.0, 0.0, nan)] * len(deviations)
-    per_variance = float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1)))
+        return _Overlap(0.0, 0.0)
+    return _Overlap(expected, float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1))))
+
+
+def _shared(deviations: np.ndarray, overlap: _Overlap) -> list[Shared]:
+    """The same for P differences of rows that were tested alike: deviations [P, S, I], 0 where not tested."""
+    images = deviations.shape[-1]
+    expected, per_variance = overlap
     products = deviations.sum(axis=1) ** 2 - (deviations**2).sum(axis=1)  # [P, I] over ordered pairs of seeds
     variances = np.maximum(products.sum(axis=1) / expected, 0.0)
     uncertainties = images * products.var(axis=1, ddof=1) / expected**2
@@ -123,15 +142,23 @@ class Answers:
 
     def alike(self, other: Answers) -> bool:
         """Whether two rows have the same seeds, each tested on the same images of one set."""
-        same = self.seeds == other.seeds and self.tested.shape == other.tested.shape
-        sets = {outcome.images for row in (self, other) for outcome in row.outcomes.values()}
-        return same and len(sets) == 1 and np.array_equal(self.tested, other.tested)
+        return self._asked == other._asked
+
+    @cached_property
+    def overlap(self) -> _Overlap:
+        """How far its seeds were tested on the same images."""
+        return _overlap(self.tested)
+
+    @cached_property
+    def _asked(self) -> tuple[tuple[int, ...], set[str], bytes]:
+        """Seeds, the set of images, and which of them each seed was tested on."""
+        return self.seeds, {outcome.images for outcome in self.outcomes.values()}, self.tested.tobytes()
 
 
 def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
     """The outcomes of one row, by seed. UsageError where they are not all of one set of images."""
     seeds = tuple(sorted(by_seed))
-    paired(by_seed, by_seed)  # refuses several sets
+    refuse_other_images(by_seed.values())
     tested = np.stack([by_seed[seed].tested for seed in seeds])
     right = 100.0 * np.stack([by_seed[seed].right for seed in seeds])
     means = right.sum(axis=1) / tested.sum(axis=1)
@@ -154,19 +181,21 @@ def with_all_images(over_seeds: Sequence[Difference], rows: Mapping[str, Answers
         else:
             found[number] = with_images(difference, paired(a.outcomes, b.outcomes))
     for name, numbers in together.items():
-        for part in _parts(numbers, rows[name].tested.size):
-            others = np.stack([rows[over_seeds[number].b].deviations for number in part])
-            shared = _shared(rows[name].deviations - others, rows[name].tested)
-            for number, images in zip(part, shared):
-                found[number] = _added(over_seeds[number], images)
+        others = [rows[over_seeds[number].b] for number in numbers]
+        for number, images in zip(numbers, _all_shared(rows[name], others)):
+            found[number] = _added(over_seeds[number], images)
     return found
 
 
-def _parts(numbers: list[int], size: int) -> Iterator[list[int]]:
-    """So many at a time that their answers fit into memory."""
-    step = max(1, AT_ONCE // size)
-    for first in range(0, len(numbers), step):
-        yield numbers[first : first + step]
+def _all_shared(row: Answers, others: Sequence[Answers]) -> Iterator[Shared]:
+    """What a row shares with each of others that were tested alike, so many at a time as fit into the cache."""
+    if not row.overlap.expected > 0:
+        yield from [NOTHING_SHARED] * len(others)
+        return
+    step = max(1, AT_ONCE // row.tested.size)
+    for first in range(0, len(others), step):
+        part = np.stack([other.deviations for other in others[first : first + step]])
+        yield from _shared(row.deviations - part, row.overlap)
 
 
 def _means(points: np.ndarray) -> np.ndarray:
