@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tpbench import environment, recipe, registry
 from tpbench.bench.plan import Plan
-from tpbench.record import Store, host_id, row_name, seal
+from tpbench.record import Store, host_id, replace_bytes, row_name, seal
 from tpbench.schedule import parse
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +59,14 @@ def make(size: int, folder: Path) -> None:
         path = folder / "records" / machine / f"{row_name(str(cell.variant), cell.schedule.text)}_seed{cell.seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(seal(json.dumps(content)) + b"\n")
+
+
+def make_packed(size: int, folder: Path) -> None:
+    """The same in one file, as a finished run leaves it; the records are sorted by row and seed."""
+    plan = plan_of(size, folder)
+    machine = environment.machine_of("cpu", host_id(folder / "work"))
+    told = sorted(contents(plan, machine), key=lambda told: (row_name(told["method"], told["schedule"]), told["seed"]))
+    replace_bytes(folder / "records" / f"{machine}.jsonl", b"".join(seal(json.dumps(one)) + b"\n" for one in told))
 
 
 def contents(plan: Plan, machine: str) -> Iterator[dict]:

@@ -21,7 +21,7 @@ S seeds, I images
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import nan, sqrt
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def _added(over_seeds: Difference, images: Shared) -> Difference:
     if images.covariance > 0:
         parts.append((images.covariance, images.df))
     standard_error, df = combined(parts)
-    return replace(over_seeds, standard_error=standard_error, df=df)
+    return Difference(over_seeds.value, standard_error, df, over_seeds.seeds, over_seeds.a, over_seeds.b)
 
 
 def shared_images(points: np.ndarray) -> Shared:
@@ -93,7 +93,9 @@ def shared_images(points: np.ndarray) -> Shared:
     tested = ~np.isnan(points)
     deviations = np.where(tested, points - _means(points)[:, None], 0.0)
     overlap = _overlap(tested)
-    return _shared(deviations[None], overlap)[0] if overlap.expected > 0 else NOTHING_SHARED
+    if not overlap.expected > 0:
+        return NOTHING_SHARED
+    return _shared((deviations.sum(axis=0) ** 2 - (deviations**2).sum(axis=0))[None], overlap)[0]
 
 
 class _Overlap(NamedTuple):
@@ -114,13 +116,14 @@ def _overlap(tested: np.ndarray) -> _Overlap:
     return _Overlap(expected, float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1))))
 
 
-def _shared(deviations: np.ndarray, overlap: _Overlap) -> list[Shared]:
-    """The same for P differences of rows that were tested alike: deviations [P, S, I], 0 where not tested."""
-    images = deviations.shape[-1]
+def _shared(products: np.ndarray, overlap: _Overlap) -> list[Shared]:
+    """Of P differences of rows that were tested alike, from [P, I] the products summed over ordered pairs of seeds."""
     expected, per_variance = overlap
-    products = deviations.sum(axis=1) ** 2 - (deviations**2).sum(axis=1)  # [P, I] over ordered pairs of seeds
-    variances = np.maximum(products.sum(axis=1) / expected, 0.0)
-    uncertainties = images * products.var(axis=1, ddof=1) / expected**2
+    images = products.shape[1]
+    sums = products.sum(axis=1)
+    variances = np.maximum(sums / expected, 0.0)
+    apart = products - (sums / images)[:, None]
+    uncertainties = images * np.einsum("pi,pi->p", apart, apart) / (images - 1) / expected**2
     found = []
     for variance, uncertainty in zip(variances.tolist(), uncertainties.tolist()):
         df = 2 * variance**2 / uncertainty if uncertainty > 0 else 0.0
@@ -143,6 +146,16 @@ class Answers:
     def alike(self, other: Answers) -> bool:
         """Whether two rows have the same seeds, each tested on the same images of one set."""
         return self._asked == other._asked
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """[I] of the seeds' deviations."""
+        return self.deviations.sum(axis=0)
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """[I] of the seeds' squared deviations."""
+        return np.einsum("si,si->i", self.deviations, self.deviations)
 
     @cached_property
     def overlap(self) -> _Overlap:
@@ -194,8 +207,14 @@ def _all_shared(row: Answers, others: Sequence[Answers]) -> Iterator[Shared]:
         return
     step = max(1, AT_ONCE // row.tested.size)
     for first in range(0, len(others), step):
-        part = np.stack([other.deviations for other in others[first : first + step]])
-        yield from _shared(row.deviations - part, row.overlap)
+        yield from _shared(_products(row, others[first : first + step]), row.overlap)
+
+
+def _products(row: Answers, others: Sequence[Answers]) -> np.ndarray:
+    """[P, I] (sum of d)² - sum of d², d = a - b by seed, without making d: the squares of a row serve all its pairs."""
+    mixed = np.einsum("si,psi->pi", row.deviations, np.stack([other.deviations for other in others]))
+    squares = row.squares + np.stack([other.squares for other in others]) - 2 * mixed
+    return (row.sums - np.stack([other.sums for other in others])) ** 2 - squares
 
 
 def _means(points: np.ndarray) -> np.ndarray:
