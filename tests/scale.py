@@ -31,6 +31,7 @@ ACTIONS = {
     "read, packed": "read",
     "resume with nothing to do": "resume",
     "report": "report",
+    "claims": "claim",
     "list": "listing",
 }
 
@@ -120,6 +121,16 @@ def report(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001
     from tpbench.report import write
 
     return lambda: write.write(folder)
+
+
+def claim(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001
+    from tpbench.claims import claims, page, study
+
+    def act() -> None:
+        studies = study.read_studies([folder])
+        page.write(folder / "claims", studies, claims.readings(studies))
+
+    return act
 
 
 def listing(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001
