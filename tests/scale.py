@@ -88,6 +88,7 @@ def contents(plan: Plan, machine: str) -> Iterator[dict]:
             "schedule": cell.schedule.text,
             "seed": cell.seed,
             "unreduced": cell.variant.card.unreduced,
+            "finetune": plan.recipe.tuned_lines(cell.variant.method),
             "metrics": template["metrics"] | {"fine_tuned_top1": drawn.uniform(0.5, 0.9)},
             "latency": latency,
         }
