@@ -148,16 +148,6 @@ class Answers:
         return self._asked == other._asked
 
     @cached_property
-    def sums(self) -> np.ndarray:
-        """[I] of the seeds' deviations."""
-        return self.deviations.sum(axis=0)
-
-    @cached_property
-    def squares(self) -> np.ndarray:
-        """[I] of the seeds' squared deviations."""
-        return np.einsum("si,si->i", self.deviations, self.deviations)
-
-    @cached_property
     def overlap(self) -> _Overlap:
         """How far its seeds were tested on the same images."""
         return _overlap(self.tested)
@@ -211,10 +201,14 @@ def _all_shared(row: Answers, others: Sequence[Answers]) -> Iterator[Shared]:
 
 
 def _products(row: Answers, others: Sequence[Answers]) -> np.ndarray:
-    """[P, I] (sum of d)² - sum of d², d = a - b by seed, without making d: the squares of a row serve all its pairs."""
-    mixed = np.einsum("si,psi->pi", row.deviations, np.stack([other.deviations for other in others]))
-    squares = row.squares + np.stack([other.squares for other in others]) - 2 * mixed
-    return (row.sums - np.stack([other.sums for other in others])) ** 2 - squares
+    """[P, I] the products of two seeds' differences, summed over ordered pairs of seeds: (sum of d)² - sum of d²."""
+    differences = np.stack([other.deviations for other in others])  # [P, S, I], changed in place
+    np.subtract(row.deviations, differences, out=differences)
+    products = differences.sum(axis=1)
+    products *= products
+    differences *= differences
+    products -= differences.sum(axis=1)
+    return products
 
 
 def _means(points: np.ndarray) -> np.ndarray:
