@@ -39,7 +39,7 @@ def create(
     try:
         model = timm.create_model(name, pretrained=pretrained is True, **args)
         if isinstance(pretrained, str):
-            # weights_only: timm before 1.0.31 executes what a file says unless it is told not to
+            # weights_only is said here, because timm's default was another once: nothing in a file is executed
             load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn, weights_only=True)
     except Exception as error:
         if not pretrained:
