@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tpbench import environment, recipe, registry
 from tpbench.bench.plan import Plan
-from tpbench.record import Store, host_id, row_name, seal
+from tpbench.record import Store, host_id, replace_bytes, row_name, seal
 from tpbench.schedule import parse
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,7 @@ ACTIONS = {
     "read, packed": "read",
     "resume with nothing to do": "resume",
     "report": "report",
+    "claims": "claim",
     "list": "listing",
 }
 
@@ -61,6 +62,14 @@ def make(size: int, folder: Path) -> None:
         path.write_bytes(seal(json.dumps(content)) + b"\n")
 
 
+def make_packed(size: int, folder: Path) -> None:
+    """The same in one file, as a finished run leaves it; the records are sorted by row and seed."""
+    plan = plan_of(size, folder)
+    machine = environment.machine_of("cpu", host_id(folder / "work"))
+    told = sorted(contents(plan, machine), key=lambda told: (row_name(told["method"], told["schedule"]), told["seed"]))
+    replace_bytes(folder / "records" / f"{machine}.jsonl", b"".join(seal(json.dumps(one)) + b"\n" for one in told))
+
+
 def contents(plan: Plan, machine: str) -> Iterator[dict]:
     """What the records of a plan say: a committed record's content with numbers of their own."""
     from dataclasses import asdict
@@ -79,6 +88,7 @@ def contents(plan: Plan, machine: str) -> Iterator[dict]:
             "schedule": cell.schedule.text,
             "seed": cell.seed,
             "unreduced": cell.variant.card.unreduced,
+            "finetune": plan.recipe.tuned_lines(cell.variant.method),
             "metrics": template["metrics"] | {"fine_tuned_top1": drawn.uniform(0.5, 0.9)},
             "latency": latency,
         }
@@ -112,6 +122,16 @@ def report(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001
     from tpbench.report import write
 
     return lambda: write.write(folder)
+
+
+def claim(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001
+    from tpbench.claims import claims, page, study
+
+    def act() -> None:
+        studies = study.read_studies([folder])
+        page.write(folder / "claims", studies, claims.readings(studies))
+
+    return act
 
 
 def listing(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -138,3 +139,31 @@ def test_the_page_of_methods_is_that_of_their_cards(monkeypatch):
 )
 def test_the_page_of_methods_says_what_happens_to_the_tokens(name, effect):
     assert methods_page.effect(registry.method(name)) == effect
+
+
+def test_every_dependency_states_its_lowest_version():
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert len(stated) > 10
+    assert [line for line in stated if ">=" not in line] == [], "`tox -e lowest` would take the first version ever"
+
+
+def test_the_constraints_are_the_versions_of_the_committed_records():
+    lines = (ROOT / "results" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    measured = [record.environment["packages"] for record in read_all(ROOT / "results" / "digits")]
+    named = {(name, version) for packages in measured for name, version in packages.items() if name != "tpbench"}
+    assert len(named) > 5
+    assert {(name, pinned.get(name)) for name, _ in named} == named
+
+
+def test_the_workflow_pins_its_actions_and_runs_the_tested_pythons():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (\S+)", workflow)
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used), used
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert re.findall(r'"(3\.\d+)"', re.search(r"python: \[(.*)\]", workflow)[1]) == stated
+    assert project["requires-python"] == f">={stated[0]}"
+    for environment in re.findall(r"tox -e (\w+)", workflow):
+        assert f"[testenv:{environment}]" in (ROOT / "tox.ini").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +91,23 @@ def test_the_hubs_head_is_not_trusted_for_other_classes(tmp_path, request, capsy
     words = ["run", "--recipe", str(request.config.rootpath / "tests" / "tiny_recipe.py"), "--out", str(tmp_path)]
     assert main([*words, "--pretrained"]) == WRONG
     assert "without training the head would be random" in capsys.readouterr().err
+
+
+class Planted:
+    """What runs a command of its own when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_file_of_weights_is_never_executed(tmp_path):
+    path, ran = tmp_path / "w.pth", tmp_path / "ran"
+    torch.save({"model": Planted(ran)}, path)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        vit.create("test_vit", {}, pretrained=str(path))
+    assert not ran.exists()
+    torch.load(path, weights_only=False)
+    assert ran.exists(), "control: the file does execute something where it is allowed to"

@@ -9,7 +9,7 @@ I images, S seeds
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def paired(a: Mapping[int, Outcomes], b: Mapping[int, Outcomes]) -> np.ndarray:
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise UsageError("outcomes of two rows can be paired only where both have the same seed")
-    _refuse_other_images([outcome for seed in seeds for outcome in (a[seed], b[seed])])
+    refuse_other_images([outcome for seed in seeds for outcome in (a[seed], b[seed])])
     for seed in seeds:
         if not np.array_equal(a[seed].tested, b[seed].tested):
             raise UsageError(f"seed {seed}: the two rows were tested on different images of the same set")
@@ -118,7 +118,8 @@ def _points(a: Outcomes, b: Outcomes) -> np.ndarray:
     return np.where(a.tested, 100.0 * (a.right.astype(float) - b.right), np.nan)
 
 
-def _refuse_other_images(several: list[Outcomes]) -> None:
+def refuse_other_images(several: Collection[Outcomes]) -> None:
+    """Raise UsageError unless all outcomes are of one set of images."""
     sets = sorted({outcome.images for outcome in several})
     if len(sets) > 1:
         raise UsageError(f"outcomes on different images cannot be compared: {', '.join(sets)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isclose
 from pathlib import Path
 from statistics import fmean
@@ -113,7 +114,23 @@ class Study:
         return [text for text in texts if not text.startswith(("macs=", "latency="))]
 
     def of(self, method: str, schedule: str) -> list[Record]:
-        return [record for record in self.records if record.method == method and record.schedule == schedule]
+        return self._rows.get((method, schedule), [])
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], list[Record]]:
+        """The records by method and schedule."""
+        rows: dict[tuple[str, str], list[Record]] = {}
+        for record in self.records:
+            rows.setdefault((record.method, record.schedule), []).append(record)
+        return rows
+
+    @cached_property
+    def _tables(self) -> dict[str, list[Record]]:
+        """The records by schedule."""
+        tables: dict[str, list[Record]] = {}
+        for record in self.records:
+            tables.setdefault(record.schedule, []).append(record)
+        return tables
 
     def methods(self) -> list[str]:
         """The names of the rows, in the order of the records."""
@@ -122,9 +139,9 @@ class Study:
     def top1(self, schedule: str, stage: str) -> pd.DataFrame:
         """Percent: rows are the methods at a schedule, columns the seeds, NaN where not measured."""
         values: dict[int, dict[str, float]] = {}
-        for record in self.records:
+        for record in self._tables.get(schedule, ()):
             top1 = record.metrics.get(f"{stage}_top1")
-            if record.schedule == schedule and top1 is not None:
+            if top1 is not None:
                 values.setdefault(record.seed, {})[record.method] = 100 * top1
         return pd.DataFrame(values, dtype=float).sort_index().sort_index(axis=1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import marshal
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Store:
         self.bad: list[Bad] = []
         self._parts: dict[str, Part] = {}  # by file under records/
         self._index: dict[tuple[str, str, str, int], Entry] = {}  # by machine, method, schedule, seed
-        self._common: dict[str, Any] = {}
+        self._common: dict[bytes, Any] = {}
 
     @staticmethod
     def of(folder: Path) -> Store:
@@ -160,10 +161,10 @@ class Store:
         """The record, with what other records have as well kept once: that is half of its memory."""
         for name in REPEATED:
             value = getattr(record, name)
-            setattr(record, name, self._common.setdefault(repr(value), value))
+            setattr(record, name, self._common.setdefault(_as_bytes(value), value))
         if "layers" in record.macs:
             layers = record.macs["layers"]
-            record.macs["layers"] = self._common.setdefault(repr(layers), layers)
+            record.macs["layers"] = self._common.setdefault(_as_bytes(layers), layers)
         return record
 
     def _order(self) -> None:
@@ -232,6 +233,11 @@ class Store:
                     packed[path] = stack.enter_context(open(path, "rb"))
                 packed[path].seek(entry.start)
                 yield packed[path].read(entry.end - entry.start)
+
+
+def _as_bytes(value: Any) -> bytes:
+    """The same bytes for the same value out of JSON, whichever objects it is made of; faster than `repr`."""
+    return marshal.dumps(value, 2)  # later versions depend on how often an object is referred to
 
 
 @lru_cache(maxsize=FOLDERS)

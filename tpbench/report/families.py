@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tpbench.errors import UsageError
+from tpbench.report import p_values
 from tpbench.report.interval import LEVEL
 from tpbench.report.statistics import Difference
 
@@ -61,7 +62,7 @@ def ranks(differences: Sequence[Difference], alpha: float = ALPHA) -> dict[str, 
     names = list(dict.fromkeys(name for difference in differences for name in (difference.a, difference.b)))
     above = dict.fromkeys(names, 0)
     below = dict.fromkeys(names, 0)
-    for difference, p in zip(differences, holm([difference.p_value() for difference in differences])):
+    for difference, p in zip(differences, holm(p_values.different(differences))):
         if p <= alpha:  # never so with NaN
             upper, lower = _upper_first(difference)
             above[lower] += 1
@@ -101,9 +102,9 @@ def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> 
     """
     if not margin > 0:
         raise UsageError(f"a margin is a positive number of points, not {margin:g}")
-    different = holm([difference.p_value() for difference in family])
-    inferior = holm([difference.p_above(-margin) for difference in family])
-    outside = holm([max(d.p_above(-margin), d.p_below(margin)) for d in family])
+    different = holm(p_values.different(family))
+    inferior = holm(p_values.above(family, -margin))
+    outside = holm(np.maximum(p_values.above(family, -margin), p_values.below(family, margin)))
     judgements = []
     for difference, p_difference, p_inferior, p_equivalent in zip(family, different, inferior, outside):
         within = p_equivalent <= alpha

@@ -24,7 +24,7 @@ import pandas as pd
 from tpbench.errors import UsageError
 from tpbench.measure.timings import Session
 from tpbench.record import Record
-from tpbench.report import columns, sessions
+from tpbench.report import columns, p_values, sessions
 from tpbench.report.column import Cell, Source
 from tpbench.report.contrast import Contrast, declared
 from tpbench.report.families import Rate, holm, null_rate
@@ -52,7 +52,8 @@ class Comparison:
     @cached_property
     def rows(self) -> list[Row]:
         """The frame's rows as dictionaries."""
-        return self.frame.to_dict("records")
+        names = list(self.frame)
+        return [dict(zip(names, values)) for values in zip(*(self.frame[name].tolist() for name in names))]
 
     @property
     def top1(self) -> str:
@@ -175,8 +176,9 @@ def _latencies(record: Record) -> dict[str, float]:
     for batch in sorted(record.latency, key=int):
         name, samples = f"latency_b{batch}", record.latency[batch]
         for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
-            row[f"{prefix}{name}_median_seconds"] = median(samples[model])
-            row[f"{prefix}{name}_p95_seconds"] = percentile_95(samples[model])
+            ordered = sorted(samples[model])
+            row[f"{prefix}{name}_median_seconds"] = median(ordered)
+            row[f"{prefix}{name}_p95_seconds"] = percentile_95(ordered)
         row[f"{name}_ratio"] = row[f"{name}_median_seconds"] / row[f"unreduced_{name}_median_seconds"]
     return row
 
@@ -187,9 +189,8 @@ def _listed(counts: Sequence[int]) -> str:
 
 def batch_sizes(frame: pd.DataFrame) -> list[int]:
     """The batch sizes at which latency was measured, from a cells or a comparison frame."""
-    measured = frame.dropna(axis="columns", how="all")
-    found = (re.fullmatch(r"latency_b(\d+)_ratio", name) for name in measured)
-    return sorted(int(match[1]) for match in found if match)
+    found = (re.fullmatch(r"latency_b(\d+)_ratio", name) for name in frame)
+    return sorted(int(match[1]) for match in found if match and frame[match[0]].notna().any())
 
 
 def timed_sizes(frame: pd.DataFrame) -> list[int]:
@@ -205,7 +206,7 @@ def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
     """Two methods of a schedule a row: their difference in points."""
     rows = []
     for schedule, table in tables.items():
-        adjusted = holm([pair.p_value() for pair in table.pairs])
+        adjusted = holm(p_values.different(table.pairs))
         for pair, p in zip(table.pairs, adjusted):
             rows.append([machine, schedule, *(column.value(pair, p) for column in columns.PAIRS)])
     return pd.DataFrame(rows, columns=["machine", "schedule", *(column.name for column in columns.PAIRS)])

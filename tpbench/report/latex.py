@@ -11,6 +11,7 @@ from tpbench.report.layout import Row, failure, groups, left_out
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≤": r"$\leq$"}
 TEX |= {sign: f"\\{sign}" for sign in "%_&#${}"} | {sign: f"${sign}$" for sign in "<>|"}
 TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
+TRANSLATED = str.maketrans(TEX)
 
 
 def latex(comparison: Comparison, accuracy: Sequence[Column], cost: Sequence[Column], note: str) -> str:
@@ -71,4 +72,4 @@ def _line(texts: Iterable[str]) -> str:
 
 def tex(text: str) -> str:
     """Text that LaTeX prints as it stands; other signs outside ASCII become question marks."""
-    return "".join(TEX.get(sign, sign) for sign in text).encode("ascii", "replace").decode()
+    return text.translate(TRANSLATED).encode("ascii", "replace").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from math import floor, log10
 from typing import Any
 
@@ -18,14 +19,19 @@ Row = dict[str, Any]
 # ------------------------------------------------------------------------------------------ numbers as text
 
 
+def blank(value: Any) -> bool:
+    """Whether a number is missing: None, NaN or pandas' NA."""
+    return value is None or value is pd.NA or value != value
+
+
 def fixed(value: Any, decimals: int, sign: str = "") -> str:
     """A number with so many decimals and never a minus zero; nothing for a blank."""
-    return "" if pd.isna(value) else f"{round(float(value), decimals) + 0.0:{sign}.{decimals}f}"
+    return "" if blank(value) else f"{round(float(value), decimals) + 0.0:{sign}.{decimals}f}"
 
 
 def significant(value: float, digits: int) -> str:
     """A number with so many significant digits and without an exponent; nothing for a blank."""
-    if pd.isna(value) or value == 0:
+    if blank(value) or value == 0:
         return fixed(value, 0)
     return fixed(value, max(0, digits - 1 - floor(log10(abs(value)))))
 
@@ -50,7 +56,7 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
 
     def text(row: Row) -> str:
         mean, half_width = row[name], row[half_width_of(name)]
-        if pd.isna(half_width):
+        if blank(half_width):
             return fixed(mean, 1, sign)
         low, high = ends(row, name)
         if _cut(row, name):
@@ -63,7 +69,7 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
 def plus_minus(row: Row, name: str, sign: str = "") -> str:
     """mean ± half-width; the mean alone where there is no interval; the ends where 0 or 100 % cuts the interval."""
     mean, half_width = row[name], row[half_width_of(name)]
-    if pd.isna(half_width):
+    if blank(half_width):
         return fixed(mean, 2, sign)
     low, high = ends(row, name)
     if _cut(row, name):
@@ -83,6 +89,7 @@ def _cut(row: Row, name: str) -> bool:
     return name.endswith("_percent") and not row[half_width_of(name)] <= row[name] <= 100 - row[half_width_of(name)]
 
 
+@cache
 def half_width_of(name: str) -> str:
     """The column of a mean's half-width."""
     return re.sub("(_top1_percent|_points)$", "_half_width_points", name)

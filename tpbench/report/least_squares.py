@@ -67,6 +67,16 @@ class Fit:
         value = round(float(weights @ self.outcomes), DECIMALS)
         return value, {int(row): squares[row] for row in np.nonzero(squares > ESTIMABLE**2)[0]}
 
+    def alike(self, first: int, second: int) -> bool:
+        """Whether two rows were measured with the same seeds: their effects cancel in the rows' difference."""
+        return self._patterns[first] == self._patterns[second]
+
+    def plain_difference(self, first: int, second: int) -> tuple[float, dict[int, float]]:
+        """What `contrast` says of the difference of two such rows, in a fraction of its time."""
+        value = round(self._means[first] - self._means[second], DECIMALS)
+        weight = 1 / float(self.counts[first])
+        return value, {first: weight, second: weight}
+
     def _reaches(self, weights: np.ndarray, of_rows: dict[int, float], of_seeds: np.ndarray) -> bool:
         """Whether these weights of the cells add up to the contrast's coefficients, of every row and every seed."""
         by_row = np.bincount(self.rows, weights, len(self.counts))
@@ -82,6 +92,11 @@ class Fit:
     @cached_property
     def _means(self) -> list[float]:
         return (np.bincount(self.rows, self.outcomes) / self.counts).tolist()
+
+    @cached_property
+    def _patterns(self) -> list[bytes]:
+        """By row, the seeds that it was measured with."""
+        return [row.tobytes() for row in self.shares]
 
     def scatter(self, rows: np.ndarray | None = None) -> Scatter:
         """The residual of some rows, of all where none are given."""

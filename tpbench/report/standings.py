@@ -143,15 +143,11 @@ def _compared(table: Standings, differences: _Differences, bases: set[str], outs
     reference = table.reference
     if reference not in rivals and rivals:
         reference = max(rivals, key=lambda name: model.mean(name).value)
-    family = differences.of([(name, reference) for name in rivals if name != reference])
-    repeated = differences.of(_null_pairs(nulls, model))
     pairs = differences.of(_pairs(rivals, reference))
     ranked = len(rivals) <= MOST_RIVALS and any(pair.known for pair in pairs)
-    to_base = [
-        difference
-        for base in bases
-        for difference in differences.of([(name, base) for name in model.methods if name not in bases])
-    ]
+    family = differences.of([(name, reference) for name in rivals if name != reference])
+    repeated = differences.of(_null_pairs(nulls, model))
+    to_base = differences.of([(name, base) for base in bases for name in model.methods if name not in bases])
     return replace(
         table,
         reference=reference,

@@ -154,6 +154,10 @@ class Additive:
         if a == b:
             raise UsageError(f"the difference of {a} to itself")
         first, second = self._row(a), self._row(b)
+        if self.fitted.alike(first, second):
+            value, weights = self.fitted.plain_difference(first, second)
+            standard_error, df = self._spread(weights)
+            return Difference(value, standard_error, df, int(self.fitted.counts[first]), a, b)
         value, standard_error, df = self._estimate({first: 1.0, second: -1.0}, np.zeros(len(self.seeds)))
         both = (self.fitted.shares[first] > 0) & (self.fitted.shares[second] > 0)
         return Difference(value, standard_error, df, int(both.sum()), a, b)
@@ -202,6 +206,10 @@ class Additive:
         if estimate is None:
             return nan, nan, 0.0
         value, weights = estimate
+        return value, *self._spread(weights)
+
+    def _spread(self, weights: dict[int, float]) -> tuple[float, float]:
+        """The standard error and degrees of freedom of a contrast, from its rows' sums of squared weights."""
         kept = 0.0
         parts = []
         for row, weight in weights.items():
@@ -212,8 +220,7 @@ class Additive:
                 parts.append((weight * scatter.sd**2, scatter.df))
         if kept > 0:
             parts.insert(0, (kept * self.pooled.sd**2, self.pooled.df))
-        standard_error, df = combined(parts)
-        return value, standard_error, df
+        return combined(parts)
 
 
 def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:

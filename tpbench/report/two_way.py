@@ -21,16 +21,18 @@ S seeds, I images
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from math import nan, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
 from tpbench.errors import UsageError
-from tpbench.outcomes import Outcomes, paired
+from tpbench.outcomes import Outcomes, paired, refuse_other_images
 from tpbench.report.statistics import Difference, combined
 
-AT_ONCE = 4_000_000  # answers that are held at once
+AT_ONCE = 100_000  # answers that are looked at together: few enough for a processor's cache
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Shared:
     covariance: float
     df: float
     image_sd: float
+
+
+NOTHING_SHARED = Shared(0.0, 0.0, nan)
 
 
 def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
@@ -76,7 +81,7 @@ def _added(over_seeds: Difference, images: Shared) -> Difference:
     if images.covariance > 0:
         parts.append((images.covariance, images.df))
     standard_error, df = combined(parts)
-    return replace(over_seeds, standard_error=standard_error, df=df)
+    return Difference(over_seeds.value, standard_error, df, over_seeds.seeds, over_seeds.a, over_seeds.b)
 
 
 def shared_images(points: np.ndarray) -> Shared:
@@ -87,21 +92,38 @@ def shared_images(points: np.ndarray) -> Shared:
     """
     tested = ~np.isnan(points)
     deviations = np.where(tested, points - _means(points)[:, None], 0.0)
-    return _shared(deviations[None], tested)[0]
+    overlap = _overlap(tested)
+    if not overlap.expected > 0:
+        return NOTHING_SHARED
+    return _shared((deviations.sum(axis=0) ** 2 - (deviations**2).sum(axis=0))[None], overlap)[0]
 
 
-def _shared(deviations: np.ndarray, tested: np.ndarray) -> list[Shared]:
-    """The same for P differences of rows that were tested alike: deviations [P, S, I], 0 where not tested [S, I]."""
-    seeds, images = tested.shape
+class _Overlap(NamedTuple):
+    """expected: the expectation of the sum of products over the image variance; per_variance: the mean covariance."""
+
+    expected: float
+    per_variance: float
+
+
+def _overlap(tested: np.ndarray) -> _Overlap:
+    """How far the images of two seeds are the same: from [S, I], which images each seed was tested on."""
+    seeds = len(tested)
     counts = tested.sum(axis=1).astype(float)  # [S]
     both = _off_diagonal(tested.astype(float) @ tested.T)  # [S, S] images that two seeds share
     expected = float((both * (1 - 1 / counts - 1 / counts[:, None] + both / np.outer(counts, counts))).sum())
     if not expected > 0:
-        return [Shared(0.0, 0.0, nan)] * len(deviations)
-    per_variance = float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1)))
-    products = deviations.sum(axis=1) ** 2 - (deviations**2).sum(axis=1)  # [P, I] over ordered pairs of seeds
-    variances = np.maximum(products.sum(axis=1) / expected, 0.0)
-    uncertainties = images * products.var(axis=1, ddof=1) / expected**2
+        return _Overlap(0.0, 0.0)
+    return _Overlap(expected, float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1))))
+
+
+def _shared(products: np.ndarray, overlap: _Overlap) -> list[Shared]:
+    """Of P differences of rows that were tested alike, from [P, I] the products summed over ordered pairs of seeds."""
+    expected, per_variance = overlap
+    images = products.shape[1]
+    sums = products.sum(axis=1)
+    variances = np.maximum(sums / expected, 0.0)
+    apart = products - (sums / images)[:, None]
+    uncertainties = images * np.einsum("pi,pi->p", apart, apart) / (images - 1) / expected**2
     found = []
     for variance, uncertainty in zip(variances.tolist(), uncertainties.tolist()):
         df = 2 * variance**2 / uncertainty if uncertainty > 0 else 0.0
@@ -123,15 +145,23 @@ class Answers:
 
     def alike(self, other: Answers) -> bool:
         """Whether two rows have the same seeds, each tested on the same images of one set."""
-        same = self.seeds == other.seeds and self.tested.shape == other.tested.shape
-        sets = {outcome.images for row in (self, other) for outcome in row.outcomes.values()}
-        return same and len(sets) == 1 and np.array_equal(self.tested, other.tested)
+        return self._asked == other._asked
+
+    @cached_property
+    def overlap(self) -> _Overlap:
+        """How far its seeds were tested on the same images."""
+        return _overlap(self.tested)
+
+    @cached_property
+    def _asked(self) -> tuple[tuple[int, ...], set[str], bytes]:
+        """Seeds, the set of images, and which of them each seed was tested on."""
+        return self.seeds, {outcome.images for outcome in self.outcomes.values()}, self.tested.tobytes()
 
 
 def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
     """The outcomes of one row, by seed. UsageError where they are not all of one set of images."""
     seeds = tuple(sorted(by_seed))
-    paired(by_seed, by_seed)  # refuses several sets
+    refuse_other_images(by_seed.values())
     tested = np.stack([by_seed[seed].tested for seed in seeds])
     right = 100.0 * np.stack([by_seed[seed].right for seed in seeds])
     means = right.sum(axis=1) / tested.sum(axis=1)
@@ -154,19 +184,31 @@ def with_all_images(over_seeds: Sequence[Difference], rows: Mapping[str, Answers
         else:
             found[number] = with_images(difference, paired(a.outcomes, b.outcomes))
     for name, numbers in together.items():
-        for part in _parts(numbers, rows[name].tested.size):
-            others = np.stack([rows[over_seeds[number].b].deviations for number in part])
-            shared = _shared(rows[name].deviations - others, rows[name].tested)
-            for number, images in zip(part, shared):
-                found[number] = _added(over_seeds[number], images)
+        others = [rows[over_seeds[number].b] for number in numbers]
+        for number, images in zip(numbers, _all_shared(rows[name], others)):
+            found[number] = _added(over_seeds[number], images)
     return found
 
 
-def _parts(numbers: list[int], size: int) -> Iterator[list[int]]:
-    """So many at a time that their answers fit into memory."""
-    step = max(1, AT_ONCE // size)
-    for first in range(0, len(numbers), step):
-        yield numbers[first : first + step]
+def _all_shared(row: Answers, others: Sequence[Answers]) -> Iterator[Shared]:
+    """What a row shares with each of others that were tested alike, so many at a time as fit into the cache."""
+    if not row.overlap.expected > 0:
+        yield from [NOTHING_SHARED] * len(others)
+        return
+    step = max(1, AT_ONCE // row.tested.size)
+    for first in range(0, len(others), step):
+        yield from _shared(_products(row, others[first : first + step]), row.overlap)
+
+
+def _products(row: Answers, others: Sequence[Answers]) -> np.ndarray:
+    """[P, I] the products of two seeds' differences, summed over ordered pairs of seeds: (sum of d)² - sum of d²."""
+    differences = np.stack([other.deviations for other in others])  # [P, S, I], changed in place
+    np.subtract(row.deviations, differences, out=differences)
+    products = differences.sum(axis=1)
+    products *= products
+    differences *= differences
+    products -= differences.sum(axis=1)
+    return products
 
 
 def _means(points: np.ndarray) -> np.ndarray:

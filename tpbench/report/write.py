@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tpbench.errors import UsageError
@@ -118,7 +118,7 @@ def _about(comparison: Comparison) -> list[str]:
     return [
         f"Recipe {records[0].recipe} ({records[0].recipe_digest}), {counts}.",
         "",
-        *dict.fromkeys(f"- {measured_on(record)}" for record in records if record.environment),
+        *dict.fromkeys(f"- {measured_on(record)}" for record in _alike_once(records)),
         "",
         f"[wide tables](tables/{machine}.md), [LaTeX](tables/{machine}.tex), [all columns](tables/{machine}.csv),",
         *(f"[by {axis.what}](tables/{machine}-by-{name}.md)," for name, axis in bands.axes(comparison.frame).items()),
@@ -127,6 +127,15 @@ def _about(comparison: Comparison) -> list[str]:
         f"![accuracy against cost](figures/{machine}-pareto.png)",
         "",
     ]
+
+
+def _alike_once(records: Sequence[Record]) -> Iterable[Record]:
+    """A record for every environment and commit; the store keeps equal ones once, so that most are the same object."""
+    found: dict[tuple[int, int], Record] = {}
+    for record in records:
+        if record.environment:
+            found.setdefault((id(record.environment), id(record.git)), record)
+    return found.values()
 
 
 def measured_on(record: Record) -> str:

@@ -39,7 +39,8 @@ def create(
     try:
         model = timm.create_model(name, pretrained=pretrained is True, **args)
         if isinstance(pretrained, str):
-            load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn)
+            # weights_only is said here, because timm's default was another once: nothing in a file is executed
+            load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn, weights_only=True)
     except Exception as error:
         if not pretrained:
             raise UsageError(f"model {name!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
