@@ -17,11 +17,24 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from tpbench import recipe as recipes
 from tpbench.errors import UsageError
 from tpbench.outcomes import outcomes, pack
 from tpbench.record import Record, read, read_all
 from tpbench.record import write as write_record
-from tpbench.report import bands, columns, findings, first, forest, layout, methods, published, tables, terminal
+from tpbench.report import (
+    bands,
+    columns,
+    contrast,
+    findings,
+    first,
+    forest,
+    layout,
+    methods,
+    published,
+    tables,
+    terminal,
+)
 from tpbench.report.contrast import Contrast, declared
 from tpbench.report.frame import Comparison, compare
 from tpbench.report.interval import interval
@@ -630,6 +643,31 @@ def test_rows_that_bring_something_are_marked() -> None:
     assert r"dynamicvit$\dagger$$\ddagger$" in latex(only(example()), tables.accuracy(), [], "")
     plain = printed([record for record in example() if record.method != "dynamicvit"])
     assert "†" not in plain
+
+
+def test_a_loss_that_still_falls_steeply_is_marked() -> None:
+    steep = over_seeds("steep", (90.0, 91.0, 92.0), training={"losses": [1.0, 0.5, 0.44]})
+    level = over_seeds("level", (90.0, 91.0, 92.0), training={"losses": [1.0, 0.5, 0.46]})  # control
+    once = over_seeds("once", (90.0, 91.0, 92.0), training={"losses": [1.0]})
+    rows = compared([*steep, *level, *once])
+    assert rows["steep", SCHEDULE]["loss_fall_percent"] == pytest.approx(12.0)
+    assert math.isnan(rows["once", SCHEDULE]["loss_fall_percent"])
+    text = printed([*steep, *level, *once])
+    assert "steep↓" in text
+    assert "level↓" not in text
+    assert "once↓" not in text
+
+
+def test_a_folder_keeps_the_contrast_of_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    recipe = replace(recipes.load("digits"), name="mine", reference="tome", margin=2.5)
+    contrast.declare(tmp_path, recipe)
+    assert contrast.of(tmp_path) == contrast.Contrast("tome", 2.5)
+    (tmp_path / contrast.FILE).write_text('{"reference": 3}')
+    with pytest.raises(UsageError, match="is damaged"):
+        contrast.of(tmp_path)
+    packaged = tmp_path / "packaged"
+    contrast.declare(packaged, recipes.load("digits"))
+    assert contrast.of(packaged) is None, "control: a packaged recipe is asked itself"
 
 
 def test_random_weights_have_nothing_off_the_shelf() -> None:

@@ -19,6 +19,7 @@ from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import timings
 from tpbench.record import Record, Store, host_id, read_budget, row_name
+from tpbench.report import contrast
 from tpbench.schedule import Schedule
 from tpbench.training import data, ranks
 from tpbench.training.data import Parts
@@ -101,6 +102,7 @@ class Workspace:
                 tidy(self.out)
                 host_id(self.work)
                 check(Store.of(self.out), self.recipe, self.machine, fresh)
+                contrast.declare(self.out, self.recipe)
                 if fresh:
                     self._delete_everything()
         ranks.wait()

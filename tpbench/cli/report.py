@@ -66,19 +66,21 @@ def check(arguments: argparse.Namespace) -> None:
 def tables(arguments: argparse.Namespace) -> None:
     """Write tables and figures, and print their paths, their rows or one JSON object, as it was asked for."""
     from tpbench.record import Store
-    from tpbench.report import document, frame, sessions, terminal, timed, write
+    from tpbench.report import contrast, document, frame, sessions, terminal, timed, write
 
     folder = arguments.folder[0]
     paths = write.write(folder)
     found = sessions.of(folder)
     store = Store.of(folder)
+    declared = contrast.of(folder)
     if arguments.json:
-        whole = document.document(folder, frame.compare(store, timed=found), [bad.reason for bad in store.bad])
+        comparisons = frame.compare(store, declared, timed=found)
+        whole = document.document(folder, comparisons, [bad.reason for bad in store.bad])
         print_document(whole | {"paths": [str(path) for path in paths]})
     elif arguments.by is not None and not arguments.quiet:
         from rich.console import Console
 
-        comparisons = frame.compare(store, timed=found)
+        comparisons = frame.compare(store, declared, timed=found)
         terminal.show(comparisons, Console(), arguments.by)
         for session in found if not comparisons else []:
             timed.show(session, Console())

@@ -229,12 +229,12 @@ def show_forecast(plan: Plan, output: Output) -> int:
 def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str, Any]) -> None:
     """Write the report of a results folder and print the comparison of these records as it was asked for."""
     from tpbench.bench.look import locked
-    from tpbench.report import document, frame, sessions, terminal, write
+    from tpbench.report import contrast, document, frame, sessions, terminal, write
 
     with nothing_printed(output.json):
         with locked(out):
             write.write(out)
-        compared = frame.compare(records, timed=sessions.of(out))
+        compared = frame.compare(records, contrast.of(out), timed=sessions.of(out))
     if output.json:
         print_document(document.document(out, compared) | counts)
     elif not output.quiet:

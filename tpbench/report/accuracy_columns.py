@@ -65,6 +65,12 @@ def _training() -> list[Column]:
             "True where the method learns from the unreduced model",
             lambda source: any(cell["teacher"] for cell in source.cells),
         ),
+        Column(
+            "loss_fall_percent",
+            "by how much the mean training loss of the last epoch lies below that of the epoch before, percent, mean "
+            "over seeds; a row above 10 would gain from longer fine-tuning",
+            lambda source: 100 * source.mean("training_loss_fall"),
+        ),
         cell(
             "tuned",
             "lines of the fine-tuning that were tuned for the method; blank where it has the recipe's",

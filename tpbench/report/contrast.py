@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from tpbench import recipe
+from tpbench.errors import UsageError
+from tpbench.record import replace_text
+
+FILE = "contrast.json"  # in a results folder
 
 
 class Contrast(NamedTuple):
@@ -25,3 +33,22 @@ def declared(name: str) -> Contrast:
         return Contrast(known.reference, known.margin)
     defaults = {field.name: field.default for field in fields(recipe.Recipe)}
     return Contrast(defaults["reference"], defaults["margin"])
+
+
+def declare(folder: Path, asked: recipe.Recipe) -> None:
+    """Keep the contrast of a recipe that is not packaged in its results folder, where reports find it."""
+    if asked.name.partition(recipe.OVERRIDDEN)[0] not in recipe.names():
+        contrast = Contrast(asked.reference, asked.margin)
+        replace_text(folder / FILE, json.dumps(contrast._asdict(), indent=1) + "\n")
+
+
+def of(folder: Path) -> Contrast | None:
+    """The contrast that a results folder keeps; None where it keeps none. Raises UsageError for a damaged file."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(Contrast).validate_python(json.loads(path.read_text()))
+    except (OSError, ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path} is damaged: {reason}; delete it or run the recipe again") from None

@@ -13,7 +13,17 @@ import pandas as pd
 from tpbench.report.column import Column
 from tpbench.report.columns import chosen
 from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
-from tpbench.report.layout import NEW_PARAMETERS, TEACHER, Row, failure, fixed, left_out, plus_minus
+from tpbench.report.layout import (
+    NEW_PARAMETERS,
+    STEEP,
+    STILL_FALLING,
+    TEACHER,
+    Row,
+    failure,
+    fixed,
+    left_out,
+    plus_minus,
+)
 from tpbench.report.layout import sections as schedules
 from tpbench.report.methods import NULL
 from tpbench.report.timed_columns import marked
@@ -21,7 +31,11 @@ from tpbench.report.timed_columns import marked
 MOST_SCHEDULES = 6  # of more, the first ones are shown and the others are in the files
 MOST_ROWS = 60  # of one schedule
 PADDED = 0.98  # a share of MACs this much lower without padding is worth saying
-MARKS = f"{NEW_PARAMETERS}: brings parameters that start untrained; {TEACHER}: learns from the unreduced model."
+MARKS = (
+    f"{NEW_PARAMETERS}: brings parameters that start untrained; {TEACHER}: learns from the unreduced model; "
+    f"{STILL_FALLING}: the training loss fell by more than {STEEP:.0f} % in the last epoch, so longer fine-tuning "
+    "would help this row."
+)
 NOT_COUNTED = (
     "Counted as MACs are matrix products, convolutions and the reducers' own operators. Not counted: additions (the "
     "means of merging are sums), norms, softmax, scores that need no product, sorting and gathering."
@@ -112,7 +126,7 @@ def remarks(comparison: Comparison) -> list[str]:
     found = [*_saves_nothing(frame), *_about_records(comparison)]
     if left_out(comparison.rows):
         found.append(f"Seeds left out: {'; '.join(left_out(comparison.rows))}.")
-    if (frame["new_parameters"] > 0).any() or frame["teacher"].any():
+    if (frame["new_parameters"] > 0).any() or frame["teacher"].any() or (frame["loss_fall_percent"] > STEEP).any():
         found.append(MARKS)
     if comparison.session is not None:
         found.append(TIMED)

@@ -159,10 +159,16 @@ def _sizes(record: Record) -> dict[str, Any]:
     return row
 
 
+def _fall(losses: Sequence[float]) -> float:
+    """By which share the mean training loss of the last epoch lies below that of the epoch before."""
+    return 1 - losses[-1] / losses[-2] if len(losses) > 1 and losses[-2] > 0 else nan
+
+
 def _training(record: Record) -> dict[str, Any]:
     row = {"off_the_shelf_top1": nan, "fine_tuned_top1": nan} | record.metrics
     row["training_seconds"] = record.training.get("seconds", nan)
     row["training_images"] = record.training.get("images", nan)
+    row["training_loss_fall"] = _fall(record.training.get("losses", ()))
     for name in ("images_per_second", "outside_model_share"):
         known = record.training.get("pace", {}).get(name)
         row[f"training_{name}"] = nan if known is None else known

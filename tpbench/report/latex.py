@@ -10,7 +10,7 @@ from tpbench.report.layout import Row, failure, groups, left_out
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≤": r"$\leq$"}
 TEX |= {sign: f"\\{sign}" for sign in "%_&#${}"} | {sign: f"${sign}$" for sign in "<>|"}
-TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
+TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$", "↓": r"$\downarrow$"}
 TRANSLATED = str.maketrans(TEX)
 
 

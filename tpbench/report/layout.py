@@ -11,7 +11,10 @@ from typing import Any
 import pandas as pd
 
 LONG_LIST = 4  # longer lists of token counts are shown by their ends
-NEW_PARAMETERS, TEACHER = "†", "‡"  # marks of a row
+NEW_PARAMETERS = "†"  # marks of a row
+TEACHER = "‡"
+STILL_FALLING = "↓"
+STEEP = 10.0  # percent by which the training loss of the last epoch lies below that of the one before
 
 Row = dict[str, Any]
 
@@ -103,7 +106,11 @@ def rank(row: Row) -> str:
 
 def marked(row: Row) -> str:
     """The method's name with its marks."""
-    marks = [(NEW_PARAMETERS, row["new_parameters"] > 0), (TEACHER, row["teacher"])]
+    marks = [
+        (NEW_PARAMETERS, row["new_parameters"] > 0),
+        (TEACHER, row["teacher"]),
+        (STILL_FALLING, row["loss_fall_percent"] > STEEP),
+    ]
     return row["method"] + "".join(mark for mark, holds in marks if holds)
 
 

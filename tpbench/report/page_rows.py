@@ -14,6 +14,7 @@ from tpbench.errors import UsageError
 from tpbench.measure import speeds, timings
 from tpbench.measure.speeds import Speed
 from tpbench.record import Record, Store
+from tpbench.report import contrast as contrasts
 from tpbench.report import timed
 from tpbench.report.contrast import Contrast
 from tpbench.report.frame import Comparison, batch_sizes, compare
@@ -84,7 +85,7 @@ def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[S
         )
         for (machine, recipe, digest), own in grouped.items():
             mixed = sum(other == machine for other, _, _ in grouped) > 1
-            (comparison,) = compare(own, contrast)
+            (comparison,) = compare(own, contrast or contrasts.of(folder))
             parts = [
                 folder.resolve().name if len(folders) > 1 else "",
                 f"{recipe} on {machine}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from tpbench.errors import UsageError
 from tpbench.record import Record, Store, replace_text
 from tpbench.report import bands, columns, first, forest, learned, pareto, sessions, tables
+from tpbench.report import contrast as contrasts
 from tpbench.report.contrast import Contrast
 from tpbench.report.findings import findings
 from tpbench.report.frame import Comparison, compare
@@ -18,10 +19,11 @@ from tpbench.report.markdown import escape, table
 def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
     """Write OUT/README.md, OUT/tables and OUT/figures from OUT/records and OUT/timing; return the paths written.
 
-    contrast: which method the others are compared with; by default what the records' recipe declares.
+    contrast: which method the others are compared with; by default what the folder keeps, or else what the records'
+    recipe declares.
     """
     found = sessions.of(folder)
-    comparisons = compare(Store.of(folder), contrast, found)
+    comparisons = compare(Store.of(folder), contrast or contrasts.of(folder), found)
     if not comparisons and not found:
         raise UsageError(f"{folder} holds no records and no timing session")
     paths = [folder / "README.md", *sessions.write(folder, found)]
