@@ -491,13 +491,13 @@ def test_without_submitit_one_line_says_how_to_get_it(tmp_path, capsys, monkeypa
 
 def test_workers_get_the_commands_words_without_what_launched_them(tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(launch, "on_slurm", lambda asked, count, **more: found.append((asked, count, more)) or DONE)
+    monkeypatch.setattr(launch, "on_slurm", lambda own, count, **more: found.append((own, count, more)) or DONE)
     options = ["--slurm", "time=9", "--slurm=partition=gpu"]
     assert main(words(tmp_path, "--launcher", "submitit", "--jobs", "2", *options)) == DONE
-    ((asked, count, more),) = found
+    ((own, count, more),) = found
     assert (count, more["asked"]) == (2, ["time=9", "partition=gpu"])
-    worker = parser().parse_args(asked)
-    launch.check(argparse.Namespace(**vars(worker), words=asked))
+    worker = parser().parse_args(own)
+    launch.check(argparse.Namespace(**vars(worker), words=own))
     assert not launch.wanted(worker)
     assert worker.out == tmp_path
 
