@@ -33,6 +33,7 @@ def recipe() -> Recipe:
         search={
             "topk": Search(Optim(epochs=5, lr=1e-2), backbone_lr_scale=0.05, knobs={"strength": 2e-3}),
             "diffrate": Search(Optim(epochs=3, lr=0.2), knobs={"target": 0.5}),
+            "ltmp": Search(Optim(epochs=1, lr=5e-3, batch_size=64), knobs={"target": 0.5}),
         },
         schedules=("macs=0.5@0,1,2", "macs=0.3@0,1,2"),
         controls=("wkmedoids(finetune_seed=1)",),
