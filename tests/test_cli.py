@@ -263,7 +263,7 @@ def test_profile_of_many_methods_prints_one_object_and_keeps_the_session(capsys,
     with locked(tmp_path):
         code, _, err = ask(capsys, *words, "--fresh")
     assert code == WRONG
-    assert "is being written by another run" in err
+    assert "is being written by another process" in err
     assert path.read_bytes() == before, "a second one does not delete what the first one writes"
     code, _, err = ask(capsys, *words, "--rounds", "9", "--time-limit", "0.01s")
     assert code == DONE

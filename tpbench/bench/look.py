@@ -166,16 +166,16 @@ def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> No
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path, patience: float | None = None) -> Iterator[None]:
     """Hold a results folder as a whole, to prepare it, pack it or write its report; wait for whoever holds it.
 
-    Workers need not hold it: they claim single jobs. Raises UsageError after PATIENCE seconds.
+    Workers need not hold it: they claim single jobs. Raises UsageError after so many seconds, by default PATIENCE.
     """
     if int(os.environ.get("RANK", "0")) != 0:  # the first rank holds it for all
         yield
         return
     claims = Claims(out)
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + (PATIENCE if patience is None else patience)
     while (claim := claims.take(FOLDER)) is None:
         if time.monotonic() > until:
             raise UsageError(f"{out} is being written by another process; wait for it or choose another --out")

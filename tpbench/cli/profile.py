@@ -147,10 +147,10 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
 
 
 def alone(out: Path | None) -> AbstractContextManager[None]:
-    """Hold the results folder, if there is one, as `tpbench run` does."""
+    """Hold the results folder, if there is one; sessions are too long to wait for."""
     from tpbench.bench.look import locked
 
-    return nullcontext() if out is None else locked(out)
+    return nullcontext() if out is None else locked(out, patience=0)
 
 
 def cut_off(session: Session, rounds: int, out: Path | None) -> str:
