@@ -391,7 +391,7 @@ def test_without_altair_there_is_one_line(tmp_path, monkeypatch, capsys):
     assert "the page needs altair and vl-convert-python: python -m pip install" in capsys.readouterr().err
     from tpbench.cli import run
 
-    run.write_page(made)  # a run goes on
+    run.write_page(made, silent=False)  # a run goes on
     assert "no report.html: the page needs altair" in capsys.readouterr().err
 
 
