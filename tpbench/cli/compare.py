@@ -28,7 +28,8 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench.report import compare, compare_json, compare_text, sides, worse
 
     percent = None if arguments.fail_above is None else worse.threshold(arguments.fail_above)
-    a, b = sides.read(arguments.a), sides.read(arguments.b)
+    a = sides.read(arguments.a)
+    b = sides.read(arguments.b)
     compared = [
         compare.changes(a.machines[first], b.machines[second], (a.sessions.get(first), b.sessions.get(second)))
         for first, second in sides.pairs(a, b)

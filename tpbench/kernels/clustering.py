@@ -271,7 +271,8 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
         share = torch.where(heavy, moved, share)
         inner = torch.where(heavy, _weighted_rows(products, part, assignment, moved), inner)
         norm = torch.where(heavy, _squared_lengths(share, inner, part, assignment), norm)
-        before, assignment = assignment, _nearest_mean(norm, inner)
+        before = assignment
+        assignment = _nearest_mean(norm, inner)
         if _same(assignment, before):
             break
     return share, assignment

@@ -182,7 +182,8 @@ def finished(path: Path, session: Session, keys: Sequence[Key]) -> Session | Non
         return None
     earlier = timings.read(path)
     for what in ("model", "weights", "images"):
-        own, other = getattr(session, what), getattr(earlier, what)
+        own = getattr(session, what)
+        other = getattr(earlier, what)
         if own != other:
             raise UsageError(f"{path} times {what} {_short(other)}, not {_short(own)}; use --fresh or another --out")
     known = {row.key for row in earlier.rows}
@@ -210,7 +211,8 @@ def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> 
 
 def differences(session: Session, earlier: Session) -> list[str]:
     """What forbids that rounds of two sittings belong to one session: the conditions that differ, and the rows."""
-    own, other = session.conditions(), earlier.conditions()
+    own = session.conditions()
+    other = earlier.conditions()
     changed = [name for name in own if own[name] != other[name]]
     same_rows = {row.key: row.counts for row in earlier.timed} == {row.key: row.counts for row in session.timed}
     return changed if same_rows else [*changed, "rows"]

@@ -102,7 +102,8 @@ def _recorded(model: TokenViT, images: Tensor, steps: int, dtype: torch.dtype) -
 
     Python's stack is for the plug-in's Module view; it costs host time per Python call, which only small batches show.
     """
-    call, on_gpu = forward_call(model, images, dtype), images.device.type == "cuda"
+    call = forward_call(model, images, dtype)
+    on_gpu = images.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     phases = schedule(wait=0, warmup=WARMUP, active=steps, repeat=1)
     with profile(

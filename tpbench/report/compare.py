@@ -35,8 +35,10 @@ from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF, UNKNOWN, judged
 from tpbench.report.statistics import Difference, Estimate, combined, fit
 from tpbench.report.two_way import from_outcomes
 
-A, B = "A", "B"
-IMAGES, SEEDS = "images", "seeds"
+A = "A"
+B = "B"
+IMAGES = "images"
+SEEDS = "seeds"
 Key = tuple[str, str]  # schedule, method
 BySeed = dict[int, Record]
 
@@ -136,7 +138,8 @@ def changes(
     """Compare the records of one machine with those of one machine. sessions: the timing sessions of the two."""
     by = FINE_TUNED if judged(a) == judged(b) == FINE_TUNED else OFF_THE_SHELF
     margin = declared(b[0].recipe).margin
-    first, second = grouped(a), grouped(b)
+    first = grouped(a)
+    second = grouped(b)
     slower = times(*sessions)
     rows = [_row(key, first[key], second[key], by, slower.get(key, ())) for key in first if key in second]
     known = [row for row in rows if row.paired]
@@ -228,7 +231,8 @@ def _cost(records: BySeed) -> Cost:
 
 def _notes(a: BySeed, b: BySeed) -> list[str]:
     """What differs besides the code: the settings of the method, the tuned lines of its fine-tuning, the images."""
-    first, second = next(iter(a.values())), next(iter(b.values()))
+    first = next(iter(a.values()))
+    second = next(iter(b.values()))
     found = []
     for what, before, after in (
         ("settings", first.config | {"site": first.site}, second.config | {"site": second.site}),

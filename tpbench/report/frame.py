@@ -180,7 +180,8 @@ def _latencies(record: Record) -> dict[str, float]:
     """Seconds by batch size, and the ratio of the medians of samples taken in turns."""
     row = {}
     for batch in sorted(record.latency, key=int):
-        name, samples = f"latency_b{batch}", record.latency[batch]
+        name = f"latency_b{batch}"
+        samples = record.latency[batch]
         for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
             ordered = sorted(samples[model])
             row[f"{prefix}{name}_median_seconds"] = median(ordered)

@@ -58,7 +58,8 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
     """The same to a tenth: "95.6 ±0.8"; "99.1 +0.9-1.2" where 100 % cuts the interval."""
 
     def text(row: Row) -> str:
-        mean, half_width = row[name], row[half_width_of(name)]
+        mean = row[name]
+        half_width = row[half_width_of(name)]
         if blank(half_width):
             return fixed(mean, 1, sign)
         low, high = ends(row, name)
@@ -71,7 +72,8 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
 
 def plus_minus(row: Row, name: str, sign: str = "") -> str:
     """mean ± half-width; the mean alone where there is no interval; the ends where 0 or 100 % cuts the interval."""
-    mean, half_width = row[name], row[half_width_of(name)]
+    mean = row[name]
+    half_width = row[half_width_of(name)]
     if blank(half_width):
         return fixed(mean, 2, sign)
     low, high = ends(row, name)
@@ -82,7 +84,8 @@ def plus_minus(row: Row, name: str, sign: str = "") -> str:
 
 def ends(row: Row, name: str) -> tuple[float, float]:
     """The ends of an interval; those of a share of images lie within [0, 100] percent."""
-    mean, half_width = row[name], row[half_width_of(name)]
+    mean = row[name]
+    half_width = row[half_width_of(name)]
     if _cut(row, name):
         return max(0.0, mean - half_width), min(100.0, mean + half_width)
     return mean - half_width, mean + half_width
@@ -100,7 +103,8 @@ def half_width_of(name: str) -> str:
 
 def rank(row: Row) -> str:
     """The best and the worst place that the data leave a row: "2-5"."""
-    best, worst = fixed(row["rank"], 0), fixed(row["rank_worst"], 0)
+    best = fixed(row["rank"], 0)
+    worst = fixed(row["rank_worst"], 0)
     return best if best == worst else f"{best}-{worst}"
 
 
@@ -150,7 +154,8 @@ def latency(batch: int | str) -> Callable[[Row], str]:
 
 def seeds(row: Row) -> str:
     """Seeds measured, and how many there should be where some failed."""
-    n, expected = row["seeds"], row["seeds_expected"]
+    n = row["seeds"]
+    expected = row["seeds_expected"]
     return str(n) if n == expected else f"{n} of {expected}"
 
 

@@ -18,12 +18,14 @@ from tpbench.report.layers import OTHER
 from tpbench.report.methods import FAMILIES_SHOWN
 
 KIND_COLOURS = {"attention": "#56B4E9", "reducer": "#D55E00", "MLP": "#9AA3AD", OTHER: "#6B7280"}
-QUIET, FADED = 0.4, 0.07  # opacities
+QUIET = 0.4  # opacities
+FADED = 0.07  # opacities
 CHOSEN = "(on === false || on[datum.id] === true)"
 LOUD = "(datum.ours === true || datum.base === true || isValid(datum.front))"
 DECIDED = [BETTER, WORSE, EQUIVALENT]
 TOLD = alt.ExprRef("datum.told")
-HEIGHT, LOW = 340, 240  # pixels
+HEIGHT = 340  # pixels
+LOW = 240  # pixels
 STAR = "M0,-1L.25,-.31L.95,-.31L.38,.12L.59,.81L0,.38L-.59,.81L-.38,.12L-.95,-.31L-.25,-.31Z"
 STEP = 17  # a line of a list of methods
 Range = tuple[float, float]

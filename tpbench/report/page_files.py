@@ -127,7 +127,8 @@ def _claim(readings: Sequence[dict[str, Any]]) -> Claim:
 
 
 def _reading(reading: dict[str, Any]) -> dict[str, str]:
-    low, high = reading["low"], reading["high"]
+    low = reading["low"]
+    high = reading["high"]
     bounds = "" if low is None or high is None else f" [{significant(low, 3)}, {significant(high, 3)}]"
     value = "" if reading["value"] is None else f"{significant(reading['value'], 3)}{bounds}"
     return {

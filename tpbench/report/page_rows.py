@@ -35,7 +35,8 @@ class Unit(NamedTuple):
     gmacs: float
 
 
-GIGA, MEGA = Unit("GMACs", 1.0), Unit("MMACs", 1e-3)
+GIGA = Unit("GMACs", 1.0)
+MEGA = Unit("MMACs", 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,8 @@ def _drawn(study: Study, row: Row) -> dict[str, Any]:
     top1 = study.comparison.top1
     known = pd.notna(row[half_width_of(top1)])
     low, high = ends(row, top1) if known else (None, None)
-    difference, width = row["reference_difference_points"], row["reference_difference_half_width_points"]
+    difference = row["reference_difference_points"]
+    width = row["reference_difference_half_width_points"]
     return {
         "method": marked(row),
         "schedule": row["schedule"],
@@ -224,7 +226,8 @@ def _named(rows: Sequence[dict[str, Any]], reference: str) -> Iterator[dict[str,
     wanted += sorted((row for row in known if "macs" in row["front"]), key=lambda row: -row["top1"])
     taken: list[tuple[float, float]] = []
     for row in wanted:
-        x, y = row["macs"] / wide, row["top1"] / high
+        x = row["macs"] / wide
+        y = row["top1"] / high
         if len(taken) < LABELS and all(abs(x - u) > 0.33 or abs(y - v) > 0.06 for u, v in taken):
             taken.append((x, y))
             yield row

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours that show on white. 7 colours and 9 markers: 63 pairs before one comes again.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4B1E")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-INK, GREY, FAINT = "#222222", "#777777", "#C9CDD2"
+INK = "#222222"
+GREY = "#777777"
+FAINT = "#C9CDD2"
 EMPHASISED = 8  # methods with a name of their own
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -123,7 +125,8 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
         yield Axis(share, f"multiply-adds, % of the unreduced model's{whole}")
     timed = {int(match[1]): name for name in frame if (match := re.fullmatch(r"timed_b(\d+)_speedup", name))}
     if timed:
-        values, batch = 100 / frame[timed[max(timed)]], max(timed)
+        values = 100 / frame[timed[max(timed)]]
+        batch = max(timed)
     elif batch_sizes(frame):
         batch = max(batch_sizes(frame))
         # The ratio and not the milliseconds: it compares samples taken in turns, whatever else the machine did.
@@ -139,7 +142,8 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
 
 def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
     """The methods with a name: the reference, those on a front, the best of each family, at most eight."""
-    frame, top1 = comparison.frame, comparison.top1
+    frame = comparison.frame
+    top1 = comparison.top1
     reduced = frame[~frame["unreduced"] & frame[top1].notna() & (frame["family"] != NULL) & (frame["count"] != MASKED)]
     reduced = reduced.sort_values(top1, ascending=False)
     order = [comparison.contrast.reference]
@@ -158,7 +162,8 @@ def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
 
 
 def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]) -> None:
-    frame, top1 = comparison.frame, comparison.top1
+    frame = comparison.frame
+    top1 = comparison.top1
     known = frame.assign(**{COST: cost.values}).dropna(subset=[COST, top1])
     known = known[known["count"] != MASKED]
     panel.set_xlabel(cost.label)
@@ -196,7 +201,8 @@ def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) ->
     panel.set_ylim(low, high + margin)
     below = known[means < low]
     panel.scatter(below[COST], [low + 0.3 * margin] * len(below), marker="$↓$", s=34, color=GREY, zorder=5)
-    left, right = known[COST].min(), known.loc[~known["unreduced"], COST].max()
+    left = known[COST].min()
+    right = known.loc[~known["unreduced"], COST].max()
     wide = max(known[COST].max() - left, 1.0)
     end = max(known[COST].max() + 0.05 * wide, right + LABEL_SHARE * wide) if right == right else left + wide
     panel.set_xlim(left - 0.06 * wide, end)
@@ -280,7 +286,8 @@ def save(figure: Figure, path: Path, print_too: bool = False) -> None:
     """
     from PIL import Image
 
-    drawn, picture = BytesIO(), BytesIO()
+    drawn = BytesIO()
+    picture = BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     # The widest colours are kept and not the most frequent ones: a small marker keeps its family's colour.
     few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

@@ -43,7 +43,9 @@ class Side:
 
 def spelled(text: str) -> Spelled:
     """The parts of a side's text. A folder whose own name holds @ or : is taken whole where it exists."""
-    folder, commit, machine = text, "", ""
+    folder = text
+    commit = ""
+    machine = ""
     if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+):([^:/\\]+)", folder)):
         folder, machine = match.groups()
     if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+?)@(.+)", folder)):

@@ -153,7 +153,8 @@ class Additive:
         """Row a minus row b. Rows without a common seed are compared through rows that share seeds with both."""
         if a == b:
             raise UsageError(f"the difference of {a} to itself")
-        first, second = self._row(a), self._row(b)
+        first = self._row(a)
+        second = self._row(b)
         if self.fitted.alike(first, second):
             value, weights = self.fitted.plain_difference(first, second)
             standard_error, df = self._spread(weights)
@@ -241,7 +242,8 @@ def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
     _refuse(top1, pool)
     whole = top1.to_numpy(dtype=float)
     measured = ~np.isnan(whole)
-    rows, columns = measured.any(axis=1), measured.any(axis=0)
+    rows = measured.any(axis=1)
+    columns = measured.any(axis=0)
     values = whole[np.ix_(rows, columns)]
     methods = tuple(top1.index[rows])
     declared = [row for row, method in enumerate(methods) if pool is None or method in pool]

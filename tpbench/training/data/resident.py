@@ -26,8 +26,10 @@ class Resident:
     """Images [N, C, H, W] uint8 and labels [N], on the device."""
 
     def __init__(self, data: Data, images: Tensor, labels: Tensor, device: torch.device):
-        self.images, self.labels = images.to(device), labels.to(device)
-        self.shift, self.flip = data.shift, data.flip
+        self.images = images.to(device)
+        self.labels = labels.to(device)
+        self.shift = data.shift
+        self.flip = data.flip
         self.eraser = RandomErasing(data.erase, mode="pixel", device="cpu") if data.erase else None
         self.mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1) * 255
         self.std = torch.tensor(data.std, device=device).view(1, -1, 1, 1) * 255
