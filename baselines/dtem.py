@@ -84,7 +84,9 @@ class DTEM(ToMe):
             units = F.normalize(metric[:, tokens.prefix :].float(), dim=-1)
             chance = alive[:, a, None] * alive[:, None, b]
             r = self.setup.tokens - self.setup.k
-            share = soft_pairs(units[:, a] @ units[:, b].transpose(1, 2), r, self.config.temperature, chance)
+            share = soft_pairs(
+                units[:, a] @ units[:, b].transpose(1, 2), r=r, temperature=self.config.temperature, chance=chance
+            )
             mass = tokens.size * alive
             given = mass[:, a, None] * share
             own = mass[:, b, None]

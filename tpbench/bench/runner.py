@@ -108,7 +108,9 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> Ended:
     left: set[str] = set()
     with contextlib.suppress(OutOfTime):
         for stage in ([*clock_jobs(workspace, cells)], jobs, [timing]):
-            left = side_by_side(stage, workspace.workers, workspace, partial(Workspace, plan), progress)
+            left = side_by_side(
+                stage, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress
+            )
     if not workspace.writes:
         return Ended([], reports=False)
     if timing.name in left:
@@ -145,7 +147,7 @@ def train_base(workspace: Workspace, seed: int, update: Update) -> None:
     if recipe.base.epochs:
         training = train(model, workspace.conditions(seed), recipe.base, seed=seed, folder=folder, update=update)
         seconds = training.seconds
-    save_base(workspace, seed, model, seconds)
+    save_base(workspace, seed=seed, model=model, seconds=seconds)
     workspace.delete(folder)
 
 
@@ -194,7 +196,7 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     try:
         model, teacher = build_cell(workspace, cell)
         record = replace(record, new_parameters=new_parameters(model), teacher=teacher is not None)
-        record = with_evaluation(record, "off_the_shelf", workspace, cell, model)
+        record = with_evaluation(record, stage="off_the_shelf", workspace=workspace, cell=cell, model=model)
         if workspace.plan.finetune_epochs(cell.variant, cell.schedule):
             training = train(
                 model,
@@ -207,11 +209,13 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
             )
             record = replace(record, training=asdict(training))
             workspace.check_time()  # the checkpoint stays; what follows is short and is repeated
-            record = with_evaluation(record, "fine_tuned", workspace, cell, model)
+            record = with_evaluation(record, stage="fine_tuned", workspace=workspace, cell=cell, model=model)
         workspace.check_time()
         if workspace.writes:
             images = next(iter(workspace.data(cell.seed).test.batches(max(recipe.measure.batch_sizes)))).images
-            cost = measure(model, load_base(workspace, cell.seed), recipe.measure, workspace.dtype, images)
+            cost = measure(
+                model, base=load_base(workspace, cell.seed), how=recipe.measure, dtype=workspace.dtype, images=images
+            )
             record = replace(record, **vars(cost))
     except OutOfTime:
         raise
@@ -235,9 +239,13 @@ def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.Toke
     teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
     torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
     schedule = living(
-        workspace.recipe, base, cell.variant, workspace.schedule(cell), partial(some_images, workspace, cell)
+        workspace.recipe,
+        model=base,
+        variant=cell.variant,
+        schedule=workspace.schedule(cell),
+        images=partial(some_images, workspace, cell),
     )
-    return reduced(workspace.recipe, base, cell.variant, schedule), teacher
+    return reduced(workspace.recipe, model=base, variant=cell.variant, schedule=schedule), teacher
 
 
 def some_images(workspace: Workspace, cell: Cell) -> torch.Tensor:

@@ -40,7 +40,7 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
     workspace.prepare(fresh=False)
     jobs = list(tuning_jobs(workspace))
     progress.start(len(plan.variants), 0, jobs)
-    side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
+    side_by_side(jobs, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress)
     found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
     return Tuning(
         recipe=plan.recipe.name,
@@ -75,7 +75,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
     try:
         for number, lines in enumerate(trials):
             workspace.check_time()
-            loss, share = try_one(workspace, variant, schedule, lines)
+            loss, share = try_one(workspace, variant=variant, schedule=schedule, lines=lines)
             losses.append(loss)
             top1.append(share)
             update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
@@ -100,7 +100,13 @@ def try_one(
             train(model, workspace.conditions(seed), optim, seed=seed, teacher=teacher)
         except CellFailed:
             return None, None
-        score = evaluate(model, workspace.data(seed).validation, recipe.finetune.batch_size, workspace.dtype, seed)
+        score = evaluate(
+            model,
+            part=workspace.data(seed).validation,
+            batch_size=recipe.finetune.batch_size,
+            dtype=workspace.dtype,
+            seed=seed,
+        )
         losses.append(score.loss)
         top1.append(score.top1)
     return mean(losses), mean(top1)

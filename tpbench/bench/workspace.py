@@ -101,7 +101,7 @@ class Workspace:
                 refuse_other_recipes(self.out, self.recipe.digest)
                 tidy(self.out)
                 host_id(self.work)
-                check(Store.of(self.out), self.recipe, self.machine, fresh)
+                check(Store.of(self.out), recipe=self.recipe, machine=self.machine, fresh=fresh)
                 contrast.declare(self.out, self.recipe)
                 if fresh:
                     self._delete_everything()

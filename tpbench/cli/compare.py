@@ -41,7 +41,7 @@ def act(arguments: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        compare_text.show(a, b, compared, Console())
+        compare_text.show(a, b, compared=compared, console=Console())
     for reason in (*a.unread, *b.unread):
         say(reason, FAILED)
     for sentence in found:

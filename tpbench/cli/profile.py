@@ -131,7 +131,7 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
         raise UsageError("--fresh discards a session that --out holds; without --out there is none")
     limit = asked.seconds(arguments.time_limit)
     with alone(arguments.out):
-        session = timed(arguments, sizes, rounds, limit)
+        session = timed(arguments, sizes=sizes, rounds=rounds, limit=limit)
     if session.rounds < rounds:
         say(cut_off(session, rounds, arguments.out), DONE)
 

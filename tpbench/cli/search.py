@@ -36,7 +36,7 @@ def act(arguments: argparse.Namespace) -> int:
 
     environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
     plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
-    path = search.run(plan, arguments.method, arguments.seed, Progress(arguments.quiet))
+    path = search.run(plan, method=arguments.method, seed=arguments.seed, progress=Progress(arguments.quiet))
 
     from tpbench.report import learned
 

@@ -129,20 +129,20 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
     Without one they are ranked by the tokens that they keep. Raises UsageError where no method meets the latency.
     """
     clock = Clock(wish.seconds, watch)
-    grid = Grid(wish.variants, (wish.schedule,), (max(wish.batch_sizes),), wish.dtypes[:1])
+    grid = Grid(wish.variants, schedules=(wish.schedule,), batch_sizes=(max(wish.batch_sizes),), dtypes=wish.dtypes[:1])
     solutions = searched(subject, grid, clock)
     solved = many.counted(solutions)
     behind = [] if part is not None else left_behind(subject, solutions)
     grid = replace(grid, variants=tuple(variant for variant in wish.variants if variant not in behind))
-    timed = timed_alone(subject, grid, solved, clock, RANKING)
+    timed = timed_alone(subject, grid=grid, solved=solved, clock=clock, share=RANKING)
     (group,) = timed.groups
-    scores = {} if part is None else accuracies(subject, grid, solved, part, watch)
+    scores = {} if part is None else accuracies(subject, grid=grid, solved=solved, part=part, watch=watch)
     rows = [speed for speed in speeds.speeds(timed, group) if speed.row.asked is not None]
-    choices = ranked([choice(subject, speed, solved, scores) for speed in rows])
+    choices = ranked([choice(subject, speed=speed, solved=solved, scores=scores) for speed in rows])
     if not choices:
         raise UsageError(next(row.error for row in timed.rows if row.error))
     winner = next(variant for variant in wish.variants if str(variant) == choices[0].method)
-    places = timed_everywhere(subject, wish, winner, choices[0], clock)
+    places = timed_everywhere(subject, wish=wish, winner=winner, best=choices[0], clock=clock)
     return Advice(
         model=subject.name,
         weights=subject.weights,
@@ -220,10 +220,10 @@ def timed_alone(subject: Subject, grid: Grid, solved: Solved, clock: Clock, shar
     end = time.monotonic() + share * clock.left
     found = entries.entries(subject, grid, solved)
     entries.require_some(found)
-    begun = session.begin(subject, "unnamed", ROUNDS, grid.dtypes[0])
+    begun = session.begin(subject, machine_name="unnamed", wanted=ROUNDS, dtype=grid.dtypes[0])
     warm = session.warmed(found, subject.where, clock.watch)
     effort = Effort(ROUNDS, max(0.0, end - time.monotonic()))
-    return session.sample(begun, warm, effort, subject.where, watch=clock.watch)
+    return session.sample(begun, warm=warm, effort=effort, where=subject.where, watch=clock.watch)
 
 
 def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, float]) -> Choice:
@@ -270,7 +270,7 @@ def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: 
         spent = time.monotonic() - start
         watch("evaluating off the shelf", number / len(todo), spent / max(number, 1) * (len(todo) - number))
         model = subject.reduce(subject.model, variant, schedule)
-        found[str(variant)] = evaluate(model, part, grid.batch_sizes[0], grid.dtypes[0]).top1
+        found[str(variant)] = evaluate(model, part=part, batch_size=grid.batch_sizes[0], dtype=grid.dtypes[0]).top1
     return found
 
 
@@ -278,10 +278,10 @@ def timed_everywhere(subject: Subject, wish: Wish, winner: Variant, best: Choice
     """The winner in every way of running it that was asked for."""
     counts = tuple(int(k) for k in best.schedule.partition("@")[0].split(","))
     schedule = Schedule(best.schedule, wish.schedule.blocks, kind=Kind.COUNTS, counts=counts)
-    grid = Grid((winner,), (schedule,), wish.batch_sizes, wish.dtypes, wish.modes)
-    timed = timed_alone(subject, grid, {}, clock, PLACES)
+    grid = Grid((winner,), schedules=(schedule,), batch_sizes=wish.batch_sizes, dtypes=wish.dtypes, modes=wish.modes)
+    timed = timed_alone(subject, grid=grid, solved={}, clock=clock, share=PLACES)
     return [
-        Place(row.row.batch, row.row.dtype, row.row.mode, row.speedup)
+        Place(row.row.batch, dtype=row.row.dtype, mode=row.row.mode, speedup=row.speedup)
         for group in timed.groups
         for row in speeds.speeds(timed, group)
         if row.row.role == "reduced"

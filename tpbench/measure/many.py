@@ -43,7 +43,7 @@ def time(
     """
     start = clock.monotonic()
     name = environment.machine(subject.where, "unnamed" if out is None else host_id(out / "work"))
-    begun = session.begin(subject, name, effort.rounds, grid.dtypes[0])
+    begun = session.begin(subject, machine_name=name, wanted=effort.rounds, dtype=grid.dtypes[0])
     path = None if out is None else timings.path_in(out, name)
     if path is not None and fresh:
         path.unlink(missing_ok=True)
@@ -51,12 +51,12 @@ def time(
         done = session.finished(path, begun, entries.keys(grid))
         if done is not None:
             return done
-    solved = solve(subject, grid, effort, found_before(path, begun, grid), watch=watch)
+    solved = solve(subject, grid=grid, effort=effort, known=found_before(path, begun, grid), watch=watch)
     rows = entries.entries(subject, grid, solved)
     entries.require_some(rows)
     if effort.seconds is not None:
         effort = replace(effort, seconds=max(0.0, effort.seconds - (clock.monotonic() - start)))
-    return session.run(begun, rows, effort, subject.where, path, watch=watch)
+    return session.run(begun, entries=rows, effort=effort, where=subject.where, path=path, watch=watch)
 
 
 def solve(

@@ -119,7 +119,9 @@ def run(
     the same rows, continues; one that cannot begins again, and `watch` is told why. check is called before every round
     and may raise to stop; what is complete is written.
     """
-    return sample(session, warmed(entries, where, watch), effort, where, path, watch=watch, check=check)
+    return sample(
+        session, warm=warmed(entries, where, watch), effort=effort, where=where, path=path, watch=watch, check=check
+    )
 
 
 def sample(

@@ -47,7 +47,7 @@ def write_trace(
     os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # read when the process first profiles
     layers = traced_layers(model)
     with annotated(layers):
-        trace = _recorded(model, images, steps, dtype)
+        trace = _recorded(model, images=images, steps=steps, dtype=dtype)
     path = folder / f"{name}.{time.time_ns()}.pt.trace.json"  # the plug-in reads worker and span from the name
     replace_text(path, json.dumps(as_operators(trace, layers.keys())))
     return path

@@ -141,7 +141,7 @@ def changes(
     first = grouped(a)
     second = grouped(b)
     slower = times(*sessions)
-    rows = [_row(key, first[key], second[key], by, slower.get(key, ())) for key in first if key in second]
+    rows = [_row(key, a=first[key], b=second[key], by=by, slower=slower.get(key, ())) for key in first if key in second]
     known = [row for row in rows if row.paired]
     judgements = judge([row.difference for row in known], margin)
     found = {row.name: judgement for row, judgement in zip(known, judgements)}
@@ -172,7 +172,7 @@ def _row(key: Key, a: BySeed, b: BySeed, by: str, slower: tuple[Slower, ...]) ->
     if without:
         return replace(blank, no_numbers=without)
     row = replace(blank, costs=(_cost(healthy[A]), _cost(healthy[B])), notes=tuple(_notes(healthy[A], healthy[B])))
-    return _with_accuracy(row, healthy[A], healthy[B], by)
+    return _with_accuracy(row, a=healthy[A], b=healthy[B], by=by)
 
 
 def _healthy(records: BySeed) -> BySeed:
@@ -197,7 +197,7 @@ def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
     before = [100 * a[seed].metrics[name] for seed in seeds]
     after = [100 * b[seed].metrics[name] for seed in seeds]
     found = replace(row, top1=(fmean(before), fmean(after)))
-    points, why = _points(a, b, seeds, by)
+    points, why = _points(a, b, seeds=seeds, by=by)
     if points is None:
         table = pd.DataFrame([after, before], index=[B, A], columns=seeds)
         notes = (*row.notes, why) if why else row.notes
@@ -263,7 +263,7 @@ def times(a: Session | None, b: Session | None) -> dict[Key, tuple[Slower, ...]]
             mode=key.mode,
             a=speed.speedup,
             b=other.speedup,
-            log_time=log_time(speed.speedup, speed.samples, other.speedup, other.samples),
+            log_time=log_time(speed.speedup, rounds_a=speed.samples, b=other.speedup, rounds_b=other.samples),
         )
         found.setdefault((key.schedule, key.method), []).append(change)
     return {key: tuple(own) for key, own in found.items()}
@@ -276,7 +276,7 @@ def log_time(a: Ratio, rounds_a: int, b: Ratio, rounds_b: int) -> Estimate:
     """
     parts = [(_log_error(ratio) ** 2, rounds - 1.0) for ratio, rounds in ((a, rounds_a), (b, rounds_b))]
     standard_error, df = combined([part for part in parts if part[0] > 0])
-    return Estimate(log(a.value) - log(b.value), standard_error, df, 0)
+    return Estimate(log(a.value) - log(b.value), standard_error=standard_error, df=df, seeds=0)
 
 
 def _log_error(ratio: Ratio) -> float:

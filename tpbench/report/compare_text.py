@@ -35,7 +35,7 @@ def show(a: Side, b: Side, compared: Sequence[Changes], console: Console) -> Non
             rows = [_texts(row) for row in _ordered(changes, schedule)]
             if not rows:
                 continue
-            tabulate(console, schedule, _columns(rows), [("", rows)])
+            tabulate(console, title=schedule, columns=_columns(rows), groups=[("", rows)])
             _print(console, "")
 
 
@@ -83,7 +83,7 @@ def _accuracy(changes: Changes) -> Iterator[str]:
     judged = changes.judged
     if judged:
         error = median(row.difference.standard_error for row in judged)
-        usual = Estimate(0.0, error, median(row.difference.df for row in judged), 0)
+        usual = Estimate(0.0, standard_error=error, df=median(row.difference.df for row in judged), seeds=0)
         corrected = f", {usual.detectable(len(judged)):.1f} after Holm over {len(judged)}" if len(judged) > 1 else ""
         yield (
             f"The smallest change that the median row can show (two-sided 5 %, power 0.8) is {usual.detectable():.1f} "

@@ -74,7 +74,10 @@ def compare(
     contrast: what is compared; that of the records' recipe by default.
     """
     by_name = {session.machine: session for session in timed}
-    return [_compared(machine, own, contrast, by_name.get(machine)) for machine, own in by_machine(records).items()]
+    return [
+        _compared(machine, records=own, contrast=contrast, session=by_name.get(machine))
+        for machine, own in by_machine(records).items()
+    ]
 
 
 def _compared(machine: str, records: list[Record], contrast: Contrast | None, session: Session | None) -> Comparison:
@@ -87,14 +90,18 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None, se
             schedules.setdefault(record.schedule, []).append(record)
     measured = {schedule: any(record.error is None for record in own) for schedule, own in schedules.items()}
     tables = {
-        schedule: standings(schedule, base + own, judged(own) if measured[schedule] else by, contrast)
+        schedule: standings(
+            schedule, records=base + own, by=judged(own) if measured[schedule] else by, contrast=contrast
+        )
         for schedule, own in schedules.items()
     }
     if not tables:
-        tables = {record.schedule: standings(record.schedule, base, by, contrast) for record in base[:1]}
+        tables = {
+            record.schedule: standings(record.schedule, records=base, by=by, contrast=contrast) for record in base[:1]
+        }
     rows = [cell(record) for record in records]
     cells = pd.DataFrame(rows)
-    frame = comparison(rows, tables, by, batch_sizes(cells), sessions.by_row(session))
+    frame = comparison(rows, tables=tables, by=by, batches=batch_sizes(cells), timed=sessions.by_row(session))
     order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
     return Comparison(
         machine=machine,
@@ -143,7 +150,9 @@ def cell(record: Record) -> Cell:
     row["tuned"] = ", ".join(f"{line}={value:g}" for line, value in sorted(record.finetune.items()))
     if record.error is not None:
         row["error"] = " ".join(record.error.split()) or "no reason given"
-        record = Record("", "", "", "", "", 0)  # whose measurements are all blank
+        record = Record(
+            "", recipe_digest="", machine="", method="", schedule="", seed=0
+        )  # whose measurements are all blank
     return row | _sizes(record) | _training(record) | _latencies(record)
 
 
@@ -233,7 +242,7 @@ def comparison(
     rows = []
     for (schedule, method), own in grouped.items():
         table = tables[schedule] if schedule in tables else _widest(tables, own[0]["method"], by)
-        source = Source(own, table, batches, seeds, timed.get((method, schedule), {}))
+        source = Source(own, table=table, batches=batches, machine_seeds=seeds, timed=timed.get((method, schedule), {}))
         rows.append({column.name: column.value(source) for column in declared_columns})
     frame = pd.DataFrame(rows, columns=[column.name for column in declared_columns])
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}

@@ -93,7 +93,15 @@ def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[S
                 digest if mixed else "",
             ]
             label = ", ".join(filter(None, parts))
-            found.append(_study(len(found), folder, label, comparison, [*unread, *_mixture(grouped, machine, digest)]))
+            found.append(
+                _study(
+                    len(found),
+                    folder=folder,
+                    label=label,
+                    comparison=comparison,
+                    remarks=[*unread, *_mixture(grouped, machine, digest)],
+                )
+            )
     return found
 
 

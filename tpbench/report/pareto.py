@@ -99,7 +99,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
         if not costs:
             panels[0].text(0.5, 0.5, "not measured", transform=panels[0].transAxes, ha="center", color=GREY)
         for panel, cost in zip(panels, costs):
-            _panel(panel, comparison, cost, named)
+            _panel(panel, comparison=comparison, cost=cost, named=named)
         words = "fine-tuned" if comparison.by == "fine_tuned" else "off the shelf"
         panels[0].set_ylabel(f"top-1, {words} (%)")
         _titles(comparison, figure)
@@ -169,7 +169,7 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
     panel.set_xlabel(cost.label)
     if known.empty:
         return
-    low, high = _frame(panel, known, top1, named)
+    low, high = _frame(panel, known=known, top1=top1, named=named)
     reduced = known[~known["unreduced"]]
     points = front(list(zip(known[COST], known[top1])))
     look = {"color": FAINT, "linewidth": 5, "alpha": 0.8, "solid_capstyle": "round", "solid_joinstyle": "round"}
@@ -183,7 +183,7 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
     ]
     for base in known[known["unreduced"]].to_dict("records"):
         _base(panel, base, top1)
-    _names(panel, labels, reduced[COST].max(), high - low)
+    _names(panel, labels=labels, right=reduced[COST].max(), height=high - low)
 
 
 def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) -> tuple[float, float]:
@@ -219,7 +219,7 @@ def _method(panel: Axes, own: pd.DataFrame, top1: str, heavy: bool) -> Label:
     )
     size = {"linewidth": 2.4, "markersize": 7} if heavy else {"linewidth": 1.2, "markersize": 5.5}
     panel.plot(own[COST], own[top1], markeredgecolor="white", zorder=4, **size, **look)
-    return Label(row["method"], row["family"], float(row[COST]), float(row[top1]), heavy)
+    return Label(row["method"], family=row["family"], x=float(row[COST]), y=float(row[top1]), heavy=heavy)
 
 
 def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:

@@ -77,7 +77,7 @@ def read(text: str) -> Side:
         if named.machine not in machines:
             raise UsageError(f"{text} holds no records of {named.machine}; it has {', '.join(machines)}")
         machines = {named.machine: machines[named.machine]}
-    return Side(text, machines, sessions, unread)
+    return Side(text, machines=machines, sessions=sessions, unread=unread)
 
 
 def pairs(a: Side, b: Side) -> list[tuple[str, str]]:

@@ -147,7 +147,7 @@ class Additive:
         row = self._row(method)
         value, standard_error, df = self._estimate({row: 1.0}, np.full(len(self.seeds), 1 / len(self.seeds)))
         cells = int(self.fitted.counts[row])
-        return MeanTop1(float(np.clip(value, 0, 100)), standard_error, df, cells, method)
+        return MeanTop1(float(np.clip(value, 0, 100)), standard_error=standard_error, df=df, seeds=cells, method=method)
 
     def difference(self, a: str, b: str) -> Difference:
         """Row a minus row b. Rows without a common seed are compared through rows that share seeds with both."""
@@ -158,10 +158,12 @@ class Additive:
         if self.fitted.alike(first, second):
             value, weights = self.fitted.plain_difference(first, second)
             standard_error, df = self._spread(weights)
-            return Difference(value, standard_error, df, int(self.fitted.counts[first]), a, b)
+            return Difference(
+                value, standard_error=standard_error, df=df, seeds=int(self.fitted.counts[first]), a=a, b=b
+            )
         value, standard_error, df = self._estimate({first: 1.0, second: -1.0}, np.zeros(len(self.seeds)))
         both = (self.fitted.shares[first] > 0) & (self.fitted.shares[second] > 0)
-        return Difference(value, standard_error, df, int(both.sum()), a, b)
+        return Difference(value, standard_error=standard_error, df=df, seeds=int(both.sum()), a=a, b=b)
 
     def differences(self, pairs: Collection[tuple[str, str]] | None = None) -> list[Difference]:
         """The differences of the given pairs; of any two rows once, in the rows' order, where none are given."""
@@ -173,7 +175,9 @@ class Additive:
         Two-sided at 5 %, power 0.8; with several comparisons at the level of Holm's first step.
         """
         standard_error = self.pooled.sd * sqrt(2 / len(self.seeds))
-        return Estimate(0.0, standard_error, self.pooled.df, len(self.seeds)).detectable(comparisons)
+        return Estimate(0.0, standard_error=standard_error, df=self.pooled.df, seeds=len(self.seeds)).detectable(
+            comparisons
+        )
 
     def summary(self) -> str:
         """The model, its n and the smallest difference it can see, in one sentence."""

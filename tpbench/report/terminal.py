@@ -57,7 +57,7 @@ def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedul
 def _by_schedule(comparison: Comparison, console: Console) -> None:
     for section in first.sections(comparison):
         columns = [Shown(column.head, column.short_unit, column.short) for column in section.columns]
-        tabulate(console, section.title, columns, section.groups)
+        tabulate(console, title=section.title, columns=columns, groups=section.groups)
         for note in section.notes:
             _note(console, note)
         _print(console, "")
@@ -69,7 +69,7 @@ def _by_cost(comparison: Comparison, console: Console, by: str) -> None:
     declared = [column for column in bands.columns(comparison.frame) if column.head != "Tokens"]
     columns = [Shown(column.head, column.unit, column.text) for column in declared]
     for title, rows in bands.banded(comparison, by):
-        tabulate(console, title, columns, [("", rows)])
+        tabulate(console, title=title, columns=columns, groups=[("", rows)])
         _print(console, "")
 
 

@@ -41,7 +41,9 @@ class Resident:
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
         augmentation = None if shuffle is None else Augmentation(self, shuffle)
-        for index in shares(len(self), size, shuffle, rank, ranks, skip, self.labels.device):
+        for index in shares(
+            len(self), size=size, shuffle=shuffle, rank=rank, ranks=ranks, skip=skip, device=self.labels.device
+        ):
             images = self.images[index]
             if augmentation is not None:
                 images = augmentation.move(images, index)
@@ -111,7 +113,7 @@ def read_digits(data: Data, device: torch.device, split: int = 0) -> Parts:
     fingerprint = test_set.images if data.folds else None
     train_side = images[train], labels[train]
     test_side = images[positions], labels[positions]
-    return _parts(data, train_side, test_side, device, test_set, fingerprint)
+    return _parts(data, train=train_side, test=test_side, device=device, test_set=test_set, fingerprint=fingerprint)
 
 
 def _one_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +138,7 @@ def read_parquet(data: Data, device: torch.device) -> Parts:
     train = _parquet(data, "train")
     test = _parquet(data, "test")
     test_set = TestSet(_digest(*test), len(test[1]), np.arange(len(test[1])))
-    return _parts(data, train, test, device, test_set)
+    return _parts(data, train=train, test=test, device=device, test_set=test_set)
 
 
 def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
@@ -200,8 +202,8 @@ def _parts(
         range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0
     )
     return Parts(
-        train=Resident(data, images[fit], labels[fit], device),
-        validation=Resident(data, images[check], labels[check], device),
+        train=Resident(data, images=images[fit], labels=labels[fit], device=device),
+        validation=Resident(data, images=images[check], labels=labels[check], device=device),
         test=Resident(data, *test, device),
         source=data.source,
         fingerprint=fingerprint or _digest(images, labels, *test),
