@@ -61,6 +61,7 @@ def _accuracy(study: Study) -> Iterator[Figure]:
     tops = comparison.frame[comparison.top1].dropna()
     if tops.empty:
         return
+    macs = Cost("macs", f"multiply-adds per image ({study.macs_unit.name})")
     margin = max(0.08 * (tops.max() - tops.min()), 0.1)
     shown = (float(tops.min() - margin), float(tops.max() + margin))
     words = "top-1, fine-tuned (%)" if comparison.by == "fine_tuned" else "top-1, off the shelf (%)"
@@ -74,20 +75,12 @@ def _accuracy(study: Study) -> Iterator[Figure]:
         title="Accuracy against multiply-adds",
         about=f"Top-1 of every row against its multiply-adds, {study.label}; the numbers are in the table.",
         note=note,
-        spec=page_charts.accuracy(
-            Cost("macs", f"multiply-adds per image ({study.macs_unit.name})"),
-            top1=words,
-            shown=shown,
-            intervals=study.has_intervals,
-        ),
+        spec=page_charts.accuracy(macs, top1=words, shown=shown, intervals=study.has_intervals),
     )
     batch, clock = clock_of(study)
     if batch is None:
         return
-    for cost, title in (
-        (Cost("ms", f"milliseconds, batch {batch}"), "Accuracy against latency"),
-        (Cost("ips", f"images per second, batch {batch}", less_is_better=False), "Accuracy against throughput"),
-    ):
+    for cost, title in _timed_costs(batch):
         about = f"Top-1 of every row against {cost.title}, {study.label}; the numbers are in the table."
         spec = page_charts.accuracy(cost, top1=words, shown=shown, intervals=study.has_intervals)
         yield Figure(
@@ -99,6 +92,12 @@ def _accuracy(study: Study) -> Iterator[Figure]:
             note=f"{note} {clock}",
             spec=spec,
         )
+
+
+def _timed_costs(batch: int) -> Iterator[tuple[Cost, str]]:
+    """The axes that take the clock, and the titles of their charts."""
+    yield Cost("ms", f"milliseconds, batch {batch}"), "Accuracy against latency"
+    yield Cost("ips", f"images per second, batch {batch}", less_is_better=False), "Accuracy against throughput"
 
 
 NO_INTERVALS = "No intervals: too few seeds."
