@@ -55,6 +55,8 @@ class DTEM(ToMe):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of DTEM."""
+
         embedding: Annotated[int, Ge(1)] = 64  # its width
         temperature: Annotated[float, Gt(0)] = 0.1
         input_gradient: Annotated[float, Interval(ge=0, le=1)] = 0.1  # what the input feels of the head's gradient

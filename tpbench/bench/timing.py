@@ -54,6 +54,7 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
 
 
 def budget(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
+    """The Budget file of a cell: the counts that meet its share of latency, or why there are none."""
     return Budget(
         machine=workspace.machine,
         method=str(cell.variant),
@@ -133,4 +134,5 @@ def solved(workspace: Workspace, grid: Grid) -> Solved:
 
 
 def show(update: Update, stage: str, share: float, left: float) -> None:
+    """Pass a stage of timing on as a job's update: its share and the seconds left."""
     update(f"{stage} {share:.0%}, about {spell(left)} left" if share else stage)

@@ -71,6 +71,7 @@ class Slower:
 
     @property
     def bounds_percent(self) -> tuple[float, float]:
+        """The 95 % interval of the change of time, in percent."""
         low, high = self.log_time.bounds()
         return 100 * (exp(low) - 1), 100 * (exp(high) - 1)
 
@@ -99,6 +100,7 @@ class Change:
 
     @property
     def name(self) -> str:
+        """The row's name in sentences."""
         return f"{self.method} at {self.schedule}"
 
     @property
@@ -124,6 +126,7 @@ class Changes:
 
     @property
     def same_recipe(self) -> bool:
+        """Whether both sides ran the same version of a recipe."""
         return self.recipes[0] == self.recipes[1]
 
     @property
@@ -240,8 +243,8 @@ def _notes(a: BySeed, b: BySeed) -> list[str]:
     ):
         if before != after:
             names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-            told = ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names)
-            found.append(f"{what} differ: {told}")
+            values = ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names)
+            found.append(f"{what} differ: {values}")
     if first.data.get("fingerprint") != second.data.get("fingerprint"):
         found.append("measured on other images")
     return found

@@ -120,8 +120,8 @@ def _macs(changes: Changes) -> Iterator[str]:
     if rows and not moved:
         yield f"MACs are the same in all {_rows(len(rows))}."
     elif moved:
-        told = [f"{row.name}: {_percent(row.macs_percent)}" for row in moved]
-        yield f"MACs differ in {len(moved)} of {_rows(len(rows))}: {_listed(told, 'row')}."
+        listed = [f"{row.name}: {_percent(row.macs_percent)}" for row in moved]
+        yield f"MACs differ in {len(moved)} of {_rows(len(rows))}: {_listed(listed, 'row')}."
 
 
 def _tokens(changes: Changes) -> Iterator[str]:
@@ -130,8 +130,8 @@ def _tokens(changes: Changes) -> Iterator[str]:
     if rows and not moved:
         yield f"Token counts are the same in all {_rows(len(rows))}."
     elif moved:
-        told = [f"{row.name}: {row.costs[0].tokens} -> {row.costs[1].tokens}" for row in moved]
-        yield f"Token counts differ in {len(moved)} of {_rows(len(rows))}: {_listed(told, 'row')}."
+        listed = [f"{row.name}: {row.costs[0].tokens} -> {row.costs[1].tokens}" for row in moved]
+        yield f"Token counts differ in {len(moved)} of {_rows(len(rows))}: {_listed(listed, 'row')}."
 
 
 def _speed(changes: Changes) -> Iterator[str]:
@@ -141,10 +141,10 @@ def _speed(changes: Changes) -> Iterator[str]:
         return
     longer = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[0] > 0]
     shorter = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[1] < 0]
-    told = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
+    listed = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
     yield (
         f"Time relative to the unreduced model of the same session, {len(timed)} timed rows (95 % intervals over "
-        f"rounds, not corrected): {'; '.join(text.removesuffix(': ') for text in told)}."
+        f"rounds, not corrected): {'; '.join(text.removesuffix(': ') for text in listed)}."
     )
 
 

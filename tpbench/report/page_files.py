@@ -101,6 +101,7 @@ def claims(folders: Iterable[Path], page: Path) -> tuple[list[Claim], list[tuple
 
 
 def pages_name(path: Path) -> str:
+    """A file's name as the page shows it: its folder and its own name."""
     return f"{path.parent.name}/{path.name}"
 
 

@@ -66,6 +66,7 @@ class Study:
 
     @property
     def has_intervals(self) -> bool:
+        """Whether the accuracy of any row has an interval."""
         frame = self.comparison.frame
         return bool(frame[half_width_of(self.comparison.top1)].notna().any())
 

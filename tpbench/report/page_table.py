@@ -43,10 +43,12 @@ class Shown(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """ "text" or "number", by which the page sorts and filters the column."""
         return "text" if self.name in TEXTS else "number"
 
     @property
     def title(self) -> str:
+        """The heading in one line."""
         return ", ".join(filter(None, (self.head, self.unit)))
 
 

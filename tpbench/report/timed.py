@@ -90,6 +90,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def interval(ratio: Ratio) -> str:
+    """The ends of a speed-up's interval: "1.02 to 1.10"."""
     return f"{ratio.low:.2f} to {ratio.high:.2f}"
 
 

@@ -23,19 +23,19 @@ def reduce(
     schedule: str | Schedule = "none",
     *,
     site: str | Site = Site.MID,
-    **knobs: Any,
+    **settings: Any,
 ) -> TokenModel:
     """A timm vision transformer with its tokens reduced by a method.
 
     method is a registered name (`tpbench list`) or a Downsampler class, schedule as in `tpbench.schedule`, site where
-    in the named blocks ("mid" or "end"), knobs fields of the method's Config. The result is called like the model it
+    in the named blocks ("mid" or "end"), settings fields of the method's Config. The result is called like the model it
     came from and returns the same logits type; it shares that model's parameters (deepcopy the model first to train
     the two apart), which itself stays as it was. Raises UnsupportedModel, ScheduleError or UsageError.
     """
     cls = registry.method(method) if isinstance(method, str) else method
     schedule = parse(schedule) if isinstance(schedule, str) else schedule
     site = _site(site)
-    config = registry.configure(cls, knobs)
+    config = registry.configure(cls, settings)
     check_supported(model)
     if not cls.reduces:
         return TokenModel.around(model, reducers=[], requested=(), site=site)

@@ -40,6 +40,7 @@ class Resident:
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
+        """This rank's share of the batches; see `tpbench.training.data.parts.Part.batches`."""
         augmentation = None if shuffle is None else Augmentation(self, shuffle)
         for index in shares(
             len(self), size=size, shuffle=shuffle, rank=rank, ranks=ranks, skip=skip, device=self.labels.device
@@ -167,7 +168,7 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
 
 
 def _decode(data: Data, path: Path, cells: list[dict[str, Any]]) -> Tensor:
-    """[N, C, H, W] uint8; every image must decode, or nothing is used as if it were whole."""
+    """[N, C, H, W] uint8; every image must decode, so that no damaged image is used."""
     images = torch.empty(len(cells), data.channels, data.image_size, data.image_size, dtype=torch.uint8)
     bad: list[int] = []
     for row, cell in enumerate(cells):
