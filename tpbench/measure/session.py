@@ -213,7 +213,7 @@ def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> 
 
 
 def differences(session: Session, earlier: Session) -> list[str]:
-    """The conditions that differ between two sessions, and "rows" if the rows do; a session continues only without any."""
+    """The conditions that differ between two sessions, and "rows" if the rows do; any of them ends a session."""
     own = session.conditions()
     other = earlier.conditions()
     changed = [name for name in own if own[name] != other[name]]
