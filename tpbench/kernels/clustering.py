@@ -99,7 +99,7 @@ def steps_for(x: Tensor) -> ModuleType:
 
 
 def native_room(x: Tensor) -> ModuleType | None:
-    """The room that runs whole operators in compiled loops, where it runs."""
+    """The module that runs complete operators in compiled loops, where it is available."""
     if not native_runs_on(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32, "clustering"):
         return None
     return _native()

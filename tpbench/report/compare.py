@@ -1,4 +1,4 @@
-"""What changed between two sets of records, row by row: accuracy, MACs, tokens and speed of B beside those of A.
+"""What changed between two sets of records, row by row: accuracy, MACs, tokens and speed of B compared with A.
 
 A row is a method at a schedule. Changes are B minus A.
 
@@ -66,7 +66,7 @@ class Slower:
 
     @property
     def percent(self) -> float:
-        """How much longer the row takes, in percent."""
+        """The increase of the row's time, in percent."""
         return 100 * (exp(self.log_time.value) - 1)
 
     @property
@@ -78,7 +78,7 @@ class Slower:
 
 @dataclass(frozen=True)
 class Change:
-    """One row that both sides have.
+    """A row that both sides have.
 
     top1: mean top-1 of A and B in percent over the seeds that both have; difference: B minus A in points; paired: by
     IMAGES or by SEEDS. identical: every image of every seed was answered alike. no_numbers: the side, or both, on which
@@ -100,12 +100,12 @@ class Change:
 
     @property
     def name(self) -> str:
-        """The row's name in sentences."""
+        """The row's name in messages."""
         return f"{self.method} at {self.schedule}"
 
     @property
     def macs_percent(self) -> float:
-        """How many more multiply-adds the row takes, in percent; NaN where they are not known."""
+        """The increase of the row's multiply-adds, in percent; NaN if they are unknown."""
         if self.costs is None:
             return nan
         before, after = self.costs
@@ -114,7 +114,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """The rows of two machines (often one and the same), compared. only: by side, the rows that it alone has."""
+    """The comparison of two machines (often the same one). only: by side, the rows that the other side lacks."""
 
     machines: tuple[str, str]
     recipes: tuple[str, str]  # name and digest
@@ -131,14 +131,14 @@ class Changes:
 
     @property
     def judged(self) -> list[Change]:
-        """The rows whose accuracy has an interval: the family."""
+        """The family of comparisons: the rows whose accuracy has an interval."""
         return [row for row in self.rows if row.judgement is not None and row.difference.known]
 
 
 def changes(
     a: list[Record], b: list[Record], sessions: tuple[Session | None, Session | None] = (None, None)
 ) -> Changes:
-    """Compare the records of one machine with those of one machine. sessions: the timing sessions of the two."""
+    """Compare the records of two machines. sessions: the timing sessions of the two."""
     by = FINE_TUNED if judged(a) == judged(b) == FINE_TUNED else OFF_THE_SHELF
     margin = declared(b[0].recipe).margin
     first = grouped(a)
@@ -190,7 +190,7 @@ def _reason(records: BySeed) -> str:
 
 
 def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
-    """The row with the difference of its accuracies, where a seed of both sides has one."""
+    """The row with the difference of its accuracies, if both sides have a common seed."""
     name = f"{by}_top1"
     if by == OFF_THE_SHELF and any(record.new_parameters for record in (*a.values(), *b.values())):
         return row  # untrained parameters: a random number
@@ -210,7 +210,7 @@ def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
 
 
 def _points(a: BySeed, b: BySeed, seeds: Sequence[int], by: str) -> tuple[np.ndarray | None, str]:
-    """B minus A image by image, [S, I] in points; or None and why they cannot be paired so ("" without outcomes)."""
+    """B minus A by image, [S, I] in points; or None and why images cannot be paired ("" without outcomes)."""
     if not all(by in side[seed].outcomes for side in (a, b) for seed in seeds):
         return None, ""
     try:
@@ -275,7 +275,7 @@ def times(a: Session | None, b: Session | None) -> dict[Key, tuple[Slower, ...]]
 def log_time(a: Ratio, rounds_a: int, b: Ratio, rounds_b: int) -> Estimate:
     """The logarithm of time B over time A from two speed-ups of independent sessions.
 
-    Each standard error is that of which the speed-up's 95 % interval is two-sided and normal.
+    Standard errors follow from the speed-ups' two-sided 95 % intervals, under a normal distribution.
     """
     parts = [(_log_error(ratio) ** 2, rounds - 1.0) for ratio, rounds in ((a, rounds_a), (b, rounds_b))]
     standard_error, df = combined([part for part in parts if part[0] > 0])

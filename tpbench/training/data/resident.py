@@ -205,7 +205,7 @@ def _parts(
     return Parts(
         train=Resident(data, images=images[fit], labels=labels[fit], device=device),
         validation=Resident(data, images=images[check], labels=labels[check], device=device),
-        test=Resident(data, *test, device),
+        test=Resident(data, images=test[0], labels=test[1], device=device),
         source=data.source,
         fingerprint=fingerprint or _digest(images, labels, *test),
         test_set=test_set,
