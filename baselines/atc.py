@@ -33,6 +33,8 @@ class ATC(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of ATC."""
+
         linkage: agglomerative.Linkage = "complete"
         proportional: bool = True  # later attention counts keys by their sizes, as ToMe's does
 

@@ -47,6 +47,8 @@ class AViT(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of AViT."""
+
         scale: float = 5.0  # gamma, as in the paper; in its recipe 10
         shift: float = 10.0  # minus beta, as in the paper; in its recipe 30 for DeiT-Ti and 75 for DeiT-S
         halt: Annotated[float, Interval(ge=0, le=1)] = 0.99

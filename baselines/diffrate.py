@@ -33,6 +33,8 @@ class RateSearch(Search):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of RateSearch."""
+
         target: Annotated[float, Interval(ge=0, le=1)] = 0.5  # share of the unreduced model's MACs
         weight: Annotated[float, Ge(0)] = 100.0  # of the squared distance to it; the paper's 5 per GFLOP^2, on DeiT-S
         granularity: Annotated[int, Ge(1)] = 4  # tokens between two candidates
@@ -119,6 +121,8 @@ class DiffRate(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of DiffRate."""
+
         # Share of the leaving tokens that are pruned; the others merge.
         pruned: Annotated[float, Interval(ge=0, le=1)] = 0.5
 

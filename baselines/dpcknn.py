@@ -33,6 +33,8 @@ class DPCKNN(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of DPCKNN."""
+
         neighbours: Annotated[int, Ge(1)] = 5
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:  # noqa: ARG002

@@ -55,6 +55,8 @@ class DTEM(ToMe):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of DTEM."""
+
         embedding: Annotated[int, Ge(1)] = 64  # its width
         temperature: Annotated[float, Gt(0)] = 0.1
         input_gradient: Annotated[float, Interval(ge=0, le=1)] = 0.1  # what the input feels of the head's gradient
@@ -84,7 +86,9 @@ class DTEM(ToMe):
             units = F.normalize(metric[:, tokens.prefix :].float(), dim=-1)
             chance = alive[:, a, None] * alive[:, None, b]
             r = self.setup.tokens - self.setup.k
-            share = soft_pairs(units[:, a] @ units[:, b].transpose(1, 2), r, self.config.temperature, chance)
+            share = soft_pairs(
+                units[:, a] @ units[:, b].transpose(1, 2), r=r, temperature=self.config.temperature, chance=chance
+            )
             mass = tokens.size * alive
             given = mass[:, a, None] * share
             own = mass[:, b, None]

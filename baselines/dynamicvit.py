@@ -38,6 +38,8 @@ class DynamicViT(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of DynamicViT."""
+
         rate_weight: Annotated[float, Ge(0)] = 2.0
         logits_weight: Annotated[float, Ge(0)] = 0.5
         tokens_weight: Annotated[float, Ge(0)] = 0.5

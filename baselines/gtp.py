@@ -40,6 +40,8 @@ class GTP(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of GTP."""
+
         strength: Annotated[float, Ge(0)] = 0.1  # alpha, the fraction that is propagated
         similar: Annotated[int, Ge(1)] = 8  # edges from each token to those most similar to it
         proportional: bool = True  # later attention counts a key by what it stands for and has received

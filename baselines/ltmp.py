@@ -91,6 +91,8 @@ class ThresholdSearch(Thresholds, Search):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of ThresholdSearch."""
+
         target: Annotated[float, Interval(ge=0, le=1)] = 0.5  # share of the unreduced model's MACs
         weight: Annotated[float, Ge(0)] = 10.0  # of the squared distance to it
         temperature: Temperature = 0.1
@@ -139,6 +141,8 @@ class LTMP(Thresholds):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of LTMP."""
+
         temperature: Temperature = 0.1
         rate_weight: Annotated[float, Ge(0)] = 10.0
 

@@ -40,6 +40,8 @@ class MCTF(ToMe):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of MCTF."""
+
         similarity: Temperature = 1.0
         information: Temperature = 20.0
         size: Temperature = 40.0

@@ -35,6 +35,8 @@ class PiToMe(ToMe):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of PiToMe."""
+
         margin: float = 0.75  # at the first reducing block, falling to 0 at the last but one after
         proportional: bool = False  # later attention counts keys by their sizes, as ToMe's does
 

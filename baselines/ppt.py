@@ -53,6 +53,8 @@ class PPT(ToMe):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of PPT."""
+
         threshold: Annotated[float, Ge(0)] = 7e-5  # variance of the scores, in a model of 196 patches
         proportional: bool = True
 

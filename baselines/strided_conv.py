@@ -31,6 +31,8 @@ class StridedConv(GridPooling):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of StridedConv."""
+
         depthwise: bool = True
 
     def __init__(self, setup: Setup, config: Config | None = None):

@@ -31,6 +31,8 @@ class TokenLearner(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of TokenLearner."""
+
         hidden: Annotated[int, Ge(1)] = 64
 
     def __init__(self, setup: Setup, config: Config | None = None):

@@ -21,6 +21,8 @@ class SoftExtract(Search):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of SoftExtract."""
+
         strength: float = 1e-3  # lambda: what a kept token costs, times the number of its block from 1 on
 
     def __init__(self, setup: Setup, config: Config | None = None):

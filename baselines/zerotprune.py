@@ -39,6 +39,8 @@ class ZeroTPrune(ToMe):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of ZeroTPrune."""
+
         rounds: Annotated[int, Ge(1)] = 30  # of PageRank in the first quarter of the schedule's blocks
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:

@@ -215,7 +215,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_profile_is_refused_in_one_line(
 
     from tpbench.measure import cell, modes
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
 
     monkeypatch.setattr(cell, "compare", fail)

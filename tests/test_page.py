@@ -255,10 +255,10 @@ def test_names_are_escaped(tmp_path):
 
 def test_control_a_page_that_does_not_escape_is_found(tmp_path, monkeypatch):
     made = folder(tmp_path, study(methods={HOSTILE: 80.0}))
-    whole = page.embedded
+    embedded = page.embedded
     monkeypatch.setattr(page, "embedded", json.dumps)
     assert injected(html(made)), "in the data"
-    monkeypatch.setattr(page, "embedded", whole)
+    monkeypatch.setattr(page, "embedded", embedded)
     careless = jinja2.Environment
     monkeypatch.setattr(jinja2, "Environment", lambda **options: careless(**options | {"autoescape": False}))
     assert injected(html(made)), "in the text"
@@ -519,16 +519,16 @@ def test_a_heading_sorts_by_keyboard_and_blanks_come_last(opened):
 
 
 def test_rows_are_chosen_by_name_and_budget(opened):
-    whole = opened.column("Method")
+    everything = opened.column("Method")
     opened.find("[name=find]")[0].send_keys("medoids")
     assert set(opened.column("Method")) == {"wkmedoids", "wkmedoids(finetune_seed=1)"}
     opened.run("document.querySelector('#choose [name=schedule]').value = arguments[0]", SCHEDULES[1])
     opened.run("document.querySelector('#choose').dispatchEvent(new Event('input'))")
     assert set(opened.column("Schedule")) == {SCHEDULES[1]}
-    assert opened.find("#choose output")[0].text == f"2 of {len(whole)} rows"
+    assert opened.find("#choose output")[0].text == f"2 of {len(everything)} rows"
     opened.press(opened.find("#choose [type=reset]")[0])
     opened.wait("document.querySelectorAll('#rows tbody tr[hidden]').length === 0")
-    assert opened.column("Method") == whole
+    assert opened.column("Method") == everything
 
 
 def test_a_family_is_chosen_in_table_and_charts_alike(opened):
@@ -540,9 +540,9 @@ def test_a_family_is_chosen_in_table_and_charts_alike(opened):
     assert set(opened.column("Method")) == {"tome"}
     ids = {int(row.get_attribute("data-id")) for row in opened.find("#rows tbody tr:not([hidden])")}
     opened.wait(f"document.querySelectorAll('#accuracy path[opacity=\"{page_charts.FADED}\"]').length > 0")
-    told = opened.run("return [...window.tpbench.views.values()].map((view) => Object.keys(view.signal('on')))")
-    assert len(told) == len(opened.find(".plot"))
-    assert all({int(id) for id in own} == ids for own in told)
+    signals = opened.run("return [...window.tpbench.views.values()].map((view) => Object.keys(view.signal('on')))")
+    assert len(signals) == len(opened.find(".plot"))
+    assert all({int(id) for id in own} == ids for own in signals)
     opened.press(button)
     opened.wait(f"document.querySelectorAll('#accuracy path[opacity=\"{page_charts.FADED}\"]').length === 0")
 
@@ -588,7 +588,7 @@ def test_the_selects_decide_the_charts_of_layers(opened):
         form.elements.method.selectedIndex = options.findIndex((each) => each.text === "tome");
         form.elements.method.dispatchEvent(new Event("change", { bubbles: true }));"""
     )
-    opened.wait("window.tpbench.views.get('mmacs-0').data('layers').every((row) => row.told.title !== 'wkmedoids')")
+    opened.wait("window.tpbench.views.get('mmacs-0').data('layers').every((row) => row.tooltip.title !== 'wkmedoids')")
     after = {each["id"] for each in shown("mmacs-0 layers")}
     assert len(after - before) == 1
     reducer = [each for each in shown("layer-ms-0 layers") if each["kind"] == "reducer" and not each["base"]]

@@ -43,7 +43,7 @@ class PlainViT:
 
     def __init__(self, model: nn.Module, blocks: dict[int, int], step, weighted: bool):
         self.model = model
-        self.blocks = blocks  # block -> r, or what else the step is told
+        self.blocks = blocks  # block -> r, or the step's other argument
         self.step = step
         self.weighted = weighted
 
@@ -74,11 +74,11 @@ class PlainViT:
         return attn.proj(out), k.mean(dim=0), attention.mean(dim=0)
 
 
-def both(name: str, step, blocks: dict[int, int], weighted: bool, schedule: str = SCHEDULE, **knobs):
+def both(name: str, step, blocks: dict[int, int], weighted: bool, schedule: str = SCHEDULE, **settings):
     """Logits of the method and of the plain reference, in float64 but for the sizes, which are float32."""
     model = tiny(**MODEL).double()
     with torch.no_grad():
-        ours = tpbench.reduce(model, name, schedule, **knobs)(pictures())
+        ours = tpbench.reduce(model, name, schedule, **settings)(pictures())
     return ours, PlainViT(model, blocks, step, weighted)(pictures())
 
 
@@ -137,9 +137,9 @@ def test_tome_puts_what_stays_of_a_before_b():
 # ---------------------------------------------------------------- PiToMe
 
 
-def pitome_step(rows, keys, attention, count, patches, told):  # noqa: ARG001
+def pitome_step(rows, keys, attention, count, patches, extra):  # noqa: ARG001
     """Energy ranks the body; early, alternate tokens pair up; late, only the 2r of highest energy do."""
-    r, depth = told
+    r, depth = extra
     body = range(1, len(rows))
     cos = {(i, j): similarity(keys[i], keys[j]) for i in body for j in body}
     margin = 0.75 * (1 - depth)
@@ -171,9 +171,9 @@ def test_three_steps_of_pitome_are_as_published(proportional):
 # ---------------------------------------------------------------- DiffRate
 
 
-def diffrate_step(rows, keys, attention, count, patches, told, by_size=False, likeness=True):  # noqa: ARG001
+def diffrate_step(rows, keys, attention, count, patches, extra, by_size=False, likeness=True):  # noqa: ARG001
     """Sort by class attention, prune the last, merge the next into the most similar of the first: plain means."""
-    pruned_to, k = told
+    pruned_to, k = extra
     order = sorted(range(1, len(rows)), key=lambda i: -attention[0, i])[:pruned_to]
     groups = {j: [j] for j in [0, *order[:k]]}
     votes = {i: count[i] for i in groups}

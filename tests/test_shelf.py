@@ -11,7 +11,7 @@ from tpbench import registry, schedule
 from tpbench.bench import runner
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
-from tpbench.cli.run import with_controls
+from tpbench.cli.rows import with_controls
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe, load
 from tpbench.report import frame

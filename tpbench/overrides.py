@@ -75,7 +75,7 @@ def _replaced(owner: Any, path: Sequence[str], line: Line) -> Any:
     if name not in known:
         raise UsageError(f"--set {line}: there is no line {name!r}; {_offer(name, known)}")
     kind = get_type_hints(type(owner))[name]
-    return replace(owner, **{name: _value(getattr(owner, name), kind, rest, line)})
+    return replace(owner, **{name: _value(getattr(owner, name), kind=kind, rest=rest, line=line)})
 
 
 def _value(now: Any, kind: Any, rest: Sequence[str], line: Line) -> Any:
@@ -85,7 +85,7 @@ def _value(now: Any, kind: Any, rest: Sequence[str], line: Line) -> Any:
     if is_dataclass(now):
         return _replaced(now, rest, line)
     if isinstance(now, Mapping):
-        return {**now, rest[0]: _member(now, kind, rest, line)}
+        return {**now, rest[0]: _member(now, kind=kind, rest=rest, line=line)}
     raise UsageError(f"--set {line}: {line.path.removesuffix('.' + '.'.join(rest))} is a value and has no lines in it")
 
 
@@ -95,7 +95,7 @@ def _member(now: Mapping[str, Any], kind: Any, rest: Sequence[str], line: Line) 
     inner = (get_args(kind) or (str, Any))[1]
     if name not in now and is_dataclass(inner):
         raise UsageError(f"--set {line}: there is no {name!r}; {_offer(name, list(now))}")
-    return _value(now.get(name, {}), inner, deeper, line)
+    return _value(now.get(name, {}), kind=inner, rest=deeper, line=line)
 
 
 def _offer(name: str, known: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ class Data:
     test_limit: int | None = None
     folds: int = 0  # digits: the seed draws which of so many stratified folds tests; 0: one fixed test part
     hub: str = ""  # "OWNER/NAME/FOLDER" on the Hugging Face hub: fetched where parquet files are not under root
-    train_images: int | None = None  # of the whole training side, for `run --plan` where the files are not at hand
+    train_images: int | None = None  # in the training set, for `run --plan` without the files
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One benchmark: the whole truth about what is trained, reduced and measured."""
+    """One benchmark: everything about what is trained, reduced and measured."""
 
     name: str
     model: str  # a timm model name

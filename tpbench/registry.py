@@ -145,13 +145,13 @@ def method(name: str) -> type[Downsampler]:
     return _classes[name]
 
 
-def configure(cls: type[Downsampler], knobs: dict[str, Any]) -> Downsampler.Config:
+def configure(cls: type[Downsampler], settings: dict[str, Any]) -> Downsampler.Config:
     """Make a method's Config of these settings; each is checked against the type, choices and range of its field.
 
     Raises UsageError for an unknown setting, and for a value that does not fit, with those that would.
     """
     try:
-        config = cls.Config(**knobs)
+        config = cls.Config(**settings)
     except TypeError as error:
         known = ", ".join(cls.Config.__dataclass_fields__) or "none"
         raise UsageError(f"{cls.__name__} has no such setting: {error}; known: {known}") from error

@@ -87,7 +87,7 @@ def some_tokens(place: Place) -> Tokens:
 
 
 def reducer(model: vit.TokenViT, tokens: Tokens, dtype: torch.dtype) -> Operation:
-    """What follows the block's attention. bytes: tokens and what attention told, read once; the kept, written once."""
+    """What follows attention. bytes: tokens and attention's results read once, the kept tokens written once."""
     first = model.blocks[0]
     attended, probe = inference(lambda: first.attend(tokens), dtype)()
     probe = first.shifted(probe, attended)

@@ -124,7 +124,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return first, third
 
 
-def told(comparison: Comparison, threshold: float) -> list[str]:
+def findings(comparison: Comparison, threshold: float) -> list[str]:
     """The lines to print: what became slower, what became faster, and how many did neither."""
     slower = [change for change in comparison.changes if change.slower(threshold)]
     faster = [change for change in comparison.changes if change.apart and change.factor < 1 / (1 + threshold)]
@@ -160,7 +160,7 @@ def main(words: Sequence[str]) -> int:
     except UsageError as error:
         print(f"tpbench: {error}", file=sys.stderr)
         return 2
-    print("\n".join(told(comparison, given.threshold)))
+    print("\n".join(findings(comparison, given.threshold)))
     return int(any(change.slower(given.threshold) for change in comparison.changes))
 
 

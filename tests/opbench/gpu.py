@@ -262,9 +262,9 @@ def whole_model(setting: Setting) -> dict[str, object]:
         calls[name] = latency.forward_call(setting.compiled(model), images, setting.dtype)
     samples = latency.interleaved(calls, setting.repeats, 3, setting.device)
     seconds = {name: median(times) for name, times in samples.items()}
-    whole = flops.closed_form(vit.reduce(base, "none")).total
+    unreduced = flops.closed_form(vit.reduce(base, "none")).total
     fastest = min(seconds["unreduced"], seconds["unreduced_eager"])
-    promised = {name: whole / flops.closed_form(model).total for name, model in models.items()}
+    promised = {name: unreduced / flops.closed_form(model).total for name, model in models.items()}
     return {
         "seconds": seconds,
         "samples": samples,

@@ -78,7 +78,7 @@ def groups(run: Run) -> Groups:
 
 
 def csv(groups: Groups) -> str:
-    frame = pd.DataFrame(rows(groups)).convert_dtypes()  # counts stay whole where some are missing
+    frame = pd.DataFrame(rows(groups)).convert_dtypes()  # counts stay integers where some are missing
     return frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -135,10 +135,10 @@ def targets(found: Groups) -> Iterator[str]:
         asked = f"{target.sign} {target.bound:g}"
         try:
             value, remark = target.measure(found)
-            told = [fixed(value, 3), "yes" if target.met(value) else "**no**", remark]
+            cells = [fixed(value, 3), "yes" if target.met(value) else "**no**", remark]
         except NotMeasured:
-            told = ["not measured", "", ""]
-        lines.append([target.where, target.what, asked, *told])
+            cells = ["not measured", "", ""]
+        lines.append([target.where, target.what, asked, *cells])
     yield from table(["Where", "What", "Target", "Measured", "Met", "Remark"], lines)
 
 
@@ -150,8 +150,8 @@ def models(found: Groups) -> Iterator[str]:
         body = []
         for method, case in group.items():
             reached, promise = ratio(group, "none", method), promised(group, method)
-            told = [1e3 * median(case["seconds"]), 1 / reached, reached, promise, reached / promise]
-            body.append([method, *map(number, [*told, ratio(group, method, "topk")])])
+            numbers = [1e3 * median(case["seconds"]), 1 / reached, reached, promise, reached / promise]
+            body.append([method, *map(number, [*numbers, ratio(group, method, "topk")])])
         yield from table(heads, body)
 
 
@@ -166,14 +166,15 @@ def reducers(found: Groups) -> Iterator[str]:
         heads = [f"K/N {share}: {name}" for share in by_share for name in ("K", "ms", *COLUMNS)]
         operations = dict.fromkeys(n for group in by_share.values() for n in group if n not in CEILINGS)
         yield from table(
-            ["Reducer", *heads], [[name, *(t for g in by_share.values() for t in told(g, name))] for name in operations]
+            ["Reducer", *heads],
+            [[name, *(t for g in by_share.values() for t in cells(g, name))] for name in operations],
         )
 
 
 COLUMNS = ("to top-K", "to block", "to loop", "to roofline")
 
 
-def told(group: Group, operation: str) -> list[str]:
+def cells(group: Group, operation: str) -> list[str]:
     if operation not in group:  # the method cannot keep so few
         return [""] * (2 + len(COLUMNS))
     case = group[operation]

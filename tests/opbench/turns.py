@@ -43,8 +43,8 @@ class Turns:
             pytest.skip(f"{name} does not exist at {self.place}")
         call, facts = self.operations[name]
         benchmark.group = ", ".join(f"{key} {value}" for key, value in self.place.items())
-        told = {"operation": name, "seconds": self.samples[name], **facts}
-        benchmark.extra_info |= {"place": list(self.place), **self.place, **told}
+        sampled = {"operation": name, "seconds": self.samples[name], **facts}
+        benchmark.extra_info |= {"place": list(self.place), **self.place, **sampled}
         benchmark.pedantic(call, rounds=1)
 
 

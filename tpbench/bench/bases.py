@@ -1,4 +1,4 @@
-"""The trained weights of a benchmark's unreduced bases: one safetensors file for every seed, with a checksum."""
+"""The trained weights of a benchmark's unreduced bases: one safetensors file per seed, with a checksum."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tpbench.record import replace_bytes
 
 
 def base_path(workspace: Workspace, seed: int) -> Path:
+    """The path of a seed's trained base; the file need not exist."""
     return weights_path(workspace.out, seed)
 
 
 def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: float) -> None:
-    """Write the base's weights in one step, so that a reader finds the whole file or none."""
+    """Write the base's weights atomically, so that a reader finds the complete file or none."""
     if not workspace.writes:
         return
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -39,7 +40,7 @@ def load_base(workspace: Workspace, seed: int) -> torch.nn.Module:
     """The trained unreduced timm model of a seed.
 
     Raises UsageError for a file that cannot be read, that was changed since it was written, or that belongs to another
-    recipe or other images. Files of earlier versions carry no checksum and are taken as they are.
+    recipe or other images. Files of earlier versions have no checksum and are accepted without one.
     """
     path = base_path(workspace, seed)
     try:

@@ -1,11 +1,11 @@
-"""Claims: how any number of workers, on one machine or on several with a shared file system, share a folder's jobs.
+"""Claims: how workers, on one machine or on several with a shared file system, divide a folder's jobs among them.
 
-(The claims of the paper are another matter: `tpbench.claims`.)
+(The paper's claims are in `tpbench.claims`.)
 
-OUT/work/claims/JOB.1.json says which process works on a job. Its time of change is its heartbeat. Creating the file
-decides who gets the job: that is atomic on NFS too, where locks are not always. A claim is dead when its process is
-gone from this host, or when somebody has watched it for EXPIRY seconds without a heartbeat. Clocks of different hosts
-are never compared. Whoever creates JOB.2.json takes a dead JOB.1.json over: the highest number counts.
+OUT/work/claims/JOB.1.json says which process works on a job. Its modification time is its heartbeat. Creating the file
+decides who gets the job; this is atomic on NFS too, where locks may not be. A claim is dead when its process is
+gone from this host, or when a process has watched it for EXPIRY seconds without a heartbeat. Clocks of different hosts
+are never compared. Creating JOB.2.json takes over a dead JOB.1.json: the highest number is valid.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tpbench.record import checked, slug
 
 BEAT = 5.0  # seconds between two heartbeats
 EXPIRY = 60.0  # seconds of watching without a heartbeat; more than a file server's pause or a client's cache of it
-BETWEEN_LOOKS = 5.0  # a longer time between two looks counts as so much: the watcher itself, or the server, was away
-FOLDER = "folder"  # the job of whoever changes the folder as a whole
+BETWEEN_LOOKS = 5.0  # longer gaps between two looks count as this much: the watcher or the server may have stood still
+FOLDER = "folder"  # the job of a process that holds the folder
 NAME = re.compile(r"(.+)\.(\d+)\.json")
 
 
 class Lost(OutOfTime):
-    """Another worker took this worker's job over, because this one showed no sign of life."""
+    """Another worker took over this worker's job, because its heartbeat had stopped."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a claim, as its file says."""
+    """The holder of a claim, as read from its file."""
 
     job: str
     host: str
@@ -50,15 +50,15 @@ class Holder:
     command: int = 0  # pid of the command whose workers these are
     recipe: str = ""  # the digest
     alone: bool = False  # whether nothing else may run on the host meanwhile
-    claimed: str = ""  # for people; nothing is computed from it
-    token: str = ""  # no two claims are equal
+    claimed: str = ""  # for readers only
+    token: str = ""  # makes every claim unique
 
     def __str__(self) -> str:
         return f"{self.host}, process {self.pid}"
 
     @property
     def here(self) -> bool:
-        """Whether this process can see the holder's."""
+        """Whether this process can see the holder's process."""
         return self.place == place()
 
 
@@ -66,10 +66,10 @@ UNKNOWN = Holder("", host="an unknown host", pid=0, start="", place="")
 
 
 class Claim:
-    """A claim that this process holds, with a thread that keeps its heartbeat."""
+    """A claim that this process holds, with a thread for its heartbeat."""
 
     def __init__(self, path: Path, content: bytes):
-        """Create the file. Raises FileExistsError where another process was faster."""
+        """Create the file. Raises FileExistsError if another process was faster."""
         self.path = path
         self.content = content
         self.lost = False
@@ -86,7 +86,7 @@ class Claim:
         self._heart.start()
 
     def release(self) -> None:
-        """Stop the heartbeat and delete the file, if it is still this claim's."""
+        """Stop the heartbeat and delete the file, if it still belongs to this claim."""
         self._ended.set()
         self._heart.join()
         with contextlib.suppress(OSError):  # a claim that cannot be deleted dies with this process
@@ -108,7 +108,7 @@ class Claim:
 
 @dataclass
 class Watched:
-    """What this process has seen of a claim of another host."""
+    """What this process has observed of another host's claim."""
 
     beat: int  # the file's time of change, in nanoseconds
     looked: float  # when, by this process's monotonic clock
@@ -126,7 +126,7 @@ class Claims:
         self._watched: dict[str, Watched] = {}
 
     def living(self) -> dict[str, Holder]:
-        """Who works on what: the holder of every claim that is not dead, by the key of its job."""
+        """The holder of every living claim, by the key of its job."""
         newest: dict[str, int] = {}
         for key, number in self._files():
             newest[key] = max(number, newest.get(key, 0))
@@ -138,7 +138,7 @@ class Claims:
         return [holder for holder in self.living().values() if not (holder.here and holder.pid == os.getpid())]
 
     def take(self, job: str, alone: bool = False) -> Claim | None:
-        """Claim a job; None where a living process holds it, or was faster."""
+        """Claim a job; None if a living process holds it or was faster."""
         key = key_of(job)
         before = {number: self._read(self._path(key, number))[0] for found, number in self._files() if found == key}
         newest = max(before, default=0)
@@ -168,7 +168,7 @@ class Claims:
                     claim.release()
 
     def certain(self, holder: Holder) -> bool:
-        """Whether the holder of a living claim is alive for sure; one of another host has to be seen beating."""
+        """Whether the holder of a living claim is certainly alive; on another host, only after a heartbeat was seen."""
         watched = self._watched.get(holder.token)
         return holder.here or (watched is not None and watched.beaten)
 
@@ -212,7 +212,7 @@ class Claims:
 
     @staticmethod
     def _read(path: Path) -> tuple[bytes | None, int]:
-        """The text of a claim and its heartbeat. Opened, because then an NFS client asks the server."""
+        """The text of a claim and its heartbeat. Opening the file makes an NFS client ask the server."""
         try:
             with path.open("rb") as file:
                 return file.read(), os.fstat(file.fileno()).st_mtime_ns
@@ -223,11 +223,11 @@ class Claims:
     def _parsed(text: bytes | None) -> Holder:
         try:
             return checked(Holder, text or b"")
-        except ValueError:  # being written, or left half written by a machine that went down
+        except ValueError:  # being written, or incomplete because a machine went down
             return UNKNOWN
 
     def _fresh(self, name: str, beat: int) -> bool:
-        """Whether a claim of another host beats, as far as this process has watched it."""
+        """Whether another host's claim has a heartbeat, as far as this process has observed."""
         now = time.monotonic()
         known = self._watched.get(name)
         if known is None or known.beat != beat:
@@ -239,5 +239,5 @@ class Claims:
 
 
 def key_of(job: str) -> str:
-    """A job's name in file names; different jobs have different ones."""
+    """A job's name as part of a file name, different for every job."""
     return f"{slug(job)[:100]}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"

@@ -70,9 +70,9 @@ class Forecast:
     def train_macs(self) -> float:
         """The multiply-adds of the training of all bases and cells together."""
         base = self.plan.recipe.base
-        whole = base.epochs * (1 - base.patch_drop * base.patch_drop_until)
+        full_epochs = base.epochs * (1 - base.patch_drop * base.patch_drop_until)
         cells = sum(row.epochs * (row.macs or 0.0) for row in self.rows)
-        return self.seeds * self.train_images * FORWARD_PASSES * (whole * self.base_macs + cells)
+        return self.seeds * self.train_images * FORWARD_PASSES * (full_epochs * self.base_macs + cells)
 
 
 def forecast(plan: Plan) -> Forecast:

@@ -25,7 +25,7 @@ __all__ = ["Job", "side_by_side"]
 _context: Context | None = None  # of this worker process, made when it starts
 _display: Messages | None = None  # where a worker process shows what it does
 
-MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to so many bytes at once, so workers never mix their messages
+MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to so many bytes at once, so messages never mix
 
 
 def side_by_side(
@@ -44,13 +44,13 @@ def side_by_side(
     finally:
         progress.stop()
         if here.writes:
-            with contextlib.suppress(OSError):  # what ended the jobs is said, not this
+            with contextlib.suppress(OSError):  # the error that ended the jobs is reported, not this one
                 here.claims.bury()
 
 
 def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Context], progress: Progress) -> set[str]:
-    # Forked, so that the many seconds of imports are paid once. This is safe here because this process has computed on
-    # one thread only, has no GPU in use and starts its own threads later.
+    # Fork, so that the imports, which take seconds, run once. This is safe here because this process has computed on
+    # one thread only, uses no GPU and starts its own threads later.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     receiver, sender = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, sender, os.getpid()))
@@ -63,9 +63,9 @@ def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Context]
         raise CellFailed(
             "a worker process died (killed, or out of memory); finished cells are kept, the same command continues"
         ) from error
-    except OutOfTime:  # all have stopped, and saved everything
+    except OutOfTime:  # all workers have stopped and saved everything
         raise
-    except BaseException:  # stop now: no file that the workers write is ever left half written
+    except BaseException:  # stop at once: workers write files atomically
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
@@ -107,35 +107,39 @@ def _work(jobs: Sequence[Job]) -> set[str] | None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process with its parent, so that no worker of a killed benchmark works on unseen."""
+    """End this process with its parent, so that no worker outlives a killed benchmark."""
     while os.getppid() == parent:
         time.sleep(0.25)
     os._exit(1)
 
 
 class Messages:
-    """What a worker process shows: lines of JSON through a pipe to its parent's progress."""
+    """A worker process's progress: lines of JSON, sent through a pipe to the parent's progress."""
 
     def __init__(self, pipe: Connection):
         self.pipe = pipe
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
+        """A job of this worker makes progress; share: the part of it that is done."""
         self.send("update", name, text, share)
 
     def finish(self, name: str, counts: bool) -> None:
+        """A job of this worker is done."""
         self.send("finish", name, counts)
 
     def gone(self, name: str, counts: bool) -> None:
+        """Another command's worker has done a job."""
         self.send("gone", name, counts)
 
     def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
+        """Workers of other commands hold jobs; the first ten of them fit into a message."""
         self.send("elsewhere", dict(list(holders.items())[:10]), waiting)
 
     def send(self, *words: Any) -> None:
         """Send the name of one of Progress's methods, and its arguments."""
         message = json.dumps(words).encode() + b"\n"
         if len(message) <= MESSAGE_BYTES:
-            os.write(self.pipe.fileno(), message)  # no lock that a killed worker could hold for ever
+            os.write(self.pipe.fileno(), message)  # without a lock, which a killed worker might never release
 
 
 def _listen(receiver: Connection, progress: Progress) -> None:

@@ -32,9 +32,11 @@ LOSS = "training loss"
 class Run(Protocol):
     """What all loggers know as a run."""
 
-    def log(self, values: dict[str, float], step: int) -> None: ...
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Log the values of one step, by name."""
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """End the run."""
 
 
 class TensorBoardRun:
@@ -46,11 +48,13 @@ class TensorBoardRun:
         self.writer = SummaryWriter(str(folder))
 
     def log(self, values: dict[str, float], step: int) -> None:
+        """Write the values of one step, at once."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def finish(self) -> None:
+        """Close the file."""
         self.writer.close()
 
 
@@ -95,10 +99,12 @@ class LoggedProgress(Progress):
         self.lock = threading.Lock()  # workers' updates come on a thread of their own
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
+        """Also remember which jobs are cells, whose records hold metrics."""
         super().start(total, done, jobs)
         self.cells = {job.name: job.argument for job in jobs if isinstance(job.argument, Cell)}
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
+        """Also log the loss, where the text reports an epoch."""
         super().update(name, text, share)
         epoch = EPOCH.fullmatch(text)
         with self.lock:
@@ -106,6 +112,7 @@ class LoggedProgress(Progress):
                 self._log(name, {LOSS: float(epoch[2])}, step=int(epoch[1]))
 
     def finish(self, name: str, counts: bool) -> None:
+        """Also log the metrics of the cell's record, and close its run."""
         super().finish(name, counts)
         record = self._record(name)
         with self.lock:

@@ -1,4 +1,4 @@
-"""What a results folder already holds, found out before anything heavy is loaded: no torch, no model, no image."""
+"""What a results folder already holds, without loading torch, a model or images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PATIENCE = 300.0  # seconds to wait for a folder that another process holds; pac
 
 
 def finished(plan: Plan) -> list[Record] | None:
-    """The records of a plan all of whose cells were measured and timed on this machine; None where work is left.
+    """The records of a plan if all its cells were measured and timed on this machine, None if work is left.
 
-    None also with several ranks, which have to agree. Raises UsageError for a folder of another recipe, and for records
-    of this machine that cannot be read. Torch is loaded only where this machine may have a GPU.
+    Also None with several ranks, which have to agree. Raises UsageError for a folder of another recipe, and for records
+    of this machine that cannot be read. Loads torch only if this machine may have a GPU.
     """
     work = plan.out / "work"
     if "RANK" in os.environ or not (work / "host-id").exists():
@@ -41,7 +41,7 @@ def finished(plan: Plan) -> list[Record] | None:
 
 
 def tidy(out: Path) -> None:
-    """Delete what killed processes left in a folder, unless others may be writing; whoever calls this holds it."""
+    """Delete what killed processes left in a folder, unless others may be writing. The caller must hold the folder."""
     claims = Claims(out)
     claims.bury()
     if not claims.others():
@@ -49,7 +49,7 @@ def tidy(out: Path) -> None:
 
 
 class Renewed:
-    """Whether a cell's record is another one than at first: a worker of any run has ended the cell, well or not."""
+    """Whether a cell's record has changed since the start: some worker has finished the cell or failed."""
 
     def __init__(self, plan: Plan, machine: str, *, cell: Cell, path: Path):
         self.plan = plan
@@ -71,7 +71,7 @@ class Renewed:
 
 
 def state(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced; None where there is none."""
+    """Modification time, size and inode, which change when a file is replaced; None without a file."""
     try:
         about = path.stat()
     except FileNotFoundError:
@@ -80,9 +80,9 @@ def state(path: Path) -> tuple[int, int, int] | None:
 
 
 def untimed(plan: Plan, machine: str) -> str:
-    """What is left of the timing session of a plan, in words; nothing where it is complete.
+    """What is left of a plan's timing session, as text; empty if it is complete.
 
-    Nothing is left either where the weights of the base that it times are gone: it cannot be taken any more.
+    Also empty if the weights of the base are gone, because the session can no longer be run.
     """
     if not weights_path(plan.out, seed=0).exists():
         return ""
@@ -95,14 +95,14 @@ def untimed(plan: Plan, machine: str) -> str:
 
 
 def weights_path(out: Path, seed: int) -> Path:
-    """Where a results folder keeps the trained base of a seed."""
+    """The path of a seed's trained base in a results folder."""
     return out / "work" / f"base_seed{seed}.safetensors"
 
 
 def conclude(plan: Plan, machine: str) -> list[Record]:
-    """The records of a plan's cells that have one.
+    """The records of a plan's measured cells.
 
-    If none is left to measure and no other process works on the folder, the machine's records are packed.
+    If no cell is left to measure and no other process works on the folder, the machine's records are packed.
     """
     with locked(plan.out):
         store = Store.of(plan.out)
@@ -114,14 +114,14 @@ def conclude(plan: Plan, machine: str) -> list[Record]:
 
 
 def known(plan: Plan, machine: str) -> list[Record]:
-    """The records of a plan's cells that have one."""
+    """The records of a plan's measured cells."""
     store = Store.of(plan.out)
     records = [found(store, machine, cell) for cell in plan.cells]
     return [record for record in records if record is not None]
 
 
 def failures(records: Sequence[Record]) -> Iterator[Record]:
-    """The records of cells that failed; a budget that a method cannot meet is no failure."""
+    """The records of failed cells; a budget that a method cannot meet is not a failure."""
     return (record for record in records if record.error is not None and record.reachable)
 
 
@@ -140,15 +140,15 @@ def is_done(known: Record | None, cell: Cell, recipe: Recipe) -> bool:
     if known.schema == SCHEMA and known.finetune != recipe.tuned_lines(cell.variant.method):  # tuned again since
         return False
     if known.error is None and not known.training and recipe.finetune_epochs(str(cell.variant), cell.schedule.text):
-        return False  # it was evaluated off the shelf alone, before the recipe asked for more
+        return False  # it was only evaluated off the shelf, before the recipe fine-tuned
     return known.error is None or not known.reachable
 
 
 def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> None:
-    """Refuse a folder of another recipe, or records of a machine that cannot be read or are of another version of it.
+    """Raise UsageError for a folder of another recipe, and for records of a machine that are unreadable or outdated.
 
-    With `fresh` the machine's own records are about to be deleted and need be neither. Records of other machines that
-    cannot be read are left to the report, which names them.
+    With `fresh`, the machine's own records are not checked, since they are about to be deleted. The report names the
+    unreadable records of other machines.
     """
     if not fresh:
         store.refuse_bad(machine)
@@ -167,9 +167,10 @@ def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> No
 
 @contextlib.contextmanager
 def locked(out: Path, patience: float | None = None) -> Iterator[None]:
-    """Hold a results folder as a whole, to prepare it, pack it or write its report; wait for whoever holds it.
+    """Hold a results folder, to prepare it, pack it or write its report; wait while another process holds it.
 
-    Workers need not hold it: they claim single jobs. Raises UsageError after so many seconds, by default PATIENCE.
+    Workers do not hold the folder: they claim single jobs. Raises UsageError after `patience` seconds, by default
+    PATIENCE.
     """
     if int(os.environ.get("RANK", "0")) != 0:  # the first rank holds it for all
         yield
@@ -187,7 +188,7 @@ def locked(out: Path, patience: float | None = None) -> Iterator[None]:
 
 
 def others(out: Path) -> list[Holder]:
-    """The other processes that work on a folder. A claim that may be a dead host's is watched until that is clear."""
+    """The other processes that work on a folder. Claims of hosts that may be dead are watched until this is certain."""
     claims = Claims(out)
     while any(not claims.certain(holder) for holder in claims.others()):
         time.sleep(1.0)
@@ -196,13 +197,13 @@ def others(out: Path) -> list[Holder]:
 
 
 def refuse_others(out: Path, remedy: str) -> None:
-    """Raise UsageError where other processes work on a folder. Whoever asks holds the folder."""
+    """Raise UsageError if other processes work on a folder. The caller must hold the folder."""
     for holder in others(out):
         raise UsageError(f"{out} is being written by another run ({holder}); {remedy}")
 
 
 def refuse_other_recipes(out: Path, digest: str) -> None:
-    """Raise UsageError where others work on a folder with another recipe, or with another version of this one."""
+    """Raise UsageError if others work on a folder with another recipe, or with another version of this one."""
     for holder in Claims(out).others():
         if holder.recipe not in ("", digest):
             raise UsageError(f"{out} is being written by a run of another recipe ({holder}); choose another --out")

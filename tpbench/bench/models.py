@@ -46,7 +46,7 @@ def settings(recipe: Recipe, variant: Variant) -> Settings:
         raise UsageError(f"{variant}: live is True or False")
     if live and variant.card.count != "at_most":
         raise UsageError(f"{variant}: live=True is for methods that may keep fewer tokens than asked, such as ats")
-    return Settings(site, finetune_seed, live, method)
+    return Settings(site, finetune_seed=finetune_seed, live=live, method=method)
 
 
 def seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
@@ -82,7 +82,7 @@ def living(
     if schedule.kind is not Kind.MACS:
         raise UsageError(f"{variant}: live=True needs a share of the MACs, such as macs=0.5@3,6,9, not {schedule.text}")
     reduced_at = partial(reduced, recipe, model, variant)
-    return live_budget.solve(schedule, model, reduced_at, images())
+    return live_budget.solve(schedule, base=model, reduced=reduced_at, images=images())
 
 
 def build_base(recipe: Recipe, seed: int) -> nn.Module:

@@ -1,7 +1,7 @@
-"""The loop of a worker: take the first job that nobody has done or holds, do it, and look again.
+"""A worker's loop: take the first job that is neither done nor claimed, do it, and look again.
 
-All workers of a folder are alike, in however many commands and on however many hosts they run: each has the list of
-all jobs, and the folder says what is left of it. The ranks of one torchrun are one worker: the first one chooses.
+All workers of a folder are equal, whatever their command or host: each has the list of all jobs, and the folder shows
+which are left. The ranks of one torchrun are one worker, and the first rank chooses its jobs.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from tpbench.errors import CellFailed
 from tpbench.training import ranks
 from tpbench.training.train import Update
 
-SHORTEST = 0.1  # seconds between two looks for work, growing to
+SHORTEST = 0.1  # seconds between two looks for work; the pause grows up to LONGEST
 LONGEST = 2.0
 
-chance = random.SystemRandom()  # not the generator that training seeds
+chance = random.SystemRandom()  # separate from the generators that training seeds
 
-WAIT = -1  # what a look finds where all that is left is in other hands
-OVER = -2  # and where nothing is left
+WAIT = -1  # the result of a look if other workers hold all remaining jobs
+OVER = -2  # the result if no job is left
 
 
 def never() -> bool:
-    """No file shows that the job was done."""
+    """Return False: no file shows that the job was done."""
     return False
 
 
 @dataclass(frozen=True)
 class Job:
-    """A call function(context, argument, update) with a name, by which workers claim it."""
+    """A call function(context, argument, update), claimed by its name."""
 
     name: str
     function: Callable[[Any, Any, Update], None]
     argument: Any
     needs: tuple[str, ...] = ()  # the names of the jobs that must be done first
-    over: Callable[[], bool] = never  # whether the folder shows that it was done, by this worker or another
-    counts: bool = True  # whether it is one of the cells that the user waits for
-    alone: bool = False  # whether no other job may run on this host meanwhile
-    once: bool = False  # whether a worker that finds it in other hands leaves it to them and does not wait
+    over: Callable[[], bool] = never  # whether the folder shows that any worker has done it
+    counts: bool = True  # whether progress counts it as a cell
+    alone: bool = False  # whether no other job may run on this host at the same time
+    once: bool = False  # whether a worker does not wait for it while another worker holds it
     work: float = 0.0  # in a unit that all jobs share, such as epochs
 
 
 class Context(Protocol):
-    """What jobs are done with, and what a worker must know of it."""
+    """What jobs are done with, as far as a worker uses it."""
 
     claims: Claims
     writes: bool  # whether this process chooses jobs and writes results: the first of several ranks
@@ -66,25 +66,25 @@ class Context(Protocol):
 
 
 class Display(Protocol):
-    """Where a worker shows what it does; see `tpbench.bench.progress.Progress`."""
+    """Where a worker shows its progress; see `tpbench.bench.progress.Progress`."""
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
-        """A job of this worker goes on."""
+        """A job of this worker makes progress."""
 
     def finish(self, name: str, counts: bool) -> None:
         """A job of this worker is done."""
 
     def gone(self, name: str, counts: bool) -> None:
-        """A job was done by somebody else."""
+        """Another worker has done a job."""
 
     def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
-        """Jobs are in the hands of other commands' workers, and this worker waits for them or not."""
+        """Other commands' workers hold these jobs; waiting: whether this worker waits for them."""
 
 
 def pull(jobs: Sequence[Job], context: Context, display: Display) -> set[str]:
-    """Do jobs until none is left, whoever does them; the names of those that were left to other workers.
+    """Do jobs until none is left, and return the names of those that were left to other workers.
 
-    The first error ends everything, since jobs handle the errors that they expect.
+    Any error ends the loop, since jobs handle the errors that they expect.
     """
     worker = Worker(jobs, context, display)
     try:
@@ -96,7 +96,7 @@ def pull(jobs: Sequence[Job], context: Context, display: Display) -> set[str]:
 
 
 class Worker:
-    """One worker: what it knows to be done, and the claim that it holds."""
+    """One worker: the jobs that it knows to be done, and the claim that it holds."""
 
     def __init__(self, jobs: Sequence[Job], context: Context, display: Display):
         self.jobs = jobs
@@ -106,22 +106,22 @@ class Worker:
         self.done: set[str] = set()
         self.left_to_others: set[str] = set()
         self.claim: Claim | None = None
-        self.waiting: int | None = None  # the job, claimed already, that is to have the host for itself
+        self.waiting: int | None = None  # the claimed job that waits to be alone on the host
         self.host = FileLock(Path(tempfile.gettempdir()) / "tpbench-alone.lock", mode=0o666)
 
     def next(self) -> Job | None:
-        """Claim a job and return it; None when all are over. Wait while all that are left are in other hands."""
+        """Claim a job and return it; None when all are done. Wait while other workers hold all that are left."""
         pause = SHORTEST
         while True:
             number = self.context.same(self.look() if self.context.writes else WAIT)
             if number != WAIT:
                 return None if number == OVER else self.jobs[number]
             self.context.check_time()
-            time.sleep(pause * chance.uniform(0.5, 1.0))  # not in step with others who wait
+            time.sleep(pause * chance.uniform(0.5, 1.0))  # so that waiting workers do not look at the same time
             pause = min(LONGEST, 1.5 * pause)
 
     def look(self) -> int:
-        """The number of a job that was claimed, WAIT or OVER."""
+        """Claim a job and return its number, or WAIT or OVER."""
         living = self.context.claims.living()
         if self.waiting is not None:
             return self.waiting if self.undisturbed() else WAIT
@@ -148,7 +148,7 @@ class Worker:
         return WAIT if self.open else OVER
 
     def take(self, job: Job) -> bool:
-        """Claim a job, unless another worker was faster or a job on this host wants to be alone."""
+        """Claim a job, unless another worker was faster or a job must run alone on this host."""
         claim = self.context.claims.take(job.name, job.alone)
         if claim is None:
             return False
@@ -159,7 +159,7 @@ class Worker:
         return True
 
     def undisturbed(self) -> bool:
-        """Whether no other process works on this host, in this folder, or alone for another folder."""
+        """Whether no other process works on this host in this folder, or alone in another folder."""
         if any(holder.here for holder in self.context.claims.others()):
             return False
         try:
@@ -169,11 +169,11 @@ class Worker:
         return True
 
     def do(self, job: Job) -> None:
-        """Do a job that was claimed. One that another worker took over is left to that worker."""
+        """Do a claimed job. A job that another worker took over is left to that worker."""
         try:
             job.function(self.context, job.argument, partial(self.update, job.name))
         except Lost as lost:
-            if ranks.ranks() > 1:  # the others are still in the middle of it; torchrun ends them with this one
+            if ranks.ranks() > 1:  # the other ranks are still in the job; torchrun ends them with this one
                 raise CellFailed(str(lost)) from lost
             print(lost, file=sys.stderr)
         else:
@@ -183,18 +183,18 @@ class Worker:
         self.release()
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
-        """Show how far the job is. Raises Lost where another worker has taken it over."""
+        """Show a job's progress. Raises Lost if another worker has taken it over."""
         if self.claim is not None and self.claim.lost:
             raise Lost(f"{name} was taken over by another worker, which saw no sign of life of this one")
         if self.context.writes:
             self.display.update(name, text, share)
 
     def drop(self, number: int) -> None:
-        """A job is done, whoever did it."""
+        """Note that a job is done, by any worker."""
         self.done.add(self.open.pop(number).name)
 
     def release(self) -> None:
-        """Give the claim and the host back, if they are held."""
+        """Release the claim and the host, if they are held."""
         if self.claim is not None:
             self.claim.release()
         self.claim = None
@@ -202,7 +202,7 @@ class Worker:
         self.host.release()
 
     def show(self, living: dict[str, Holder], waiting: bool) -> None:
-        """Show the jobs of workers of other commands."""
+        """Show which jobs other commands' workers hold."""
         names = {key_of(job.name): job.name for job in self.open.values()}
         others = {key: holder for key, holder in living.items() if not self.own(holder)}
         self.display.elsewhere({names[key]: str(holder) for key, holder in others.items() if key in names}, waiting)

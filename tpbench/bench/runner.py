@@ -19,19 +19,20 @@ from tpbench import registry, vit
 from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.look import Renewed, conclude, known
-from tpbench.bench.models import build_base, check_rows, living, reduced
+from tpbench.bench.models import build_base, check_rows, living, reduced, seeds
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.timing import solve_budgets, time_rows
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import OutOfTime, Unreachable, UsageError
-from tpbench.measure.cell import measure
+from tpbench.measure.cell import Cost, measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.measure.starts import clusters_by_medoids, starts
 from tpbench.outcomes import Outcomes, pack
 from tpbench.record import Record, write, write_json
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
+from tpbench.training.checkpoint import Training
 from tpbench.training.data import TestSet
 from tpbench.training.evaluate import assess
 from tpbench.training.train import Update, train
@@ -70,6 +71,7 @@ def clock_jobs(workspace: Workspace, cells: Sequence[Cell]) -> Iterator[Job]:
 
 
 def all_exist(paths: Sequence[Path]) -> bool:
+    """Whether there is a file at every path."""
     return all(path.exists() for path in paths)
 
 
@@ -108,7 +110,9 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> Ended:
     left: set[str] = set()
     with contextlib.suppress(OutOfTime):
         for stage in ([*clock_jobs(workspace, cells)], jobs, [timing]):
-            left = side_by_side(stage, workspace.workers, workspace, partial(Workspace, plan), progress)
+            left = side_by_side(
+                stage, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress
+            )
     if not workspace.writes:
         return Ended([], reports=False)
     if timing.name in left:
@@ -145,7 +149,7 @@ def train_base(workspace: Workspace, seed: int, update: Update) -> None:
     if recipe.base.epochs:
         training = train(model, workspace.conditions(seed), recipe.base, seed=seed, folder=folder, update=update)
         seconds = training.seconds
-    save_base(workspace, seed, model, seconds)
+    save_base(workspace, seed=seed, model=model, seconds=seconds)
     workspace.delete(folder)
 
 
@@ -188,31 +192,19 @@ def about(workspace: Workspace, seed: int) -> dict[str, Any]:
 def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     """Build, evaluate off the shelf, train, evaluate, measure, record. A failure is recorded with its reason."""
     workspace.check_time()
-    recipe = workspace.recipe
     record = workspace.new_record(cell)
-    folder = workspace.checkpoint_folder(cell)
     try:
         model, teacher = build_cell(workspace, cell)
         record = replace(record, new_parameters=new_parameters(model), teacher=teacher is not None)
-        record = with_evaluation(record, "off_the_shelf", workspace, cell, model)
+        record = with_evaluation(record, stage="off_the_shelf", workspace=workspace, cell=cell, model=model)
         if workspace.plan.finetune_epochs(cell.variant, cell.schedule):
-            training = train(
-                model,
-                workspace.conditions(cell.seed),
-                recipe.finetune_of(cell.variant.method),
-                seed=record.seeds["finetune"],
-                teacher=teacher,
-                folder=folder,
-                update=update,
-            )
+            training = fine_tune(workspace, cell, model, teacher=teacher, update=update)
             record = replace(record, training=asdict(training))
             workspace.check_time()  # the checkpoint stays; what follows is short and is repeated
-            record = with_evaluation(record, "fine_tuned", workspace, cell, model)
+            record = with_evaluation(record, stage="fine_tuned", workspace=workspace, cell=cell, model=model)
         workspace.check_time()
         if workspace.writes:
-            images = next(iter(workspace.data(cell.seed).test.batches(max(recipe.measure.batch_sizes)))).images
-            cost = measure(model, load_base(workspace, cell.seed), recipe.measure, workspace.dtype, images)
-            record = replace(record, **vars(cost))
+            record = replace(record, **vars(cost_of(workspace, cell, model)))
     except OutOfTime:
         raise
     except Unreachable as error:
@@ -225,7 +217,29 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     if workspace.writes:
         write(workspace.record_path(cell), record)
         if record.error is None:
-            workspace.delete(folder)
+            workspace.delete(workspace.checkpoint_folder(cell))
+
+
+def fine_tune(
+    workspace: Workspace, cell: Cell, model: vit.TokenViT, *, teacher: vit.TokenViT | None, update: Update
+) -> Training:
+    """Fine-tune a cell's model in place, from its checkpoint where there is one."""
+    return train(
+        model,
+        workspace.conditions(cell.seed),
+        workspace.recipe.finetune_of(cell.variant.method),
+        seed=seeds(workspace.recipe, cell.variant, cell.seed)["finetune"],
+        teacher=teacher,
+        folder=workspace.checkpoint_folder(cell),
+        update=update,
+    )
+
+
+def cost_of(workspace: Workspace, cell: Cell, model: vit.TokenViT) -> Cost:
+    """What a cell's model costs, measured on test images beside the base of its seed."""
+    how = workspace.recipe.measure
+    images = next(iter(workspace.data(cell.seed).test.batches(max(how.batch_sizes)))).images
+    return measure(model, base=load_base(workspace, cell.seed), how=how, dtype=workspace.dtype, images=images)
 
 
 def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.TokenViT | None]:
@@ -235,9 +249,13 @@ def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.Toke
     teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
     torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
     schedule = living(
-        workspace.recipe, base, cell.variant, workspace.schedule(cell), partial(some_images, workspace, cell)
+        workspace.recipe,
+        model=base,
+        variant=cell.variant,
+        schedule=workspace.schedule(cell),
+        images=partial(some_images, workspace, cell),
     )
-    return reduced(workspace.recipe, base, cell.variant, schedule), teacher
+    return reduced(workspace.recipe, model=base, variant=cell.variant, schedule=schedule), teacher
 
 
 def some_images(workspace: Workspace, cell: Cell) -> torch.Tensor:

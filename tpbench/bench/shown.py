@@ -50,7 +50,7 @@ def of_recipe(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
         workspace.prepare(fresh=False)
         jobs = [base_job(workspace, seed)]
         progress.start(0, 0, jobs)
-        side_by_side(jobs, 1, workspace, partial(Workspace, plan), progress)
+        side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
     images = next(iter(workspace.data(seed).test.batches(count))).images
     data = plan.recipe.data
     return Subject(

@@ -54,6 +54,7 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
 
 
 def budget(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
+    """The Budget file of a cell: the counts that meet its share of latency, or why there are none."""
     return Budget(
         machine=workspace.machine,
         method=str(cell.variant),
@@ -81,14 +82,16 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
         grid = grid_of(workspace)
         effort = Effort(max(ROUNDS, workspace.recipe.measure.repeats))
         path = timings.path_in(workspace.out, workspace.machine)
-        begun = session.begin(subject, workspace.machine, effort.rounds, workspace.dtype, budget=SECONDS)
+        begun = session.begin(
+            subject, machine_name=workspace.machine, wanted=effort.rounds, dtype=workspace.dtype, budget=SECONDS
+        )
         if session.finished(path, begun, entries.keys(grid)) is None:
             session.run(
                 begun,
-                entries.entries(subject, grid, solved(workspace, grid)),
-                effort,
-                workspace.device,
-                path,
+                entries=entries.entries(subject, grid, solved(workspace, grid)),
+                effort=effort,
+                where=workspace.device,
+                path=path,
                 watch=partial(show, update),
                 check=workspace.check_time,
             )
@@ -99,8 +102,12 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
     """A base of the recipe, reduced as its rows say, with test images."""
     recipe = workspace.recipe
     source = f"test images of {recipe.data.source}"
-    images = of_part(workspace.data(0).test, max(recipe.measure.batch_sizes), source, workspace.device)
-    return Subject(recipe.name, f"recipe {recipe.digest}", base, images, partial(reduced, recipe))
+    images = of_part(
+        workspace.data(0).test, count=max(recipe.measure.batch_sizes), source=source, where=workspace.device
+    )
+    return Subject(
+        recipe.name, weights=f"recipe {recipe.digest}", model=base, images=images, reduce=partial(reduced, recipe)
+    )
 
 
 def grid_of(workspace: Workspace) -> Grid:
@@ -127,4 +134,5 @@ def solved(workspace: Workspace, grid: Grid) -> Solved:
 
 
 def show(update: Update, stage: str, share: float, left: float) -> None:
+    """Pass a stage of timing on as a job's update: its share and the seconds left."""
     update(f"{stage} {share:.0%}, about {spell(left)} left" if share else stage)

@@ -1,7 +1,7 @@
-"""Tuning: for every method the same few trials of the recipe's fine-tuning.
+"""Tuning: the same few trials of the recipe's fine-tuning for every method.
 
-OUT/tuning/METHOD.json holds the trials of one method, so that an interrupted tuning continues. At the end all of them
-are put into one file beside the recipe, where `tpbench run` finds it.
+OUT/tuning/METHOD.json holds the trials of one method, so that an interrupted tuning continues. At the end, all trials
+are written into one file beside the recipe, where `tpbench run` finds it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tpbench.tuning import SEEDS, Tuned, Tuning, space
 
 
 def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
-    """Tune a plan's methods at its first schedule, beside those that are known.
+    """Tune a plan's methods at its first schedule and add those that are `known`.
 
-    Methods that cannot meet the schedule keep the recipe's fine-tuning.
+    A method that cannot meet the schedule keeps the recipe's fine-tuning.
     """
     if not plan.recipe.finetune.epochs:
         raise UsageError(f"recipe {plan.recipe.name} has no fine-tuning to tune")
@@ -40,7 +40,7 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
     workspace.prepare(fresh=False)
     jobs = list(tuning_jobs(workspace))
     progress.start(len(plan.variants), 0, jobs)
-    side_by_side(jobs, workspace.workers, workspace, partial(Workspace, plan), progress)
+    side_by_side(jobs, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress)
     found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
     return Tuning(
         recipe=plan.recipe.name,
@@ -55,7 +55,7 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
 
 
 def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
-    """The bases of the seeds that are used for tuning alone, then every method that has not been tuned."""
+    """The bases of the seeds that only tuning uses, then every method that has not been tuned."""
     bases = [base_job(workspace, seed) for seed in SEEDS]
     yield from bases
     for variant in workspace.plan.variants:
@@ -67,7 +67,7 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
 
 
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
-    """Fine-tune one method with every trial and keep the validation losses, or that it cannot meet the schedule."""
+    """Fine-tune one method with every trial and write the validation losses, or that it cannot meet the schedule."""
     schedule = NOTHING_REDUCED if variant.card.unreduced else workspace.plan.reducing_schedules[0]
     losses = []
     top1 = []
@@ -75,7 +75,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
     try:
         for number, lines in enumerate(trials):
             workspace.check_time()
-            loss, share = try_one(workspace, variant, schedule, lines)
+            loss, share = try_one(workspace, variant=variant, schedule=schedule, lines=lines)
             losses.append(loss)
             top1.append(share)
             update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
@@ -100,23 +100,30 @@ def try_one(
             train(model, workspace.conditions(seed), optim, seed=seed, teacher=teacher)
         except CellFailed:
             return None, None
-        score = evaluate(model, workspace.data(seed).validation, recipe.finetune.batch_size, workspace.dtype, seed)
+        score = evaluate(
+            model,
+            part=workspace.data(seed).validation,
+            batch_size=recipe.finetune.batch_size,
+            dtype=workspace.dtype,
+            seed=seed,
+        )
         losses.append(score.loss)
         top1.append(score.top1)
     return mean(losses), mean(top1)
 
 
 def best(losses: list[float | None]) -> int:
-    """The number of the smallest loss; of the first, which changes nothing, where no trial stayed finite."""
+    """The index of the smallest loss; 0, the recipe's own settings, if no trial stayed finite."""
     return min(range(len(losses)), key=lambda number: math.inf if losses[number] is None else losses[number])
 
 
 def trials_path(workspace: Workspace, variant: Variant) -> Path:
+    """The path of a method's trials."""
     return workspace.out / "tuning" / f"{variant.method}.json"
 
 
 def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
-    """The trials of a method; None where it could not meet the schedule. Those of another recipe are refused."""
+    """The trials of a method; None if it could not meet the schedule. Raises UsageError for those of another recipe."""
     path = trials_path(workspace, variant)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

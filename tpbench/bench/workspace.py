@@ -27,7 +27,7 @@ from tpbench.training.train import Conditions
 
 
 class Workspace:
-    """What the jobs of one process share: the plan, the device, the data, and where things are kept."""
+    """What the jobs of one process share: the plan, the device, the data and the paths of results."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -44,15 +44,15 @@ class Workspace:
         self.splits: dict[int, Parts] = {}
 
     def data(self, seed: int) -> Parts:
-        """The recipe's images as a seed splits them, read when they are first needed."""
+        """The recipe's images in a seed's split, read when they are first needed."""
         drawn = split(self.recipe, seed)
         if drawn not in self.splits:
-            self.splits = {drawn: data.load(self.recipe.data, self.device, drawn)}  # one in memory
+            self.splits = {drawn: data.load(self.recipe.data, self.device, drawn)}  # one split in memory
         return self.splits[drawn]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the images, however they are split."""
+        """Identifies the images, independently of the split."""
         return self.data(0).fingerprint
 
     def conditions(self, seed: int) -> Conditions:
@@ -71,7 +71,7 @@ class Workspace:
 
     @cached_property
     def store(self) -> Store:
-        """The folder's records as they were when they were first asked for."""
+        """The folder's records, as they were at the first access."""
         return Store.of(self.out)
 
     def check_time(self) -> None:
@@ -87,9 +87,9 @@ class Workspace:
     # ------------------------------------------------------------------------------------ the folder
 
     def prepare(self, fresh: bool) -> None:
-        """Make the folders, refuse those of another recipe, and with `fresh` delete what this machine has done.
+        """Create the folders and, with `fresh`, delete this machine's results.
 
-        Others may be at work in the folder with the same recipe, unless it is to be fresh.
+        Raises UsageError for a folder of another recipe, and with `fresh` where other processes work in it.
         """
         if ranks.ranks() > 1:
             ranks.connect(self.device)
@@ -101,17 +101,17 @@ class Workspace:
                 refuse_other_recipes(self.out, self.recipe.digest)
                 tidy(self.out)
                 host_id(self.work)
-                check(Store.of(self.out), self.recipe, self.machine, fresh)
+                check(Store.of(self.out), recipe=self.recipe, machine=self.machine, fresh=fresh)
                 contrast.declare(self.out, self.recipe)
                 if fresh:
                     self._delete_everything()
         ranks.wait()
 
     def check_images(self) -> None:
-        """Refuse a folder whose records of this machine were measured on other images, or unreadable images."""
+        """Raise UsageError for unreadable images, or if this machine's records were measured on other images."""
         if not self.writes:
             return
-        fingerprint = self.fingerprint  # now: images that cannot be read are refused even where there is no record
+        fingerprint = self.fingerprint  # computed even where there is no record, so that unreadable images are refused
         for record in self.store:
             if record.machine == self.machine and record.data.get("fingerprint", fingerprint) != fingerprint:
                 raise UsageError(
@@ -130,25 +130,30 @@ class Workspace:
                 path.unlink()
 
     def delete(self, folder: Path) -> None:
-        """Delete a checkpoint that is no longer needed."""
+        """Delete a folder of checkpoints that is no longer needed."""
         if self.writes:
             shutil.rmtree(folder, ignore_errors=True)
 
     def record_path(self, cell: Cell) -> Path:
+        """The path of a cell's record; packing moves records into one file per machine."""
         name = f"{row_name(str(cell.variant), cell.schedule.text)}_seed{cell.seed}.json"
         return self.out / "records" / self.machine / name
 
     def budget_path(self, cell: Cell) -> Path:
+        """The path of the counts for a share of latency: one file for all seeds."""
         name = f"{row_name(str(cell.variant), cell.schedule.text)}.json"
         return self.out / "budgets" / self.machine / name
 
     def spectrum_path(self, seed: int) -> Path:
+        """The path of the spectrum of a seed's base."""
         return self.out / "spectra" / self.machine / f"seed{seed}.json"
 
     def starts_path(self, seed: int) -> Path:
+        """The path of the clustering objectives of a seed's base."""
         return self.out / "starts" / self.machine / f"seed{seed}.json"
 
     def checkpoint_folder(self, cell: Cell) -> Path:
+        """The folder of a cell's checkpoints during training."""
         return self.work / "cells" / self.record_path(cell).stem
 
     # ------------------------------------------------------------------------------------ cells
@@ -158,9 +163,9 @@ class Workspace:
         return is_done(found(self.store, self.machine, cell), cell, self.recipe)
 
     def schedule(self, cell: Cell) -> Schedule:
-        """The cell's schedule; for a share of latency, the counts that were found by measuring.
+        """The cell's schedule; for a share of latency, with the counts that were found by measuring.
 
-        Raises Unreachable where none were found.
+        Raises Unreachable if there are none.
         """
         if not cell.needs_clock:
             return cell.schedule
@@ -170,7 +175,7 @@ class Workspace:
         return cell.schedule.counting(found.counts)
 
     def new_record(self, cell: Cell) -> Record:
-        """A cell's record before anything is measured: what runs, on what, with which code."""
+        """A cell's record before anything is measured: the settings, the machine and the code."""
         own = settings(self.recipe, cell.variant)
         config = registry.configure(registry.method(cell.variant.method), own.method)
         card = cell.variant.card

@@ -114,6 +114,7 @@ class Study:
         return [text for text in texts if not text.startswith(("macs=", "latency="))]
 
     def of(self, method: str, schedule: str) -> list[Record]:
+        """The records of a method at a schedule, of every seed that has one."""
         return self._rows.get((method, schedule), [])
 
     @cached_property

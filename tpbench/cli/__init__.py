@@ -52,6 +52,7 @@ OF_THE_FOLDER = (
     errno.EEXIST,
 )
 CONTINUES = "finished cells are kept, the same command continues"
+KEEP_CELLS = (run, search, show, tune)  # verbs whose jobs leave results that the next run uses
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,6 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
     before = None
     if threading.current_thread() is threading.main_thread():  # only there may Python set a handler
         before = signal.signal(signal.SIGTERM, terminate)
+    arguments = None
     try:
         arguments = parser().parse_args(words)
         arguments.words = sys.argv[1:] if words is None else list(words)  # for the workers that `run` may start
@@ -81,9 +83,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except CellFailed as error:
         return say(error, FAILED)
     except KeyboardInterrupt:
-        return say(f"interrupted; {CONTINUES}", INTERRUPTED)
+        return say(stopped("interrupted", arguments), INTERRUPTED)
     except Terminated:
-        return say(f"terminated; {CONTINUES}", TERMINATED)
+        return say(stopped("terminated", arguments), TERMINATED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -98,12 +100,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    """Leave through the same doors as Ctrl-C, so that workers end and no file is left in pieces."""
+    """Leave in the same way as after Ctrl-C, so that workers end and files stay complete."""
     raise Terminated(TERMINATED)
 
 
+def stopped(how: str, arguments: argparse.Namespace | None) -> str:
+    """The last line of a command that a signal stopped, with what is kept."""
+    if arguments is None:
+        return how
+    if arguments.act is profile.act:
+        return f"{how}; {profile.kept(arguments)}"
+    return f"{how}; {CONTINUES}" if arguments.act in [verb.act for verb in KEEP_CELLS] else how
+
+
 def parser() -> Parser:
-    """The parser of the whole command line."""
+    """The parser of the command line."""
     from tpbench import __version__
 
     top = Parser(prog="tpbench", description="Benchmark token reduction in vision transformers under one harness.")

@@ -12,6 +12,7 @@ EXAMPLE = "tpbench compare results/digits@HEAD~1 results/digits --fail-above 2%"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     side = "DIR, DIR:MACHINE, DIR@COMMIT (as committed there) or DIR@COMMIT:MACHINE"
     verb.add_argument("a", metavar="A", help=f"before: {side}")
     verb.add_argument("b", metavar="B", help="after: the same forms")
@@ -25,22 +26,24 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench.report import compare, compare_json, compare_text, sides, worse
 
     percent = None if arguments.fail_above is None else worse.threshold(arguments.fail_above)
-    a, b = sides.read(arguments.a), sides.read(arguments.b)
+    a = sides.read(arguments.a)
+    b = sides.read(arguments.b)
     compared = [
         compare.changes(a.machines[first], b.machines[second], (a.sessions.get(first), b.sessions.get(second)))
         for first, second in sides.pairs(a, b)
     ]
     found = [] if percent is None else worse.worse(compared, percent)
     if arguments.json:
-        whole = compare_json.document(a, b, compared) | {"fail_above_percent": percent, "worse": found}
-        print_document(whole)
+        content = compare_json.document(a, b, compared) | {"fail_above_percent": percent, "worse": found}
+        print_document(content)
     else:
         from rich.console import Console
 
-        compare_text.show(a, b, compared, Console())
+        compare_text.show(a, b, compared=compared, console=Console())
     for reason in (*a.unread, *b.unread):
         say(reason, FAILED)
     for sentence in found:

@@ -1,6 +1,6 @@
-"""How `run` starts workers: processes of one machine, one worker a GPU, or an array of jobs of a Slurm cluster.
+"""How `run` starts workers: processes on one machine, one worker per GPU, or an array of jobs on a Slurm cluster.
 
-Workers of every kind are the same command on the same results folder, and pull what is left (`tpbench.bench.pull`).
+All workers run the same command on the same results folder, and take the jobs that are left (`tpbench.bench.pull`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.errors import UsageError
 
 HERE = "here"
-MOST_WORKERS = 1024  # a larger number is a slip of the finger
+MOST_WORKERS = 1024  # a larger number is a typing error
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 SHARED = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "timeout_min")  # by submitit's names
 
@@ -73,26 +73,32 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def computes_on_gpu(device: str) -> bool:
+    """Whether a --device, such as "auto", is a GPU on this machine."""
     from tpbench import environment
 
     return environment.device(device).type == "cuda"
 
 
 def wanted(arguments: argparse.Namespace) -> bool:
-    """Whether other processes are to do the work."""
+    """Whether the flags ask for other processes to do the work."""
     return bool(arguments.gpus) or arguments.launcher != HERE
 
 
 def start(arguments: argparse.Namespace, out: Path) -> int:
-    """Start the workers that were asked for, each with this command's own words; return the exit code."""
-    words = [*without_slurm(arguments.words), "--gpus=0", "--jobs=0", f"--launcher={HERE}"]  # the last of a flag counts
+    """Start the workers that the flags ask for, each with this command's arguments; return the exit code."""
+    words = [
+        *without_slurm(arguments.words),
+        "--gpus=0",
+        "--jobs=0",
+        f"--launcher={HERE}",
+    ]  # the last value of a flag is used
     if arguments.gpus:
         return on_gpus([*words, "--device=cuda"], visible_gpus(arguments.gpus))
     return on_slurm(words, arguments.jobs, folder=out / "work" / "slurm", asked=arguments.slurm)
 
 
 def without_slurm(words: Sequence[str]) -> Iterator[str]:
-    """A command's words without --slurm and what follows it."""
+    """A command's arguments without --slurm and its value."""
     rest = iter(words)
     for word in rest:
         if word == "--slurm":
@@ -105,7 +111,7 @@ def without_slurm(words: Sequence[str]) -> Iterator[str]:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """The first `count` GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them; fewer raise UsageError."""
+    """The first `count` GPUs, by their names in CUDA_VISIBLE_DEVICES. Raises UsageError if there are fewer."""
     import torch
 
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -121,7 +127,7 @@ def visible_gpus(count: int) -> list[str]:
 def on_gpus(words: Sequence[str], gpus: Sequence[str]) -> int:
     """Run `tpbench WORDS` once for each GPU, side by side, and return the first exit code that is not 0.
 
-    A worker that dies leaves its cell to the others. All end with this process.
+    Other workers take over the cell of a worker that dies. All workers end with this process.
     """
     workers = {gpu: worker_on(gpu, words) for gpu in gpus}
     listeners = [threading.Thread(target=pass_on, args=(gpu, worker)) for gpu, worker in workers.items()]
@@ -131,7 +137,7 @@ def on_gpus(words: Sequence[str], gpus: Sequence[str]) -> int:
         codes = {gpu: worker.wait() for gpu, worker in workers.items()}
     finally:
         for worker in workers.values():
-            worker.terminate()  # of one that has ended already, nothing
+            worker.terminate()  # no effect on a worker that has ended
         for worker in workers.values():
             worker.wait()
         for listener in listeners:
@@ -156,14 +162,14 @@ def worker_on(gpu: str, words: Sequence[str]) -> subprocess.Popen:
 
 
 def end_with_parent() -> Callable[[], Any] | None:
-    """What makes a new process receive SIGTERM when its parent dies in whatever way; Linux only."""
+    """A function for the child that makes it receive SIGTERM when its parent dies for any reason; Linux only."""
     if sys.platform != "linux":
         return None
     return partial(ctypes.CDLL(None).prctl, DIES_WITH_PARENT, signal.SIGTERM)
 
 
 def pass_on(gpu: str, worker: subprocess.Popen) -> None:
-    """Pass a worker's lines on standard error on, with its GPU in front."""
+    """Forward a worker's standard error line by line, prefixed with its GPU."""
     for line in worker.stderr:
         print(f"GPU {gpu}: {line.rstrip()}", file=sys.stderr, flush=True)
 
@@ -172,7 +178,7 @@ def pass_on(gpu: str, worker: subprocess.Popen) -> None:
 
 
 class Command:
-    """`tpbench WORDS` as a job of submitit's, which queues it again after a time limit or a preemption."""
+    """`tpbench WORDS` as a submitit job, which is queued again after a time limit or a preemption."""
 
     def __init__(self, words: Sequence[str]):
         self.words = list(words)
@@ -183,14 +189,14 @@ class Command:
         return main(self.words)
 
     def checkpoint(self) -> Any:
-        """The job to queue in place of this one: the same, since the folder says what is left."""
+        """The job to queue after this one: the same command, since the folder shows what is left."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def on_slurm(words: Sequence[str], count: int, *, folder: Path, asked: Sequence[str]) -> int:
-    """Submit `count` workers as one array of jobs and return; with cluster=local run them here, and wait."""
+    """Submit `count` workers as one array of jobs and return; with cluster=local, run them here and wait."""
     options = options_of(asked)
     try:
         import submitit
@@ -216,7 +222,7 @@ def on_slurm(words: Sequence[str], count: int, *, folder: Path, asked: Sequence[
 
 
 def options_of(asked: Sequence[str]) -> dict[str, Any]:
-    """The options KEY=VALUE by submitit's names. Raises UsageError for other words, and where there is no time."""
+    """The options KEY=VALUE by submitit's names. Raises UsageError for other texts, and without a time."""
     found: dict[str, Any] = {}
     for text in asked:
         key, equals, value = text.partition("=")

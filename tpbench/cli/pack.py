@@ -1,4 +1,4 @@
-"""`tpbench pack`: the records of a results folder as one file a machine."""
+"""`tpbench pack`: the records of a results folder as one file per machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from tpbench.cli.outcome import DONE
 from tpbench.errors import UsageError
 
-HELP = "pack the records of a results folder into one file a machine, as the end of a complete run does"
+HELP = "pack the records of a results folder into one file per machine, as a complete run does at its end"
 EXAMPLE = "tpbench pack results/digits"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench.bench.look import locked, refuse_others
     from tpbench.record import Store, seal_file
 

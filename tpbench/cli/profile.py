@@ -85,6 +85,13 @@ def act(arguments: argparse.Namespace) -> int:
     return profile_many(arguments, sizes) if many else profile_one(arguments, sizes)
 
 
+def kept(arguments: argparse.Namespace) -> str:
+    """What is left when a signal stops the verb: the finished rounds of a session with --out, otherwise nothing."""
+    if arguments.methods is None or arguments.out is None:
+        return "nothing is kept"
+    return f"finished rounds are kept, the same command {'without --fresh ' if arguments.fresh else ''}continues"
+
+
 def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
     """Layers, tokens, memory and latency of one method."""
     repeats = REPEATS if arguments.repeats is None else arguments.repeats
@@ -131,7 +138,7 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
         raise UsageError("--fresh discards a session that --out holds; without --out there is none")
     limit = asked.seconds(arguments.time_limit)
     with alone(arguments.out):
-        session = timed(arguments, sizes, rounds, limit)
+        session = timed(arguments, sizes=sizes, rounds=rounds, limit=limit)
     if session.rounds < rounds:
         say(cut_off(session, rounds, arguments.out), DONE)
 

@@ -16,6 +16,7 @@ EXAMPLE = "tpbench report results/digits, or a page of two folders: tpbench repo
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("folder", type=Path, nargs="+", metavar="DIR", help="a results folder; with --html several")
     verb.add_argument(
         "--by",
@@ -33,6 +34,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     check(arguments)
     codes = [say_what_was_read(folder) for folder in arguments.folder]
     if arguments.html:
@@ -47,7 +49,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse flags that say nothing together, and folders whose page has no place."""
+    """Raise UsageError for flags that contradict each other, and for several folders without --out."""
     several = len(arguments.folder) > 1
     if several and not arguments.html:
         raise UsageError("several folders stand side by side on a page: add --html and --out FILE")
@@ -64,7 +66,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def tables(arguments: argparse.Namespace) -> None:
-    """Write tables and figures, and print their paths, their rows or one JSON object, as it was asked for."""
+    """Write tables and figures, and print their paths, their rows or one JSON object, as the flags say."""
     from tpbench.record import Store
     from tpbench.report import contrast, document, frame, sessions, terminal, timed, write
 
@@ -75,8 +77,8 @@ def tables(arguments: argparse.Namespace) -> None:
     declared = contrast.of(folder)
     if arguments.json:
         comparisons = frame.compare(store, declared, timed=found)
-        whole = document.document(folder, comparisons, [bad.reason for bad in store.bad])
-        print_document(whole | {"paths": [str(path) for path in paths]})
+        content = document.document(folder, comparisons, [bad.reason for bad in store.bad])
+        print_document(content | {"paths": [str(path) for path in paths]})
     elif arguments.by is not None and not arguments.quiet:
         from rich.console import Console
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpbench.cli import launch
+from tpbench.cli import launch, rows
 from tpbench.cli.asked import seconds
 from tpbench.cli.lines import add_set, chosen, folder
 from tpbench.cli.only import nothing_printed, print_document
@@ -22,40 +22,19 @@ from tpbench.record import Record
 if TYPE_CHECKING:
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
-    from tpbench.recipe import Recipe
-    from tpbench.registry import Variant
 
 HELP = "train, evaluate and measure methods x schedules x seeds, and write the tables"
 EXAMPLE = "tpbench run --recipe smoke --methods wkmedoids,topk"
 
-MOST_SEEDS = 10_000  # a larger number is a slip of the finger
-
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument(
         "--recipe",
         default="digits",
         help="digits (default), smoke, ablations, cifar10-cpu, cifar10, another packaged name, or a .py file",
     )
-    verb.add_argument(
-        "--methods",
-        help="all, or names separated by commas, with settings where wanted: topk,wkmedoids(init=grid,site=end);"
-        " default: the recipe's, usually all; see `tpbench list`",
-    )
-    verb.add_argument(
-        "--schedules",
-        help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
-    )
-    verb.add_argument(
-        "--budget",
-        metavar="SHARES",
-        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5",
-    )
-    verb.add_argument(
-        "--budget-latency",
-        metavar="SHARES",
-        help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
-    )
+    rows.add_flags(verb)
     verb.add_argument(
         "--pretrained",
         nargs="?",
@@ -72,6 +51,11 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the data set lies; default: the recipe's folder, or else the hub",
     )
+    add_course(verb)
+
+
+def add_course(verb: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a run goes: --plan, --time-limit, the launcher's, --fresh, --log, --quiet, --json."""
     verb.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
     verb.add_argument(
         "--time-limit",
@@ -94,6 +78,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     began = time.monotonic()
     plan = planned(arguments, began)
     output = Output(arguments.quiet, arguments.json, arguments.log)
@@ -129,9 +114,9 @@ def planned(arguments: argparse.Namespace, began: float) -> Plan:
         recipe = recipe.untrained(arguments.pretrained)
     if arguments.workers is not None:
         recipe = replace(recipe, workers=arguments.workers)
-    variants = with_controls(registry.variants(asked_methods(arguments, recipe)), recipe)
-    schedules = schedule.parse_all(asked_schedules(arguments, recipe))
-    seeds = asked_seeds(arguments, recipe)
+    variants = rows.with_controls(registry.variants(rows.methods(arguments, recipe)), recipe)
+    schedules = schedule.parse_all(rows.schedules(arguments, recipe))
+    seeds = rows.seeds(arguments, recipe)
     out = folder(arguments, recipe)
 
     from tpbench.bench.plan import Plan
@@ -163,6 +148,7 @@ class Output:
     log: str | None = None
 
     def progress(self, plan: Plan) -> Progress:
+        """The progress of a plan's cells on the terminal, and in the logger where there is one."""
         from tpbench.bench.progress import Progress
 
         if self.log is None:
@@ -213,6 +199,7 @@ def conclude(plan: Plan, records: Sequence[Record], *, output: Output, reports: 
 
 
 def show_forecast(plan: Plan, output: Output) -> int:
+    """Print a plan's cells and the hours that they may take; nothing runs."""
     from tpbench import environment
     from tpbench.bench import forecast
 
@@ -256,38 +243,3 @@ def write_page(out: Path, silent: bool) -> None:
         return
     if not silent:
         print(f"page: {written}")
-
-
-def asked_methods(arguments: argparse.Namespace, recipe: Recipe) -> str:
-    """The methods named, or else the recipe's."""
-    if arguments.methods is None:
-        return ",".join(recipe.methods)
-    if not arguments.methods.strip(" ,"):
-        raise UsageError("--methods names no method; leave it out for the recipe's, or see `tpbench list`")
-    return arguments.methods
-
-
-def with_controls(variants: Sequence[Variant], recipe: Recipe) -> list[Variant]:
-    """The methods and the recipe's controls of those methods."""
-    from tpbench import registry
-
-    named = {variant.method for variant in variants}
-    controls = [control for control in registry.variants(recipe.controls) if control.method in named]
-    return list(dict.fromkeys([*variants, *controls]))
-
-
-def asked_seeds(arguments: argparse.Namespace, recipe: Recipe) -> int:
-    """The number of seeds asked for, or else the recipe's."""
-    seeds = recipe.seeds if arguments.seeds is None else arguments.seeds
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise UsageError(f"--seeds {seeds}: at least 1 is needed, at most {MOST_SEEDS} are possible")
-    return seeds
-
-
-def asked_schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
-    """The schedules named, shares of cost at the recipe's blocks, or else the recipe's schedules."""
-    where = recipe.schedules[0].partition("@")[2]
-    asked = arguments.schedules.split(";") if arguments.schedules else []
-    for kind, shares in (("macs", arguments.budget), ("latency", arguments.budget_latency)):
-        asked += [f"{kind}={share.strip()}@{where}" for share in (shares or "").split(",") if share.strip()]
-    return asked or list(recipe.schedules)

@@ -13,6 +13,7 @@ EXAMPLE = "tpbench search --recipe digits --method topk"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the verb's flags to its parser."""
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
     verb.add_argument("--method", required=True, help="whose search: topk (PoWER-BERT's soft-extract) or diffrate")
     verb.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
@@ -22,6 +23,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
+    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     from tpbench import registry
 
     for path in arguments.plugin:
@@ -36,11 +38,12 @@ def act(arguments: argparse.Namespace) -> int:
 
     environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
     plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
-    path = search.run(plan, arguments.method, arguments.seed, Progress(arguments.quiet))
+    path = search.run(plan, method=arguments.method, seed=arguments.seed, progress=Progress(arguments.quiet))
 
+    from tpbench.record import read_learned
     from tpbench.report import learned
 
-    found = learned.read(path)
+    found = read_learned(path)
     figure = learned.draw(out)
     if not arguments.quiet:
         print(learned.summary(found))

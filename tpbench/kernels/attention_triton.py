@@ -2,7 +2,7 @@
 
 Shapes: B images, H heads, N tokens, D head width; M queries by N keys in a tile. Two ways to the attention received:
 
-attend_and_receive  one pass for short sequences: all keys of a head fit a tile, so that the softmax of a row is whole
+attend_and_receive  one pass for short sequences: all keys of a head fit into one tile
                     at once and its column sums cost one reduction of numbers that are in registers anyway. What
                     does not fit (float32, wide heads, long sequences) is fused attention and a second pass.
 receive             a second pass over the scores, from the log-sum-exp of every row: given by the attention that ran

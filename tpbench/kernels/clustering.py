@@ -99,7 +99,7 @@ def steps_for(x: Tensor) -> ModuleType:
 
 
 def native_room(x: Tensor) -> ModuleType | None:
-    """The room that runs whole operators in compiled loops, where it runs."""
+    """The module that runs complete operators in compiled loops, where it is available."""
     if not native_runs_on(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32, "clustering"):
         return None
     return _native()
@@ -271,7 +271,8 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
         share = torch.where(heavy, moved, share)
         inner = torch.where(heavy, _weighted_rows(products, part, assignment, moved), inner)
         norm = torch.where(heavy, _squared_lengths(share, inner, part, assignment), norm)
-        before, assignment = assignment, _nearest_mean(norm, inner)
+        before = assignment
+        assignment = _nearest_mean(norm, inner)
         if _same(assignment, before):
             break
     return share, assignment

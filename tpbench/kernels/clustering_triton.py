@@ -244,7 +244,8 @@ def _means_kernel(
                 products, weight, share, inner, norm, assignment, p_n, i_n, number, n, k, COLUMNS, MEMBERS
             )  # fmt: skip
         tl.debug_barrier()
-        before, label = label, _nearest_mean(inner, norm, i_n, readable, lane, k, ROWS, N)
+        before = label
+        label = _nearest_mean(inner, norm, i_n, readable, lane, k, ROWS, N)
         moved = tl.sum((mine & (label != before)).to(tl.int32), 0)
         turn += 1
     tl.store(assignment + lane, label.to(tl.int64), mask=mine)

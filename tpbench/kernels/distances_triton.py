@@ -117,8 +117,10 @@ def _high_part(values):
 def _multiplied(a, b, total, SPLIT: tl.constexpr):
     """total + a @ b^T. With SPLIT the product of the two low parts is left out: 2^-22 of what is added."""
     if SPLIT:
-        high_a, high_b = _high_part(a), _high_part(b)
-        low_a, low_b = _high_part(a - high_a), _high_part(b - high_b)
+        high_a = _high_part(a)
+        high_b = _high_part(b)
+        low_a = _high_part(a - high_a)
+        low_b = _high_part(b - high_b)
         total = tl.dot(low_a, tl.trans(high_b), total, input_precision="tf32")
         total = tl.dot(high_a, tl.trans(low_b), total, input_precision="tf32")
         total = tl.dot(high_a, tl.trans(high_b), total, input_precision="tf32")

@@ -1,8 +1,8 @@
-"""Which method for a given model on a given machine: every method at the latency asked for, ranked.
+"""Which method suits a given model on a given machine: every method at the requested latency, ranked.
 
-First the counts are found with which each method meets the latency. Then the methods that keep most tokens there are
-timed in turns, and at last the best one at other batch sizes, dtypes and modes. With labelled images, every method is
-timed to the end and evaluated off the shelf.
+First, the counts at which each method meets the latency are found. Then the methods that keep the most tokens are timed
+in turns, and finally the best one at other batch sizes, dtypes and modes. With labelled images, every method is timed
+and evaluated off the shelf.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tpbench.training.evaluate import evaluate
 
 Solutions = Mapping[tuple[Variant, Schedule], Solution]
 
-# How the time is shared out: what a step may take of what is left before it.
+# The share of the remaining time that each step may take.
 SOLVING = 0.5
 RANKING = 0.65
 PLACES = 0.9
-ROUNDS = 50  # at most, of either session
-FINALISTS = 12  # methods timed to the end where tokens kept decide
+ROUNDS = 50  # at most, in either session
+FINALISTS = 12  # how many methods are timed when they are ranked by tokens kept
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked: a share of the unreduced latency, met at the largest batch and the first dtype, uncompiled.
+    """The request: a share of the unreduced latency, to be met at the largest batch and the first dtype, uncompiled.
 
-    The winner is then timed at every batch size, dtype and mode. seconds is about how long all the timing may take.
+    The winner is then timed at every batch size, dtype and mode. seconds: roughly how long all timing may take.
     """
 
     schedule: Schedule
@@ -54,10 +54,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class Choice:
-    """One method at the latency asked for.
+    """One method at the requested latency.
 
-    kept is the mean over blocks of the tokens that leave it, as a share of all. top1 is a share; None without data.
-    marked: it misses the latency by more than 2 %.
+    kept: the mean over blocks of the tokens that leave the block, as a share of all. top1: a share; None without data.
+    marked: whether it misses the latency by more than 2 %.
     """
 
     method: str
@@ -70,7 +70,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Place:
-    """The winner's speed-up over the fastest unreduced model in one way of running it."""
+    """The winner's speed-up over the fastest unreduced model for one batch size, dtype and mode."""
 
     batch: int
     dtype: str
@@ -79,16 +79,18 @@ class Place:
 
     @property
     def pays(self) -> bool | None:
-        """Whether reduction makes the model faster; None where the interval leaves it open."""
+        """Whether reduction makes the model faster; None if the interval includes 1."""
         return None if self.speedup.includes_one else self.speedup.low > 1
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer. choices: the best first. unmet: method -> why it cannot have the latency. behind: methods that keep
-    fewer tokens at it than the choices, by the search for their counts alone, the best first.
+    """The answer. choices: best first. unmet: method -> why it cannot meet the latency.
 
-    images: how many labelled ones every method was evaluated on, 0 without data.
+    behind: methods that were not timed because they keep fewer tokens than the choices, by the search for counts; best
+    first.
+
+    images: the number of labelled images that every method was evaluated on, 0 without data.
     """
 
     model: str
@@ -110,7 +112,7 @@ class Advice:
 
     @property
     def visible(self) -> float | None:
-        """The smallest difference between two top-1 that so many images can show (95 %, as if independent)."""
+        """The smallest difference in top-1 that this many images can show (95 %, assuming independence)."""
         if not self.images:
             return None
         p = self.unreduced_top1
@@ -118,31 +120,31 @@ class Advice:
 
 
 def blocks(model: torch.nn.Module) -> str:
-    """Where to reduce unless told: after a quarter, a half and three quarters of the blocks."""
+    """Where to reduce by default: after a quarter, a half and three quarters of the blocks."""
     depth = len(model.blocks)
     return ",".join(map(str, sorted({depth * quarter // 4 for quarter in (1, 2, 3)})))
 
 
 def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch = unwatched) -> Advice:
-    """Time every method on a model and rank them; with a part of labelled images, by accuracy off the shelf.
+    """Time every method on a model and rank the methods, by accuracy off the shelf if labelled images are given.
 
-    Without one they are ranked by the tokens that they keep. Raises UsageError where no method meets the latency.
+    Without images they are ranked by the tokens that they keep. Raises UsageError where no method meets the latency.
     """
     clock = Clock(wish.seconds, watch)
-    grid = Grid(wish.variants, (wish.schedule,), (max(wish.batch_sizes),), wish.dtypes[:1])
+    grid = Grid(wish.variants, schedules=(wish.schedule,), batch_sizes=(max(wish.batch_sizes),), dtypes=wish.dtypes[:1])
     solutions = searched(subject, grid, clock)
     solved = many.counted(solutions)
     behind = [] if part is not None else left_behind(subject, solutions)
     grid = replace(grid, variants=tuple(variant for variant in wish.variants if variant not in behind))
-    timed = timed_alone(subject, grid, solved, clock, RANKING)
+    timed = timed_alone(subject, grid=grid, solved=solved, clock=clock, share=RANKING)
     (group,) = timed.groups
-    scores = {} if part is None else accuracies(subject, grid, solved, part, watch)
+    scores = {} if part is None else accuracies(subject, grid=grid, solved=solved, part=part, watch=watch)
     rows = [speed for speed in speeds.speeds(timed, group) if speed.row.asked is not None]
-    choices = ranked([choice(subject, speed, solved, scores) for speed in rows])
+    choices = ranked([choice(subject, speed=speed, solved=solved, scores=scores) for speed in rows])
     if not choices:
         raise UsageError(next(row.error for row in timed.rows if row.error))
     winner = next(variant for variant in wish.variants if str(variant) == choices[0].method)
-    places = timed_everywhere(subject, wish, winner, choices[0], clock)
+    places = timed_everywhere(subject, wish=wish, winner=winner, best=choices[0], clock=clock)
     return Advice(
         model=subject.name,
         weights=subject.weights,
@@ -164,7 +166,7 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
 
 
 def searched(subject: Subject, grid: Grid, clock: Clock) -> Solutions:
-    """The counts nearest to the latency for every method, however near."""
+    """The counts that come nearest to the latency, for every method, without a limit on the distance."""
     entries.check(subject, grid)
     dtype, batch, mode = grid.solved_at
     return latency_budget.solve(
@@ -180,10 +182,10 @@ def searched(subject: Subject, grid: Grid, clock: Clock) -> Solutions:
 
 
 def left_behind(subject: Subject, solutions: Solutions) -> list[Variant]:
-    """The methods after the first FINALISTS, by the tokens that they would keep at just the latency; the best first.
+    """The methods that rank behind FINALISTS others by the tokens that they would keep at exactly the latency.
 
-    A method that is too slow by a percent would have to give up about a percent of the tokens. Methods far from the
-    latency come last; those that have no counts are not counted.
+    A method that is 1 % too slow would have to give up about 1 % of its tokens. Methods far from the latency come last;
+    methods without counts are left out.
     """
 
     def place(variant: Variant, solution: Solution) -> tuple[bool, float]:
@@ -197,7 +199,7 @@ def left_behind(subject: Subject, solutions: Solutions) -> list[Variant]:
 
 
 class Clock:
-    """The time that is left, shared out among the steps."""
+    """The remaining time, divided among the steps."""
 
     def __init__(self, seconds: float, watch: Watch):
         self.end = time.monotonic() + seconds
@@ -205,29 +207,31 @@ class Clock:
 
     @property
     def left(self) -> float:
+        """Seconds until the end; 0 after it."""
         return max(0.0, self.end - time.monotonic())
 
     def effort(self, share: float) -> Effort:
+        """At most ROUNDS rounds, in a share of the remaining time."""
         return Effort(ROUNDS, share * self.left)
 
     def watch(self, stage: str, share: float, left: float) -> None:
-        """Show the time that everything will take, not the stage alone."""
+        """Show the remaining time of all stages, not of one alone."""
         self.shown(stage, share, max(left, self.left))
 
 
 def timed_alone(subject: Subject, grid: Grid, solved: Solved, clock: Clock, share: float) -> session.Session:
-    """A session of a grid in a part of the time that is left, its warm-up included."""
+    """Run a session of a grid in a share of the remaining time, including its warm-up."""
     end = time.monotonic() + share * clock.left
     found = entries.entries(subject, grid, solved)
     entries.require_some(found)
-    begun = session.begin(subject, "unnamed", ROUNDS, grid.dtypes[0])
+    begun = session.begin(subject, machine_name="unnamed", wanted=ROUNDS, dtype=grid.dtypes[0])
     warm = session.warmed(found, subject.where, clock.watch)
     effort = Effort(ROUNDS, max(0.0, end - time.monotonic()))
-    return session.sample(begun, warm, effort, subject.where, watch=clock.watch)
+    return session.sample(begun, warm=warm, effort=effort, where=subject.where, watch=clock.watch)
 
 
 def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, float]) -> Choice:
-    """A timed row as a choice."""
+    """The choice that a timed row stands for."""
     asked = {str(variant): schedule for (variant, _), schedule in solved.items()}
     schedule = asked[speed.row.method]
     return Choice(
@@ -252,7 +256,7 @@ def kept(model: torch.nn.Module, after: Sequence[int], counts: Sequence[int]) ->
 
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
-    """What meets the latency first; then by accuracy if it is known, else by the tokens kept."""
+    """Choices that meet the latency first, then by accuracy where it is known, otherwise by the tokens kept."""
 
     def place(one: Choice) -> tuple[bool, float]:
         return one.marked, -(one.kept if one.top1 is None else one.top1)
@@ -261,7 +265,7 @@ def ranked(choices: Sequence[Choice]) -> list[Choice]:
 
 
 def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: Watch) -> dict[str, float]:
-    """top-1 of every solved method off the shelf, and of the unreduced model as "none"."""
+    """The top-1 of every solved method off the shelf, and of the unreduced model under "none"."""
     methods = [(variant, schedule) for (variant, _), schedule in solved.items() if isinstance(schedule, Schedule)]
     todo = [(Variant("none"), Schedule("none")), *methods]
     found: dict[str, float] = {}
@@ -270,18 +274,18 @@ def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: 
         spent = time.monotonic() - start
         watch("evaluating off the shelf", number / len(todo), spent / max(number, 1) * (len(todo) - number))
         model = subject.reduce(subject.model, variant, schedule)
-        found[str(variant)] = evaluate(model, part, grid.batch_sizes[0], grid.dtypes[0]).top1
+        found[str(variant)] = evaluate(model, part=part, batch_size=grid.batch_sizes[0], dtype=grid.dtypes[0]).top1
     return found
 
 
 def timed_everywhere(subject: Subject, wish: Wish, winner: Variant, best: Choice, clock: Clock) -> list[Place]:
-    """The winner in every way of running it that was asked for."""
+    """Time the winner at every batch size, dtype and mode of the request."""
     counts = tuple(int(k) for k in best.schedule.partition("@")[0].split(","))
     schedule = Schedule(best.schedule, wish.schedule.blocks, kind=Kind.COUNTS, counts=counts)
-    grid = Grid((winner,), (schedule,), wish.batch_sizes, wish.dtypes, wish.modes)
-    timed = timed_alone(subject, grid, {}, clock, PLACES)
+    grid = Grid((winner,), schedules=(schedule,), batch_sizes=wish.batch_sizes, dtypes=wish.dtypes, modes=wish.modes)
+    timed = timed_alone(subject, grid=grid, solved={}, clock=clock, share=PLACES)
     return [
-        Place(row.row.batch, row.row.dtype, row.row.mode, row.speedup)
+        Place(row.row.batch, dtype=row.row.dtype, mode=row.row.mode, speedup=row.speedup)
         for group in timed.groups
         for row in speeds.speeds(timed, group)
         if row.row.role == "reduced"

@@ -43,7 +43,15 @@ def measure(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dty
 def timed(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype) -> dict[str, Any]:
     """The fields of a Cost that are measured by running the models: seconds and bytes."""
     mode = Mode.of(how, next(model.parameters()).device)
-    seconds, fastest = compare(model, base, mode, how.batch_sizes, how.repeats, how.warmup, dtype)
+    seconds, fastest = compare(
+        model,
+        unreduced=base,
+        mode=mode,
+        batch_sizes=how.batch_sizes,
+        repeats=how.repeats,
+        warmup=how.warmup,
+        dtype=dtype,
+    )
     noise = latency.random_images(model, max(how.batch_sizes))
     networks = {"reduced": model, "unreduced": base}
     calls = {name: latency.forward_call(network, noise, dtype) for name, network in networks.items()}

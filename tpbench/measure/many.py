@@ -1,4 +1,4 @@
-"""A whole timing session of one model: shares of latency are solved first, then every row is timed in turns."""
+"""A timing session of one model: counts for shares of latency are found first, then every row is timed in turns."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tpbench.record import host_id
 from tpbench.registry import Variant
 from tpbench.schedule import Kind, Schedule
 
-SOLVING = 0.5  # of the time limit, at most, goes into meeting shares of latency
+SOLVING = 0.5  # the largest share of the time limit that is spent on shares of latency
 
 
 def check(grid: Grid) -> None:
-    """Refuse a grid whose methods need schedules that it does not have."""
+    """Raise UsageError for a grid whose methods need schedules that it does not have."""
     reducing = [str(variant) for variant in grid.variants if not variant.card.unreduced]
     if reducing and not any(schedule.blocks for schedule in grid.schedules):
         raise UsageError(f"method {reducing[0]} needs a schedule such as 0.7@3,6,9: give --schedules")
@@ -37,13 +37,13 @@ def time(
     fresh: bool = False,
     watch: Watch = unwatched,
 ) -> Session:
-    """The session of a grid, in OUT/timing/MACHINE.json too where there is an OUT; a complete one is only read.
+    """Run a grid's session. With `out`, it is kept in OUT/timing/MACHINE.json; a complete one is only read.
 
-    One that was cut off, by a time limit or a signal, keeps its rounds and goes on to those that are wanted now.
+    A session that a time limit or a signal cut off keeps its rounds and continues up to the number wanted now.
     """
     start = clock.monotonic()
     name = environment.machine(subject.where, "unnamed" if out is None else host_id(out / "work"))
-    begun = session.begin(subject, name, effort.rounds, grid.dtypes[0])
+    begun = session.begin(subject, machine_name=name, wanted=effort.rounds, dtype=grid.dtypes[0])
     path = None if out is None else timings.path_in(out, name)
     if path is not None and fresh:
         path.unlink(missing_ok=True)
@@ -51,12 +51,12 @@ def time(
         done = session.finished(path, begun, entries.keys(grid))
         if done is not None:
             return done
-    solved = solve(subject, grid, effort, found_before(path, begun, grid), watch=watch)
+    solved = solve(subject, grid=grid, effort=effort, known=found_before(path, begun, grid), watch=watch)
     rows = entries.entries(subject, grid, solved)
     entries.require_some(rows)
     if effort.seconds is not None:
         effort = replace(effort, seconds=max(0.0, effort.seconds - (clock.monotonic() - start)))
-    return session.run(begun, rows, effort, subject.where, path, watch=watch)
+    return session.run(begun, entries=rows, effort=effort, where=subject.where, path=path, watch=watch)
 
 
 def solve(
@@ -69,9 +69,9 @@ def solve(
     watch: Watch = unwatched,
     check: Callable[[], None] = unchecked,
 ) -> Solved:
-    """The counts of every row that asks for a share of latency, met at `Grid.solved_at`, or why there are none.
+    """Find the counts of every row with a share of latency, at `Grid.solved_at`, or the reason why there are none.
 
-    Those that are known already are kept.
+    Counts that are `known` are not searched again.
     """
     pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
     solved: dict[tuple[Variant, Schedule], Schedule | str] = dict(known or {})
@@ -96,7 +96,7 @@ def solve(
 
 
 def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
-    """Every solution as the schedule of its counts, or as the reason why it has none."""
+    """Each solution as a schedule of its counts, or the reason why it has no counts."""
     found: dict[tuple[Variant, Schedule], Schedule | str] = {}
     for (variant, schedule), solution in solutions.items():
         met = schedule.counting(solution.counts) if solution.counts else None
@@ -105,7 +105,7 @@ def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
 
 
 def found_before(path: Path | None, begun: Session, grid: Grid) -> Solved:
-    """What an interrupted session found for shares of latency, in the same place and under the same conditions."""
+    """The counts that an interrupted session found, if it ran in the same way and under the same conditions."""
     if path is None or not path.exists():
         return {}
     earlier = timings.read(path)

@@ -43,7 +43,7 @@ def profile(
     largest = max(how.batch_sizes)
     with explain_out_of_memory("in profiling", largest, "choose smaller --batch-sizes", kind=UsageError):
         images = latency.random_images(model, largest)
-        cost = measure(model, base, how, precision, images)
+        cost = measure(model, base=base, how=how, dtype=precision, images=images)
         traced = None if trace is None else write_trace(model, images, trace, dtype=precision)
     return Profile(
         model=name,

@@ -52,6 +52,7 @@ class Effort:
     seconds: float | None = None
 
     def enough(self, rounds: int, seconds: float) -> bool:
+        """Whether so many rounds, which took so many seconds of sampling, are enough."""
         if rounds >= self.rounds:
             return True
         if self.seconds is None or seconds == 0:
@@ -60,11 +61,11 @@ class Effort:
 
     def left(self, rounds: int, seconds: float, a_round: float) -> float:
         """Seconds still to go, when one round takes a_round."""
-        whole = (self.rounds - rounds) * a_round
+        full = (self.rounds - rounds) * a_round
         if self.seconds is None:
-            return whole
+            return full
         least = max(0 if seconds else 1, LEAST_ROUNDS - rounds) * a_round
-        return min(whole, max(least, self.seconds - seconds))
+        return min(full, max(least, self.seconds - seconds))
 
     def within(self, session: Session) -> Effort:
         """This effort, no longer than what is left of the session's budget."""
@@ -115,11 +116,13 @@ def run(
 ) -> Session:
     """Time all entries and return the session with their samples; a reduced row that fails carries the reason.
 
-    With a path the session is written every few rounds, and one that was interrupted under the same conditions, with
-    the same rows, continues; one that cannot begins again, and `watch` is told why. check is called before every round
-    and may raise to stop; what is complete is written.
+    With a path the session is written every few rounds. A session that was interrupted continues if conditions and
+    rows are the same; otherwise it starts again and `watch` gets the reason. check is called before each
+    round and may raise to stop; complete rounds are written.
     """
-    return sample(session, warmed(entries, where, watch), effort, where, path, watch=watch, check=check)
+    return sample(
+        session, warm=warmed(entries, where, watch), effort=effort, where=where, path=path, watch=watch, check=check
+    )
 
 
 def sample(
@@ -162,13 +165,13 @@ def sample(
 
 
 def keep(session: Session, path: Path | None) -> None:
-    """Write a session; one without any round replaces no other."""
+    """Write a session; one without rounds does not replace another."""
     if path is not None and (session.rounds or not path.exists()):
         timings.write(path, session)
 
 
 def add(session: Session, seconds: Mapping[Key, float]) -> None:
-    """One more round."""
+    """Add one round."""
     for row in session.timed:
         row.seconds.append(seconds[row.key])
 
@@ -182,7 +185,8 @@ def finished(path: Path, session: Session, keys: Sequence[Key]) -> Session | Non
         return None
     earlier = timings.read(path)
     for what in ("model", "weights", "images"):
-        own, other = getattr(session, what), getattr(earlier, what)
+        own = getattr(session, what)
+        other = getattr(earlier, what)
         if own != other:
             raise UsageError(f"{path} times {what} {_short(other)}, not {_short(own)}; use --fresh or another --out")
     known = {row.key for row in earlier.rows}
@@ -194,7 +198,7 @@ def _short(value: object) -> object:
 
 
 def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> Session:
-    """The session with the rounds of the one in the file, if that has the same rows under the same conditions."""
+    """The session with the rounds in the file, if the file has the same rows under the same conditions."""
     if path is None or not path.exists():
         return session
     earlier = timings.read(path)
@@ -209,8 +213,9 @@ def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> 
 
 
 def differences(session: Session, earlier: Session) -> list[str]:
-    """What forbids that rounds of two sittings belong to one session: the conditions that differ, and the rows."""
-    own, other = session.conditions(), earlier.conditions()
+    """The conditions that differ between two sessions, and "rows" if the rows do; any of them ends a session."""
+    own = session.conditions()
+    other = earlier.conditions()
     changed = [name for name in own if own[name] != other[name]]
     same_rows = {row.key: row.counts for row in earlier.timed} == {row.key: row.counts for row in session.timed}
     return changed if same_rows else [*changed, "rows"]
@@ -220,9 +225,9 @@ def differences(session: Session, earlier: Session) -> list[str]:
 
 
 def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched, calls_each: int = WARM_UP) -> Warm:
-    """Make every call and call it a few times.
+    """Prepare every call and make it a few times.
 
-    A reduced model that cannot be called leaves a row with the reason; an unreduced one that cannot is an error.
+    A reduced model that fails leaves a row with the reason; an error of an unreduced model is raised.
     """
     calls: dict[Key, Call] = {}
     rows: list[Row] = []
@@ -254,6 +259,7 @@ def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> di
 
 
 def timed(call: Call, wait: Callable[[], None]) -> float:
+    """Seconds of one call, from and to a moment at which the device has nothing left to do."""
     wait()
     start = time.perf_counter()
     call()

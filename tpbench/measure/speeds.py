@@ -56,6 +56,7 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
+        """Images per second, from the median time."""
         return self.row.batch / self.median
 
     @property

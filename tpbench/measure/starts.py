@@ -103,8 +103,8 @@ def objectives(reducer: WeightedKMedoids, tokens: Tokens, probe: Probe) -> Tenso
     distance = cluster.squared_distances(points)
     by_start = []
     for start in cluster.INITIALISATIONS:
-        chosen = cluster.initial(start, score, reducer.setup.k, distance)
-        values = _along(points, weight, chosen, _iterations(reducer.config.iterations))
+        chosen = cluster.initial(start, score=score, k=reducer.setup.k, distance=distance)
+        values = _along(points, weight=weight, medoids=chosen, iterations=_iterations(reducer.config.iterations))
         by_start.append(torch.maximum(values, least[:, None]))
     return torch.stack(by_start, dim=1)
 
@@ -118,8 +118,10 @@ def _along(points: Tensor, weight: Tensor, medoids: Tensor, iterations: list[int
     for count in iterations:
         if moving:
             before = medoids
-            medoids, assignment = cluster.kmedoids(points, weight, k, count - done, medoids)
-            values.append(cluster.objective(points, weight, rows(points, medoids), assignment))
+            medoids, assignment = cluster.kmedoids(points, weight=weight, k=k, iterations=count - done, init=medoids)
+            values.append(
+                cluster.objective(points, weight=weight, centres=rows(points, medoids), assignment=assignment)
+            )
             moving = count == done or not torch.equal(before, medoids)
             done = count
         else:

@@ -1,12 +1,12 @@
-"""Traces of the forward pass, with a row per layer: for https://ui.perfetto.dev, and for TensorBoard's plug-in.
+"""Traces of the forward pass with one row per layer, for https://ui.perfetto.dev, and for TensorBoard's plug-in.
 
-A trace is a file in Chrome's trace format. Perfetto opens it in a browser as it is: drop the file on its page; nothing
-is uploaded. TensorBoard's PyTorch Profiler plug-in (torch-tb-profiler), no longer developed, reads it too.
+A trace is a file in Chrome's trace format. Drop the file on Perfetto's page to open it; nothing is
+uploaded. TensorBoard's PyTorch Profiler plug-in (torch-tb-profiler), which is no longer developed, reads it too.
 
 The plug-in's Operator view counts events of category "cpu_op" and drops "user_annotation", the only category that
-record_function writes. So every layer runs inside a record_function of its own name, and the written trace calls
-exactly those annotations operators. Their total time is the layer's, their self time what passes in it between
-operators, and kernels that an operator inside them launches count as theirs.
+record_function writes. Every layer therefore runs inside a record_function of its own name, and in the written trace
+exactly these annotations are operators. Their total time is the layer's, their self time is the time between operators
+in the layer, and they include the kernels that operators inside them launch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tpbench.measure.latency import forward_call, named_layers
 from tpbench.record import replace_text
 from tpbench.vit import TokenViT
 
-WARMUP = 2  # forward passes before the first recorded one, with the profiler already at work
+WARMUP = 2  # forward passes before the first recorded one, with the profiler running
 
 
 def write_trace(
@@ -42,26 +42,26 @@ def write_trace(
     """Trace `steps` forward passes, as `latency` times them, into a new file of a folder.
 
     Perfetto opens the file, `tensorboard --logdir` the folder. The plug-in shows each folder as a run and each name as
-    a worker; a second trace of the same name becomes that worker's next span. The file appears whole or not at all.
+    a worker; a second trace of the same name becomes that worker's next span. The file is written atomically.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # read when the process first profiles
     layers = traced_layers(model)
     with annotated(layers):
-        trace = _recorded(model, images, steps, dtype)
+        trace = _recorded(model, images=images, steps=steps, dtype=dtype)
     path = folder / f"{name}.{time.time_ns()}.pt.trace.json"  # the plug-in reads worker and span from the name
     replace_text(path, json.dumps(as_operators(trace, layers.keys())))
     return path
 
 
 def traced_layers(model: TokenViT) -> dict[str, nn.Module]:
-    """What gets a row: the layers that also have measured seconds and MACs, and every block as a whole."""
+    """The modules that get a row: the layers whose seconds and MACs are measured, and every block."""
     blocks = {f"blocks.{index}": block for index, block in enumerate(model.blocks)}
     return {**blocks, **named_layers(model)}
 
 
 @contextmanager
 def annotated(layers: Mapping[str, nn.Module]) -> Iterator[None]:
-    """While it lasts, every call of a layer is a record_function of the layer's name."""
+    """Within this context, every call of a layer is recorded under the layer's name."""
     running: list[record_function] = []  # innermost last
 
     def enter(name: str) -> None:
@@ -83,10 +83,10 @@ def annotated(layers: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def as_operators(trace: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The same trace (changed in place) in which the plug-in finds the named annotations among the operators.
+    """Change a trace in place so that the plug-in finds the named annotations among the operators, and return it.
 
-    torch-tb-profiler 0.4.3 also knows CUDA's launches only under their old category, and without them no operator
-    has device time (pytorch/kineto#1166). Launches outside any operator keep theirs: the plug-in could not place them.
+    torch-tb-profiler 0.4.3 knows CUDA launches only by their old category, and without them no operator has device time
+    (pytorch/kineto#1166). Launches outside any operator keep their category: the plug-in could not assign them.
     """
     for event in trace["traceEvents"]:
         category = event.get("cat")
@@ -98,11 +98,12 @@ def as_operators(trace: dict[str, Any], names: Collection[str]) -> dict[str, Any
 
 
 def _recorded(model: TokenViT, images: Tensor, steps: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Kineto's Chrome trace of the steps after the warm-up. Each step ends when its device is done.
+    """Kineto's Chrome trace of the steps after the warm-up. Each step ends when the device has finished.
 
-    Python's stack is for the plug-in's Module view; it costs host time per Python call, which only small batches show.
+    The Python stack is for the plug-in's Module view; its cost per Python call shows in small batches only.
     """
-    call, on_gpu = forward_call(model, images, dtype), images.device.type == "cuda"
+    call = forward_call(model, images, dtype)
+    on_gpu = images.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     phases = schedule(wait=0, warmup=WARMUP, active=steps, repeat=1)
     with profile(

@@ -30,6 +30,8 @@ class TokenPooling(Downsampler):
 
     @dataclass(frozen=True)
     class Config:
+        """The settings of TokenPooling."""
+
         iterations: Annotated[int, Ge(0)] = 5
         init: cluster.Initialisation = "topk"
         weights: Literal["received", "others", "class"] = "received"  # others: without what a token pays to itself
@@ -82,6 +84,8 @@ class WeightedKMedoids(TokenPooling):
 
     @dataclass(frozen=True)
     class Config(TokenPooling.Config):
+        """The settings of WeightedKMedoids."""
+
         output: Literal["medoid", "mean", "weighted_mean"] = "medoid"
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
@@ -126,6 +130,8 @@ class PeaksKMedoids(WeightedKMedoids):
 
     @dataclass(frozen=True)
     class Config(WeightedKMedoids.Config):
+        """The settings of PeaksKMedoids."""
+
         iterations: Annotated[int, Ge(0)] = 2
         init: cluster.Initialisation = "peaks"
 

@@ -20,12 +20,12 @@ def folder_at(folder: Path, commit: str) -> Iterator[Path]:
     commit: anything that git takes for one, such as a hash, a branch or HEAD~1. UsageError where git is not installed,
     the folder is in no repository, the commit is unknown or does not hold the folder.
     """
-    whole = folder.absolute()
-    there = next(path for path in (whole, *whole.parents) if path.is_dir())
+    absolute = folder.absolute()
+    there = next(path for path in (absolute, *absolute.parents) if path.is_dir())
     top = Path(_git(there, "rev-parse", "--show-toplevel", why=f"{folder} is in no git repository").decode().strip())
     named = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     found = _git(top, *named, why=f"unknown commit {commit!r}").decode().strip()
-    inside = whole.resolve().relative_to(top.resolve()).as_posix()
+    inside = absolute.resolve().relative_to(top.resolve()).as_posix()
     missing = f"commit {commit} does not hold {inside}"
     archive = _git(top, "archive", "--format=tar", found, "--", inside, why=missing)
     with TemporaryDirectory() as scratch:

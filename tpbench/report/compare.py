@@ -1,4 +1,4 @@
-"""What changed between two sets of records, row by row: accuracy, MACs, tokens and speed of B beside those of A.
+"""What changed between two sets of records, row by row: accuracy, MACs, tokens and speed of B compared with A.
 
 A row is a method at a schedule. Changes are B minus A.
 
@@ -35,8 +35,10 @@ from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF, UNKNOWN, judged
 from tpbench.report.statistics import Difference, Estimate, combined, fit
 from tpbench.report.two_way import from_outcomes
 
-A, B = "A", "B"
-IMAGES, SEEDS = "images", "seeds"
+A = "A"
+B = "B"
+IMAGES = "images"
+SEEDS = "seeds"
 Key = tuple[str, str]  # schedule, method
 BySeed = dict[int, Record]
 
@@ -64,18 +66,19 @@ class Slower:
 
     @property
     def percent(self) -> float:
-        """How much longer the row takes, in percent."""
+        """The increase of the row's time, in percent."""
         return 100 * (exp(self.log_time.value) - 1)
 
     @property
     def bounds_percent(self) -> tuple[float, float]:
+        """The 95 % interval of the change of time, in percent."""
         low, high = self.log_time.bounds()
         return 100 * (exp(low) - 1), 100 * (exp(high) - 1)
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row that both sides have.
+    """A row that both sides have.
 
     top1: mean top-1 of A and B in percent over the seeds that both have; difference: B minus A in points; paired: by
     IMAGES or by SEEDS. identical: every image of every seed was answered alike. no_numbers: the side, or both, on which
@@ -97,11 +100,12 @@ class Change:
 
     @property
     def name(self) -> str:
+        """The row's name in messages."""
         return f"{self.method} at {self.schedule}"
 
     @property
     def macs_percent(self) -> float:
-        """How many more multiply-adds the row takes, in percent; NaN where they are not known."""
+        """The increase of the row's multiply-adds, in percent; NaN if they are unknown."""
         if self.costs is None:
             return nan
         before, after = self.costs
@@ -110,7 +114,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """The rows of two machines (often one and the same), compared. only: by side, the rows that it alone has."""
+    """The comparison of two machines (often the same one). only: by side, the rows that the other side lacks."""
 
     machines: tuple[str, str]
     recipes: tuple[str, str]  # name and digest
@@ -122,23 +126,25 @@ class Changes:
 
     @property
     def same_recipe(self) -> bool:
+        """Whether both sides ran the same version of a recipe."""
         return self.recipes[0] == self.recipes[1]
 
     @property
     def judged(self) -> list[Change]:
-        """The rows whose accuracy has an interval: the family."""
+        """The family of comparisons: the rows whose accuracy has an interval."""
         return [row for row in self.rows if row.judgement is not None and row.difference.known]
 
 
 def changes(
     a: list[Record], b: list[Record], sessions: tuple[Session | None, Session | None] = (None, None)
 ) -> Changes:
-    """Compare the records of one machine with those of one machine. sessions: the timing sessions of the two."""
+    """Compare the records of two machines. sessions: the timing sessions of the two."""
     by = FINE_TUNED if judged(a) == judged(b) == FINE_TUNED else OFF_THE_SHELF
     margin = declared(b[0].recipe).margin
-    first, second = grouped(a), grouped(b)
+    first = grouped(a)
+    second = grouped(b)
     slower = times(*sessions)
-    rows = [_row(key, first[key], second[key], by, slower.get(key, ())) for key in first if key in second]
+    rows = [_row(key, a=first[key], b=second[key], by=by, slower=slower.get(key, ())) for key in first if key in second]
     known = [row for row in rows if row.paired]
     judgements = judge([row.difference for row in known], margin)
     found = {row.name: judgement for row, judgement in zip(known, judgements)}
@@ -169,7 +175,7 @@ def _row(key: Key, a: BySeed, b: BySeed, by: str, slower: tuple[Slower, ...]) ->
     if without:
         return replace(blank, no_numbers=without)
     row = replace(blank, costs=(_cost(healthy[A]), _cost(healthy[B])), notes=tuple(_notes(healthy[A], healthy[B])))
-    return _with_accuracy(row, healthy[A], healthy[B], by)
+    return _with_accuracy(row, a=healthy[A], b=healthy[B], by=by)
 
 
 def _healthy(records: BySeed) -> BySeed:
@@ -184,7 +190,7 @@ def _reason(records: BySeed) -> str:
 
 
 def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
-    """The row with the difference of its accuracies, where a seed of both sides has one."""
+    """The row with the difference of its accuracies, if both sides have a common seed."""
     name = f"{by}_top1"
     if by == OFF_THE_SHELF and any(record.new_parameters for record in (*a.values(), *b.values())):
         return row  # untrained parameters: a random number
@@ -194,7 +200,7 @@ def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
     before = [100 * a[seed].metrics[name] for seed in seeds]
     after = [100 * b[seed].metrics[name] for seed in seeds]
     found = replace(row, top1=(fmean(before), fmean(after)))
-    points, why = _points(a, b, seeds, by)
+    points, why = _points(a, b, seeds=seeds, by=by)
     if points is None:
         table = pd.DataFrame([after, before], index=[B, A], columns=seeds)
         notes = (*row.notes, why) if why else row.notes
@@ -204,7 +210,7 @@ def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
 
 
 def _points(a: BySeed, b: BySeed, seeds: Sequence[int], by: str) -> tuple[np.ndarray | None, str]:
-    """B minus A image by image, [S, I] in points; or None and why they cannot be paired so ("" without outcomes)."""
+    """B minus A by image, [S, I] in points; or None and why images cannot be paired ("" without outcomes)."""
     if not all(by in side[seed].outcomes for side in (a, b) for seed in seeds):
         return None, ""
     try:
@@ -228,7 +234,8 @@ def _cost(records: BySeed) -> Cost:
 
 def _notes(a: BySeed, b: BySeed) -> list[str]:
     """What differs besides the code: the settings of the method, the tuned lines of its fine-tuning, the images."""
-    first, second = next(iter(a.values())), next(iter(b.values()))
+    first = next(iter(a.values()))
+    second = next(iter(b.values()))
     found = []
     for what, before, after in (
         ("settings", first.config | {"site": first.site}, second.config | {"site": second.site}),
@@ -236,8 +243,8 @@ def _notes(a: BySeed, b: BySeed) -> list[str]:
     ):
         if before != after:
             names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-            told = ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names)
-            found.append(f"{what} differ: {told}")
+            values = ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names)
+            found.append(f"{what} differ: {values}")
     if first.data.get("fingerprint") != second.data.get("fingerprint"):
         found.append("measured on other images")
     return found
@@ -259,7 +266,7 @@ def times(a: Session | None, b: Session | None) -> dict[Key, tuple[Slower, ...]]
             mode=key.mode,
             a=speed.speedup,
             b=other.speedup,
-            log_time=log_time(speed.speedup, speed.samples, other.speedup, other.samples),
+            log_time=log_time(speed.speedup, rounds_a=speed.samples, b=other.speedup, rounds_b=other.samples),
         )
         found.setdefault((key.schedule, key.method), []).append(change)
     return {key: tuple(own) for key, own in found.items()}
@@ -268,11 +275,11 @@ def times(a: Session | None, b: Session | None) -> dict[Key, tuple[Slower, ...]]
 def log_time(a: Ratio, rounds_a: int, b: Ratio, rounds_b: int) -> Estimate:
     """The logarithm of time B over time A from two speed-ups of independent sessions.
 
-    Each standard error is that of which the speed-up's 95 % interval is two-sided and normal.
+    Standard errors follow from the speed-ups' two-sided 95 % intervals, under a normal distribution.
     """
     parts = [(_log_error(ratio) ** 2, rounds - 1.0) for ratio, rounds in ((a, rounds_a), (b, rounds_b))]
     standard_error, df = combined([part for part in parts if part[0] > 0])
-    return Estimate(log(a.value) - log(b.value), standard_error, df, 0)
+    return Estimate(log(a.value) - log(b.value), standard_error=standard_error, df=df, seeds=0)
 
 
 def _log_error(ratio: Ratio) -> float:

@@ -35,7 +35,7 @@ def show(a: Side, b: Side, compared: Sequence[Changes], console: Console) -> Non
             rows = [_texts(row) for row in _ordered(changes, schedule)]
             if not rows:
                 continue
-            tabulate(console, schedule, _columns(rows), [("", rows)])
+            tabulate(console, title=schedule, columns=_columns(rows), groups=[("", rows)])
             _print(console, "")
 
 
@@ -83,7 +83,7 @@ def _accuracy(changes: Changes) -> Iterator[str]:
     judged = changes.judged
     if judged:
         error = median(row.difference.standard_error for row in judged)
-        usual = Estimate(0.0, error, median(row.difference.df for row in judged), 0)
+        usual = Estimate(0.0, standard_error=error, df=median(row.difference.df for row in judged), seeds=0)
         corrected = f", {usual.detectable(len(judged)):.1f} after Holm over {len(judged)}" if len(judged) > 1 else ""
         yield (
             f"The smallest change that the median row can show (two-sided 5 %, power 0.8) is {usual.detectable():.1f} "
@@ -120,8 +120,8 @@ def _macs(changes: Changes) -> Iterator[str]:
     if rows and not moved:
         yield f"MACs are the same in all {_rows(len(rows))}."
     elif moved:
-        told = [f"{row.name}: {_percent(row.macs_percent)}" for row in moved]
-        yield f"MACs differ in {len(moved)} of {_rows(len(rows))}: {_listed(told, 'row')}."
+        listed = [f"{row.name}: {_percent(row.macs_percent)}" for row in moved]
+        yield f"MACs differ in {len(moved)} of {_rows(len(rows))}: {_listed(listed, 'row')}."
 
 
 def _tokens(changes: Changes) -> Iterator[str]:
@@ -130,8 +130,8 @@ def _tokens(changes: Changes) -> Iterator[str]:
     if rows and not moved:
         yield f"Token counts are the same in all {_rows(len(rows))}."
     elif moved:
-        told = [f"{row.name}: {row.costs[0].tokens} -> {row.costs[1].tokens}" for row in moved]
-        yield f"Token counts differ in {len(moved)} of {_rows(len(rows))}: {_listed(told, 'row')}."
+        listed = [f"{row.name}: {row.costs[0].tokens} -> {row.costs[1].tokens}" for row in moved]
+        yield f"Token counts differ in {len(moved)} of {_rows(len(rows))}: {_listed(listed, 'row')}."
 
 
 def _speed(changes: Changes) -> Iterator[str]:
@@ -141,10 +141,10 @@ def _speed(changes: Changes) -> Iterator[str]:
         return
     longer = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[0] > 0]
     shorter = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[1] < 0]
-    told = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
+    listed = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
     yield (
         f"Time relative to the unreduced model of the same session, {len(timed)} timed rows (95 % intervals over "
-        f"rounds, not corrected): {'; '.join(text.removesuffix(': ') for text in told)}."
+        f"rounds, not corrected): {'; '.join(text.removesuffix(': ') for text in listed)}."
     )
 
 

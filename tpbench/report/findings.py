@@ -164,8 +164,8 @@ def _session(comparison: Comparison, tables: Sequence[Standings], batch: int) ->
         rows = [row for row in comparison.rows if row["schedule"] == table.schedule and not isnan(row[name])]
         rows.sort(key=lambda row: -row[name])
         if rows:
-            told = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
-            times = ", ".join(f"{row['method']} {_times(row, name)}" for row in told)
+            fastest = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
+            times = ", ".join(f"{row['method']} {_times(row, name)}" for row in fastest)
             faster = sum(row[f"{name}_low"] > 1 for row in rows)
             yield (
                 f"By the clock at {table.schedule}, batch {batch}, {faster} of {len(rows)} are faster than the fastest "

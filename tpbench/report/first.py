@@ -78,10 +78,13 @@ def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
 
     With a timing session, the share of MACs makes room: the promised speed-up says the same.
     """
-    batches, timed = batch_sizes(frame), timed_sizes(frame)
-    cost, clock = ["macs_share"], [f"latency_b{batch}_ratio" for batch in batches[-1:]]
+    batches = batch_sizes(frame)
+    timed = timed_sizes(frame)
+    cost = ["macs_share"]
+    clock = [f"latency_b{batch}_ratio" for batch in batches[-1:]]
     if timed:
-        cost, clock = [], [f"timed_b{timed[-1]}_ms", f"timed_b{timed[-1]}_speedup"]
+        cost = []
+        clock = [f"timed_b{timed[-1]}_ms", f"timed_b{timed[-1]}_speedup"]
     names = ["method", *cost, "off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
     names += ["reference_difference_points", "verdict", *clock, "rank"]
     return [column for column in chosen(names, batches, timed) if any(column.short(row) for row in rows)]

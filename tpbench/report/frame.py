@@ -1,8 +1,8 @@
 """Records as data frames. Nothing is rounded here, and machines are never mixed.
 
-compare(records)     one Comparison for every machine, with
+compare(records)     one Comparison per machine, with
     .cells           one row per record, in the record's own units: shares, seconds, bytes, MACs
-    .frame           one row per schedule and method, over seeds; see columns.py
+    .frame           one row per schedule and method, over seeds; see `tpbench.report.columns`
     .pairs           one row per schedule and two methods: their difference
     .tables          the statistics of every schedule
 """
@@ -37,7 +37,7 @@ IDENTITY = ("machine", "recipe", "recipe_digest", "schedule", "method", "title",
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What the records of one machine say. tables: the statistics by schedule, in the frame's order."""
+    """The comparison of one machine's records. tables: the statistics by schedule, in the frame's order."""
 
     machine: str
     records: list[Record]
@@ -62,19 +62,22 @@ class Comparison:
 
     @property
     def null_rate(self) -> Rate:
-        """How often the statistics call two fine-tunings of one method a difference, over all schedules."""
+        """How often two fine-tunings of one method are called different, over all schedules."""
         return null_rate(null.difference for table in self.tables.values() for null in table.nulls.values())
 
 
 def compare(
     records: Iterable[Record], contrast: Contrast | None = None, timed: Iterable[Session] = ()
 ) -> list[Comparison]:
-    """One comparison for every machine, with the timing session of that machine.
+    """One comparison per machine, with the timing session of that machine.
 
-    contrast: what is compared; that of the records' recipe by default.
+    contrast: which comparisons to make; by default what the records' recipe declares.
     """
     by_name = {session.machine: session for session in timed}
-    return [_compared(machine, own, contrast, by_name.get(machine)) for machine, own in by_machine(records).items()]
+    return [
+        _compared(machine, records=own, contrast=contrast, session=by_name.get(machine))
+        for machine, own in by_machine(records).items()
+    ]
 
 
 def _compared(machine: str, records: list[Record], contrast: Contrast | None, session: Session | None) -> Comparison:
@@ -87,14 +90,18 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None, se
             schedules.setdefault(record.schedule, []).append(record)
     measured = {schedule: any(record.error is None for record in own) for schedule, own in schedules.items()}
     tables = {
-        schedule: standings(schedule, base + own, judged(own) if measured[schedule] else by, contrast)
+        schedule: standings(
+            schedule, records=base + own, by=judged(own) if measured[schedule] else by, contrast=contrast
+        )
         for schedule, own in schedules.items()
     }
     if not tables:
-        tables = {record.schedule: standings(record.schedule, base, by, contrast) for record in base[:1]}
+        tables = {
+            record.schedule: standings(record.schedule, records=base, by=by, contrast=contrast) for record in base[:1]
+        }
     rows = [cell(record) for record in records]
     cells = pd.DataFrame(rows)
-    frame = comparison(rows, tables, by, batch_sizes(cells), sessions.by_row(session))
+    frame = comparison(rows, tables=tables, by=by, batches=batch_sizes(cells), timed=sessions.by_row(session))
     order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
     return Comparison(
         machine=machine,
@@ -110,7 +117,7 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None, se
 
 
 def by_machine(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by machine, the base first. What could not share a table is refused."""
+    """Records by machine, the base first. Raises UsageError for records that cannot share a table."""
     machines: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r.machine, not r.unreduced, r.schedule, r.method, r.seed)):
         machines.setdefault(record.machine, []).append(record)
@@ -136,14 +143,14 @@ def _refuse_mixture(machine: str, records: list[Record]) -> None:
 
 
 def cell(record: Record) -> Cell:
-    """A record as one row. The numbers of a failed record are blank and its `error` says why."""
+    """A record as one row. A failed record has blank numbers and its reason in `error`."""
     row = {name: getattr(record, name) for name in IDENTITY}
     row |= {"seed": record.seed, "config": json.dumps(record.config, sort_keys=True), "error": ""}
     row |= {"new_parameters": record.new_parameters, "teacher": record.teacher}
     row["tuned"] = ", ".join(f"{line}={value:g}" for line, value in sorted(record.finetune.items()))
     if record.error is not None:
         row["error"] = " ".join(record.error.split()) or "no reason given"
-        record = Record("", "", "", "", "", 0)  # whose measurements are all blank
+        record = Record("", recipe_digest="", machine="", method="", schedule="", seed=0)  # without measurements
     return row | _sizes(record) | _training(record) | _latencies(record)
 
 
@@ -160,7 +167,7 @@ def _sizes(record: Record) -> dict[str, Any]:
 
 
 def _fall(losses: Sequence[float]) -> float:
-    """By which share the mean training loss of the last epoch lies below that of the epoch before."""
+    """The relative fall of the mean training loss from the last epoch but one to the last."""
     return 1 - losses[-1] / losses[-2] if len(losses) > 1 and losses[-2] > 0 else nan
 
 
@@ -177,10 +184,11 @@ def _training(record: Record) -> dict[str, Any]:
 
 
 def _latencies(record: Record) -> dict[str, float]:
-    """Seconds by batch size, and the ratio of the medians of samples taken in turns."""
+    """Seconds by batch size, and the ratio of the medians; the samples were taken in turns."""
     row = {}
     for batch in sorted(record.latency, key=int):
-        name, samples = f"latency_b{batch}", record.latency[batch]
+        name = f"latency_b{batch}"
+        samples = record.latency[batch]
         for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
             ordered = sorted(samples[model])
             row[f"{prefix}{name}_median_seconds"] = median(ordered)
@@ -209,7 +217,7 @@ def timed_sizes(frame: pd.DataFrame) -> list[int]:
 
 
 def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
-    """Two methods of a schedule a row: their difference in points."""
+    """One row per pair of methods of a schedule: their difference in points."""
     rows = []
     for schedule, table in tables.items():
         adjusted = holm(p_values.different(table.pairs))
@@ -221,7 +229,7 @@ def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
 def comparison(
     cells: Sequence[Cell], tables: dict[str, Standings], by: str, batches: Sequence[int], timed: sessions.Timed
 ) -> pd.DataFrame:
-    """One row per schedule and method of one machine: base, then schedules from costly to cheap."""
+    """One row per schedule and method of one machine: the base, then schedules from high to low cost."""
     grouped: dict[tuple[str, str], list[Cell]] = {}
     for one in cells:
         grouped.setdefault((one["schedule"], one["method"]), []).append(one)
@@ -232,7 +240,7 @@ def comparison(
     rows = []
     for (schedule, method), own in grouped.items():
         table = tables[schedule] if schedule in tables else _widest(tables, own[0]["method"], by)
-        source = Source(own, table, batches, seeds, timed.get((method, schedule), {}))
+        source = Source(own, table=table, batches=batches, machine_seeds=seeds, timed=timed.get((method, schedule), {}))
         rows.append({column.name: column.value(source) for column in declared_columns})
     frame = pd.DataFrame(rows, columns=[column.name for column in declared_columns])
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}
@@ -240,14 +248,14 @@ def comparison(
 
 
 def _fill(one: Cell, batches: Sequence[int]) -> None:
-    """Blanks for the batch sizes at which a record was not measured."""
+    """Fill in blanks for the batch sizes at which a record was not measured."""
     for batch in batches:
         for quantity in ("median_seconds", "p95_seconds", "ratio"):
             one.setdefault(f"latency_b{batch}_{quantity}", nan)
 
 
 def _widest(tables: dict[str, Standings], base: str, by: str) -> Standings:
-    """The table with the widest interval for the base, which stands in all of them."""
+    """The table with the widest interval for the base, which is a row of every table."""
 
     def half_width(table: Standings) -> float:
         mean = table.means.get(by, {}).get(base)
@@ -257,7 +265,7 @@ def _widest(tables: dict[str, Standings], base: str, by: str) -> Standings:
 
 
 def _ordered(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Base, schedules by falling mean share of MACs, then methods by falling accuracy."""
+    """Sort: the base first, schedules by falling mean share of MACs, then methods by falling accuracy."""
     cost = -frame.groupby("schedule")["macs_share"].transform("mean")
     keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-frame[f"{by}_top1_percent"])
     order = keys.sort_values(["reduced", "cost", "schedule", "loss", "method"]).index

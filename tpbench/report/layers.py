@@ -47,10 +47,11 @@ def rows(records: Iterable[Record]) -> dict[tuple[str, str], Row]:
 def _layers(records: Sequence[Record]) -> list[Layer]:
     macs = _by_name({layer["name"]: layer["macs"] for layer in record.macs.get("layers", [])} for record in records)
     seconds = _by_name(record.layers_seconds for record in records)
-    return [
-        Layer(*_place(name), macs=macs.get(name, 0.0), seconds=seconds.get(name))
-        for name in dict.fromkeys([*macs, *seconds])
-    ]
+    layers = []
+    for name in dict.fromkeys([*macs, *seconds]):
+        block, kind = _place(name)
+        layers.append(Layer(block, kind, macs=macs.get(name, 0.0), seconds=seconds.get(name)))
+    return layers
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""How the numbers of a row are rounded into text, and how rows are grouped into tables."""
+"""How the numbers of a row become rounded text, and how rows are grouped into tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-LONG_LIST = 4  # longer lists of token counts are shown by their ends
-NEW_PARAMETERS = "†"  # marks of a row
+LONG_LIST = 4  # longer lists of token counts are abbreviated
+NEW_PARAMETERS = "†"  # marks beside a method's name
 TEACHER = "‡"
 STILL_FALLING = "↓"
 STEEP = 10.0  # percent by which the training loss of the last epoch lies below that of the one before
@@ -28,24 +28,24 @@ def blank(value: Any) -> bool:
 
 
 def fixed(value: Any, decimals: int, sign: str = "") -> str:
-    """A number with so many decimals and never a minus zero; nothing for a blank."""
+    """A number with `decimals` decimals, never as minus zero; an empty string for a blank."""
     return "" if blank(value) else f"{round(float(value), decimals) + 0.0:{sign}.{decimals}f}"
 
 
 def significant(value: float, digits: int) -> str:
-    """A number with so many significant digits and without an exponent; nothing for a blank."""
+    """A number with `digits` significant digits and no exponent; an empty string for a blank."""
     if blank(value) or value == 0:
         return fixed(value, 0)
     return fixed(value, max(0, digits - 1 - floor(log10(abs(value)))))
 
 
 def as_fixed(name: str, decimals: int, scale: float = 1.0) -> Callable[[Row], str]:
-    """A column's text: its number times a scale, with so many decimals."""
+    """A column's text: its number times `scale`, with `decimals` decimals."""
     return lambda row: fixed(scale * row[name], decimals)
 
 
 def as_significant(name: str, digits: int) -> Callable[[Row], str]:
-    """A column's text: its number with so many significant digits."""
+    """A column's text: its number with `digits` significant digits."""
     return lambda row: significant(row[name], digits)
 
 
@@ -55,10 +55,11 @@ def as_interval(name: str, sign: str = "") -> Callable[[Row], str]:
 
 
 def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
-    """The same to a tenth: "95.6 ±0.8"; "99.1 +0.9-1.2" where 100 % cuts the interval."""
+    """The interval with one decimal: "95.6 ±0.8", or "99.1 +0.9-1.2" if it is clipped at 100 %."""
 
     def text(row: Row) -> str:
-        mean, half_width = row[name], row[half_width_of(name)]
+        mean = row[name]
+        half_width = row[half_width_of(name)]
         if blank(half_width):
             return fixed(mean, 1, sign)
         low, high = ends(row, name)
@@ -70,8 +71,9 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
 
 
 def plus_minus(row: Row, name: str, sign: str = "") -> str:
-    """mean ± half-width; the mean alone where there is no interval; the ends where 0 or 100 % cuts the interval."""
-    mean, half_width = row[name], row[half_width_of(name)]
+    """mean ± half-width; the mean alone without an interval; mean [low, high] if it is clipped at 0 or 100 %."""
+    mean = row[name]
+    half_width = row[half_width_of(name)]
     if blank(half_width):
         return fixed(mean, 2, sign)
     low, high = ends(row, name)
@@ -81,8 +83,9 @@ def plus_minus(row: Row, name: str, sign: str = "") -> str:
 
 
 def ends(row: Row, name: str) -> tuple[float, float]:
-    """The ends of an interval; those of a share of images lie within [0, 100] percent."""
-    mean, half_width = row[name], row[half_width_of(name)]
+    """The ends of an interval; for a share of images they are clipped to [0, 100] percent."""
+    mean = row[name]
+    half_width = row[half_width_of(name)]
     if _cut(row, name):
         return max(0.0, mean - half_width), min(100.0, mean + half_width)
     return mean - half_width, mean + half_width
@@ -99,8 +102,9 @@ def half_width_of(name: str) -> str:
 
 
 def rank(row: Row) -> str:
-    """The best and the worst place that the data leave a row: "2-5"."""
-    best, worst = fixed(row["rank"], 0), fixed(row["rank_worst"], 0)
+    """The best and worst rank that the data allow for a row: "2-5"."""
+    best = fixed(row["rank"], 0)
+    worst = fixed(row["rank_worst"], 0)
     return best if best == worst else f"{best}-{worst}"
 
 
@@ -115,7 +119,7 @@ def marked(row: Row) -> str:
 
 
 def tokens(row: Row) -> str:
-    """Achieved tokens, the request where it differs, and those alive where not all are."""
+    """The tokens achieved, the request if it differs, and the live tokens if only some are live."""
     live = f" ({brief(row['tokens_live'])} live)" if row["tokens_live"] else ""
     if row["unreduced"] or row["tokens_achieved"] == row["tokens_requested"]:
         return _achieved(row) + live
@@ -127,13 +131,13 @@ def _achieved(row: Row) -> str:
 
 
 def macs(row: Row) -> str:
-    """Share of MACs, and what it would be without the tokens that are padding or hidden."""
+    """The share of MACs, and the share without tokens that are padding or hidden."""
     live = fixed(100 * row["live_macs_share"], 1)
     return fixed(100 * row["macs_share"], 1) + (f" ({live} live)" if live else "")
 
 
 def brief(counts: str) -> str:
-    """Token counts; a long list by its ends: "184..41 (12)"."""
+    """Token counts; of a long list only the ends: "184..41 (12)"."""
     listed = counts.split(",")
     return counts if len(listed) <= LONG_LIST else f"{listed[0]}..{listed[-1]} ({len(listed)})"
 
@@ -149,8 +153,9 @@ def latency(batch: int | str) -> Callable[[Row], str]:
 
 
 def seeds(row: Row) -> str:
-    """Seeds measured, and how many there should be where some failed."""
-    n, expected = row["seeds"], row["seeds_expected"]
+    """The seeds measured, and the number expected if some failed."""
+    n = row["seeds"]
+    expected = row["seeds_expected"]
     return str(n) if n == expected else f"{n} of {expected}"
 
 
@@ -158,7 +163,7 @@ def seeds(row: Row) -> str:
 
 
 def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """(schedule, rows) in the rows' order: the base under its own first."""
+    """(schedule, rows) in the order of the rows; the base comes first, under its own schedule."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["schedule"], []).append(row)
@@ -166,7 +171,7 @@ def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def sections(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """(schedule, rows) with the base on top of every schedule's rows; the base alone if there is nothing else."""
+    """(schedule, rows) with the base at the top of every schedule; the base alone if there are no other rows."""
     rows = list(rows)
     base = [row for row in rows if row["unreduced"]]
     reduced = [row for row in rows if not row["unreduced"]]
@@ -176,7 +181,7 @@ def sections(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def failure(row: Row) -> str:
-    """What a row without numbers says instead of them; nothing for the others."""
+    """The text of a row without numbers; an empty string for other rows."""
     if row["seeds"]:
         return ""
     if row["count"] == "masked":
@@ -185,6 +190,6 @@ def failure(row: Row) -> str:
 
 
 def left_out(rows: Iterable[Row]) -> list[str]:
-    """Rows of which some seeds failed, in words."""
+    """The rows of which some seeds failed, with the reason."""
     failed = [row for row in rows if row["seeds"] > 0 and row["error"]]
     return [f"{row['method']}, {row['schedule']}: {row['error']}" for row in failed]

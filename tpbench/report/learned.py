@@ -7,8 +7,6 @@ from pathlib import Path
 from tpbench.record import Learned, read_learned
 from tpbench.report.pareto import COLOURS, MARKERS, STYLE, save
 
-read = read_learned
-
 
 def summary(found: Learned) -> str:
     """What was learned, in one line."""

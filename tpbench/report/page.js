@@ -14,11 +14,11 @@ window.tpbench = { views };
 const byId = new Map(rows.map((row) => [row.id, row]));
 for (const line of lines) {
   const row = byId.get(Number(line.dataset.id));
-  row.told = { title: line.cells[0].textContent };
+  row.tooltip = { title: line.cells[0].textContent };
   heads.slice(1).forEach((head, place) => {
     const cell = line.cells[place + 1];
     if (head.dataset.kind === "text") cell?.classList.add("left");
-    if (cell?.textContent && !cell.classList.contains("failure")) row.told[words(head)] = cell.textContent;
+    if (cell?.textContent && !cell.classList.contains("failure")) row.tooltip[words(head)] = cell.textContent;
   });
 }
 heads.forEach((head) => head.dataset.kind === "text" && (head.style.textAlign = "left"));
@@ -65,7 +65,7 @@ heads.forEach((head, place) => head.firstChild.addEventListener("click", () => s
 // ---------------------------------------------------------------- choosing rows
 
 const buttons = [...choose.querySelectorAll(".family")];
-let on = false; // what charts are told: false, or an object that names the chosen rows
+let on = false; // the signal of all charts: false, or an object that names the chosen rows
 
 function chosen() {
   const families = new Set(buttons.filter((each) => each.ariaPressed === "true").map((each) => each.dataset.family));
@@ -144,16 +144,16 @@ function tokenPoints(row) {
   const { id, family, ours, base, front } = row;
   return (tokens[id] ?? []).map((count, block) => ({
     id, family, ours, base, front, block, tokens: count,
-    told: { title: row.method, schedule: row.schedule, "after block": block, tokens: count },
+    tooltip: { title: row.method, schedule: row.schedule, "after block": block, tokens: count },
   }));
 }
 
 function layerBars(row) {
   return (layers[row.id] ?? []).map(([place, mmacs, ms], order) => {
     const [block, kind] = places[place];
-    const told = { title: row.method, block, kind, "million multiply-adds": mmacs };
-    if (ms !== null) told.milliseconds = ms;
-    return { id: row.id, base: row.base === true, block: block.replace("patch_embed", "embed"), kind, mmacs, ms, order, told };
+    const tooltip = { title: row.method, block, kind, "million multiply-adds": mmacs };
+    if (ms !== null) tooltip.milliseconds = ms;
+    return { id: row.id, base: row.base === true, block: block.replace("patch_embed", "embed"), kind, mmacs, ms, order, tooltip };
   });
 }
 
@@ -206,7 +206,7 @@ function config() {
       margin: { color: soft, opacity: 0.15 },
       zero: { color: soft, strokeDash: [4, 3], opacity: 0.9 },
       base: { color: ink },
-      whole: { color: ink },
+      unreduced: { color: ink },
     },
   };
 }

@@ -3,7 +3,7 @@
 Charts read named data: `rows` (a study's rows), `front` (those on its Pareto front), `chosen` (the rows of one
 schedule), `tokens` and `layers`. The parameter `on` is false, or an object that names the chosen rows: the others fade.
 Families have the colours and symbols of the page's theme, in the order of FAMILIES_SHOWN. What a row says when it is
-pointed at is its `told`, which the page takes from its table.
+pointed at is its `tooltip`, which the page takes from its table.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from tpbench.report.layers import OTHER
 from tpbench.report.methods import FAMILIES_SHOWN
 
 KIND_COLOURS = {"attention": "#56B4E9", "reducer": "#D55E00", "MLP": "#9AA3AD", OTHER: "#6B7280"}
-QUIET, FADED = 0.4, 0.07  # opacities
+QUIET = 0.4  # opacities
+FADED = 0.07  # opacities
 CHOSEN = "(on === false || on[datum.id] === true)"
 LOUD = "(datum.ours === true || datum.base === true || isValid(datum.front))"
 DECIDED = [BETTER, WORSE, EQUIVALENT]
-TOLD = alt.ExprRef("datum.told")
-HEIGHT, LOW = 340, 240  # pixels
+TOOLTIP = alt.ExprRef("datum.tooltip")
+HEIGHT = 340  # pixels
+LOW = 240  # pixels
 STAR = "M0,-1L.25,-.31L.95,-.31L.38,.12L.59,.81L0,.38L-.59,.81L-.38,.12L-.95,-.31L-.25,-.31Z"
 STEP = 17  # a line of a list of methods
 Range = tuple[float, float]
@@ -51,21 +53,21 @@ def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, 
     steps = "step-after" if cost.less_is_better else "step-before"
     front = alt.Chart(alt.NamedData("front")).mark_line(interpolate=steps, style="front", clip=True)
     bars = rows.transform_filter(f"isValid(datum.low) && isValid(datum.{cost.field})").mark_rule(
-        clip=True, tooltip=TOLD
+        clip=True, tooltip=TOOLTIP
     )
-    points = rows.mark_point(filled=True, clip=True, tooltip=TOLD)
+    points = rows.mark_point(filled=True, clip=True, tooltip=TOOLTIP)
     names = (
         alt.Chart(alt.NamedData("rows"))
         .transform_filter("isValid(datum.label)")
-        .mark_text(style="name", dx=8, dy=-9, align="left", tooltip=TOLD)
+        .mark_text(style="name", dx=8, dy=-9, align="left", tooltip=TOOLTIP)
     )
     size = alt.when(LOUD).then(alt.value(110)).otherwise(alt.value(50))
-    return _whole(
+    return _chart(
         front.encode(x=x, y=y),
         base.mark_rule(style="zero").encode(y=y),
         *([bars.encode(x=x, y="low:Q", y2="high:Q", color=_family(), opacity=_opacity(0.3))] if intervals else []),
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity(), size=size),
-        base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOLD).encode(x=x, y=y),
+        base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOOLTIP).encode(x=x, y=y),
         names.encode(x=x, y=y, text="label:N", opacity=_opacity()),
         height=HEIGHT,
     )
@@ -82,10 +84,10 @@ def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, 
     own = rows.transform_filter("datum.verdict === 'reference'").mark_point(
         shape="diamond", style="base", size=70, filled=True
     )
-    bars = rows.transform_filter("isValid(datum.least)").mark_rule(strokeWidth=2, clip=True, tooltip=TOLD)
+    bars = rows.transform_filter("isValid(datum.least)").mark_rule(strokeWidth=2, clip=True, tooltip=TOOLTIP)
     filled = alt.when(f"indexof({DECIDED}, datum.verdict) >= 0").then(alt.value(1.0)).otherwise(alt.value(0.0))
-    points = rows.mark_point(size=60, strokeWidth=2, clip=True, tooltip=TOLD)
-    return _whole(
+    points = rows.mark_point(size=60, strokeWidth=2, clip=True, tooltip=TOOLTIP)
+    return _chart(
         band.encode(x=alt.X("from:Q", scale=scale), x2="to:Q"),
         zero.encode(x=alt.X("at:Q", scale=scale)),
         own.encode(x=alt.XDatum(0), y=y),
@@ -110,9 +112,9 @@ def speedup(intervals: bool) -> dict[str, Any]:
     x = alt.X("promised:Q", title="speed-up promised by multiply-adds", scale=alt.Scale(zero=False, padding=14))
     y = alt.Y("reached:Q", title="speed-up measured", scale=alt.Scale(zero=False))
     even = alt.Chart(alt.InlineData([{"at": 1}])).mark_rule(style="zero")
-    bars = rows.transform_filter("isValid(datum.slowest)").mark_rule(tooltip=TOLD)
-    points = rows.mark_point(filled=True, size=70, tooltip=TOLD)
-    return _whole(
+    bars = rows.transform_filter("isValid(datum.slowest)").mark_rule(tooltip=TOOLTIP)
+    points = rows.mark_point(filled=True, size=70, tooltip=TOOLTIP)
+    return _chart(
         alt.Chart(alt.NamedData("rows")).transform_filter(known).mark_line(style="front").encode(x=x, y="promised:Q"),
         even.encode(y="at:Q"),
         *(
@@ -120,7 +122,7 @@ def speedup(intervals: bool) -> dict[str, Any]:
             if intervals
             else []
         ),
-        base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOLD).encode(x=x, y=y),
+        base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOOLTIP).encode(x=x, y=y),
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity()),
         height=HEIGHT,
     )
@@ -132,8 +134,8 @@ def tokens() -> dict[str, Any]:
     x = alt.X("block:O", title="after block", axis=alt.Axis(labelAngle=0))
     y = alt.Y("tokens:Q", title="tokens (patches)")
     line = rows.mark_line(interpolate="step-after", strokeWidth=2)
-    points = rows.mark_point(filled=True, size=30, tooltip=TOLD)
-    return _whole(
+    points = rows.mark_point(filled=True, size=30, tooltip=TOOLTIP)
+    return _chart(
         line.encode(x=x, y=y, detail="id:N", color=_family(), opacity=_opacity()),
         points.encode(x=x, y=y, color=_family(), opacity=_opacity()),
         height=LOW,
@@ -146,10 +148,10 @@ def layers(field: str, title: str) -> dict[str, Any]:
     x = alt.X("block:O", title="block", sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True))
     kinds = alt.Scale(domain=list(KIND_COLOURS), range=list(KIND_COLOURS.values()))
     colour = alt.Color("kind:N", scale=kinds, legend=alt.Legend(orient="top", title=None))
-    bars = rows.transform_filter("!datum.base").mark_bar(tooltip=TOLD)
-    ticks = rows.transform_filter("datum.base === true").mark_tick(style="whole", thickness=2)
+    bars = rows.transform_filter("!datum.base").mark_bar(tooltip=TOOLTIP)
+    ticks = rows.transform_filter("datum.base === true").mark_tick(style="unreduced", thickness=2)
     y = alt.Y(field, type="quantitative", title=title, stack="zero")
-    return _whole(
+    return _chart(
         bars.encode(x=x, y=y, color=colour, order=alt.Order("order:Q")),
         ticks.encode(x=x, y=alt.Y(field, type="quantitative", aggregate="sum")),
         height=LOW,
@@ -160,12 +162,12 @@ def reducers(most: int) -> dict[str, Any]:
     """The reducer's share of every method's multiply-adds at a schedule. most: rows at any schedule."""
     rows = alt.Chart(alt.NamedData("chosen")).transform_filter("datum.reducer > 0")
     x = alt.X("reducer:Q", title="reducer, % of the model's multiply-adds")
-    bars = rows.mark_bar(height=9, tooltip=TOLD)
+    bars = rows.mark_bar(height=9, tooltip=TOOLTIP)
     y = alt.Y("method:N", sort="-x", title=None)
-    return _whole(bars.encode(x=x, y=y, color=_family(), opacity=_opacity(0.75)), height=STEP * most)
+    return _chart(bars.encode(x=x, y=y, color=_family(), opacity=_opacity(0.75)), height=STEP * most)
 
 
-def _whole(*parts: alt.Chart, height: Any) -> dict[str, Any]:
+def _chart(*parts: alt.Chart, height: Any) -> dict[str, Any]:
     """One chart as wide as its place on the page."""
     chart = alt.layer(*parts).add_params(alt.param(name="on", value=False))
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")

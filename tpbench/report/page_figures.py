@@ -61,6 +61,7 @@ def _accuracy(study: Study) -> Iterator[Figure]:
     tops = comparison.frame[comparison.top1].dropna()
     if tops.empty:
         return
+    macs = Cost("macs", f"multiply-adds per image ({study.macs_unit.name})")
     margin = max(0.08 * (tops.max() - tops.min()), 0.1)
     shown = (float(tops.min() - margin), float(tops.max() + margin))
     words = "top-1, fine-tuned (%)" if comparison.by == "fine_tuned" else "top-1, off the shelf (%)"
@@ -69,25 +70,34 @@ def _accuracy(study: Study) -> Iterator[Figure]:
     note = f"{bars} Broad line: the Pareto front. Full colour: Token Pooling and the front."
     yield Figure(
         f"macs-{study.number}",
-        "accuracy",
-        study.number,
-        "Accuracy against multiply-adds",
-        f"Top-1 of every row against its multiply-adds, {study.label}; the numbers are in the table.",
-        note,
-        page_charts.accuracy(
-            Cost("macs", f"multiply-adds per image ({study.macs_unit.name})"), words, shown, study.has_intervals
-        ),
+        section="accuracy",
+        study=study.number,
+        title="Accuracy against multiply-adds",
+        about=f"Top-1 of every row against its multiply-adds, {study.label}; the numbers are in the table.",
+        note=note,
+        spec=page_charts.accuracy(macs, top1=words, shown=shown, intervals=study.has_intervals),
     )
     batch, clock = clock_of(study)
     if batch is None:
         return
-    for cost, title in (
-        (Cost("ms", f"milliseconds, batch {batch}"), "Accuracy against latency"),
-        (Cost("ips", f"images per second, batch {batch}", less_is_better=False), "Accuracy against throughput"),
-    ):
+    for cost, title in _timed_costs(batch):
         about = f"Top-1 of every row against {cost.title}, {study.label}; the numbers are in the table."
-        spec = page_charts.accuracy(cost, words, shown, study.has_intervals)
-        yield Figure(f"{cost.field}-{study.number}", "accuracy", study.number, title, about, f"{note} {clock}", spec)
+        spec = page_charts.accuracy(cost, top1=words, shown=shown, intervals=study.has_intervals)
+        yield Figure(
+            f"{cost.field}-{study.number}",
+            section="accuracy",
+            study=study.number,
+            title=title,
+            about=about,
+            note=f"{note} {clock}",
+            spec=spec,
+        )
+
+
+def _timed_costs(batch: int) -> Iterator[tuple[Cost, str]]:
+    """The axes that take the clock, and the titles of their charts."""
+    yield Cost("ms", f"milliseconds, batch {batch}"), "Accuracy against latency"
+    yield Cost("ips", f"images per second, batch {batch}", less_is_better=False), "Accuracy against throughput"
 
 
 NO_INTERVALS = "No intervals: too few seeds."
@@ -113,13 +123,17 @@ def _forests(study: Study) -> Iterator[Figure]:
         note = "Bars: 95 % intervals, not corrected. Filled: decided after Holm. Shaded: within the margin."
         yield Figure(
             f"forest-{study.number}-{place}",
-            "differences",
-            study.number,
-            section.title,
-            f"Difference of every method to {table.reference} at {section.title}, {study.label}; see the table.",
-            note if study.has_intervals else NO_INTERVALS,
-            page_charts.forest(
-                methods, table.reference, table.margin, _points_shown(rows, table.margin), study.has_intervals
+            section="differences",
+            study=study.number,
+            title=section.title,
+            about=f"Difference of every method to {table.reference} at {section.title}, {study.label}; see the table.",
+            note=note if study.has_intervals else NO_INTERVALS,
+            spec=page_charts.forest(
+                methods,
+                reference=table.reference,
+                margin=table.margin,
+                shown=_points_shown(rows, table.margin),
+                intervals=study.has_intervals,
             ),
             schedule=section.title,
         )
@@ -154,7 +168,15 @@ def _layers(study: Study) -> Iterator[Figure]:
         note = "Rows whose reducer multiplies and adds."
         shown.append(("reducer", "The reducer's share", note, page_charts.reducers(most)))
     for name, title, note, spec in shown:
-        yield Figure(f"{name}-{study.number}", "layers", study.number, title, f"{title} {about}", note, spec)
+        yield Figure(
+            f"{name}-{study.number}",
+            section="layers",
+            study=study.number,
+            title=title,
+            about=f"{title} {about}",
+            note=note,
+            spec=spec,
+        )
 
 
 def _speedup(study: Study) -> Iterator[Figure]:
@@ -166,7 +188,15 @@ def _speedup(study: Study) -> Iterator[Figure]:
     )
     about = f"Measured against promised speed-up of every row at batch {batch}, {study.label}."
     spec = page_charts.speedup(intervals=bool(study.speeds))
-    yield Figure(f"speedup-{study.number}", "speed", study.number, f"At batch {batch}", about, note, spec)
+    yield Figure(
+        f"speedup-{study.number}",
+        section="speed",
+        study=study.number,
+        title=f"At batch {batch}",
+        about=about,
+        note=note,
+        spec=spec,
+    )
 
 
 # ------------------------------------------------------------------------------------------ data

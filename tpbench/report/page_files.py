@@ -1,4 +1,4 @@
-"""What lies in and beside a results folder that the page shows or links: pictures, traces, sessions, claims."""
+"""Files in and beside a results folder that the page shows or links: pictures, traces, sessions, claims."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from urllib.parse import quote
 from tpbench.errors import UsageError
 from tpbench.report.layout import significant
 
-ROOM = 2_000_000  # bytes of pictures within the page; further ones are linked
+ROOM = 2_000_000  # bytes of pictures within the page; the others are linked
 QUALITY = 85
 TRACES = "*.pt.trace.json"
 
 
 class Picture(NamedTuple):
-    """A picture of `tpbench show`. source: its data as a URL, or a link to the file where the page is full already."""
+    """A picture of `tpbench show`. source: its data as a URL, or a link to the file if the page is full."""
 
     name: str
     link: str
@@ -29,7 +29,7 @@ class Picture(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One of the paper's claims with its readings, and how many of those that count hold or do not."""
+    """One of the paper's claims with its readings, and how many readings hold or do not."""
 
     number: int
     statement: str
@@ -38,7 +38,7 @@ class Claim(NamedTuple):
 
 
 def link(path: Path, page: Path) -> str:
-    """The address of a file as seen from the page."""
+    """The address of a file, relative to the page."""
     return quote(os.path.relpath(path.resolve(), page.resolve().parent).replace(os.sep, "/"))
 
 
@@ -46,7 +46,7 @@ def link(path: Path, page: Path) -> str:
 
 
 def pictures(folders: Sequence[Path], page: Path) -> list[Picture]:
-    """The pictures of all folders, as WebP within the page as long as there is room."""
+    """The pictures of all folders, as WebP within the page up to ROOM bytes."""
     found = []
     left = ROOM
     for folder in folders:
@@ -60,7 +60,7 @@ def pictures(folders: Sequence[Path], page: Path) -> list[Picture]:
 
 
 def compressed(path: Path) -> bytes:
-    """A picture as WebP. One that cannot be read is refused by name."""
+    """A picture as WebP. Raises UsageError with the path of a picture that cannot be read."""
     from PIL import Image
 
     packed = BytesIO()
@@ -76,7 +76,7 @@ def compressed(path: Path) -> bytes:
 
 
 def profiles(folders: Iterable[Path], page: Path) -> list[tuple[str, str]]:
-    """(what it is, address) of the timing sessions' tables and of the traces of `tpbench profile --trace`."""
+    """(description, address) of the timing sessions' tables and of the traces of `tpbench profile --trace`."""
     found = []
     for folder in folders:
         for path in sorted((folder / "timing").glob("*.json")):
@@ -101,6 +101,7 @@ def claims(folders: Iterable[Path], page: Path) -> tuple[list[Claim], list[tuple
 
 
 def pages_name(path: Path) -> str:
+    """A file's name as the page shows it: its folder and its own name."""
     return f"{path.parent.name}/{path.name}"
 
 
@@ -127,7 +128,8 @@ def _claim(readings: Sequence[dict[str, Any]]) -> Claim:
 
 
 def _reading(reading: dict[str, Any]) -> dict[str, str]:
-    low, high = reading["low"], reading["high"]
+    low = reading["low"]
+    high = reading["high"]
     bounds = "" if low is None or high is None else f" [{significant(low, 3)}, {significant(high, 3)}]"
     value = "" if reading["value"] is None else f"{significant(reading['value'], 3)}{bounds}"
     return {

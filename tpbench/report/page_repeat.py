@@ -27,6 +27,7 @@ class About(NamedTuple):
 
 
 def about(study: Study) -> About:
+    """What the page says of a study beside its charts and table."""
     comparison = study.comparison
     notes = [f"{section.title}: {note}" for section in first.sections(comparison) for note in section.notes]
     return About(

@@ -1,4 +1,4 @@
-"""The rows of the report page: those of every comparison, with what a timing session says of them."""
+"""The rows of the report page: those of every comparison, with the results of its timing session."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from tpbench.report.layout import Row, ends, half_width_of, marked
 from tpbench.report.methods import is_token_pooling
 from tpbench.report.pareto import front
 
-COSTS = ("macs", "ms", "ips")  # what accuracy is shown against; more images per second is cheaper
-LABELS = 8  # rows of a study with their name beside them
-DIGITS = 5  # significant: more are not seen, and thousands of rows stay small
+COSTS = ("macs", "ms", "ips")  # horizontal axes of the accuracy charts; a higher ips is cheaper
+LABELS = 8  # labelled rows per study
+DIGITS = 5  # significant digits: enough for charts, and small for thousands of rows
 Key = tuple[str, str]  # schedule, method
 
 
 class Unit(NamedTuple):
-    """A unit of multiply-adds. gmacs: how many 1e9 it is."""
+    """A unit of multiply-adds. gmacs: its size in 1e9."""
 
     name: str
     gmacs: float
 
 
-GIGA, MEGA = Unit("GMACs", 1.0), Unit("MMACs", 1e-3)
+GIGA = Unit("GMACs", 1.0)
+MEGA = Unit("MMACs", 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What stands side by side on the page: one recipe on one machine in one folder.
+    """One recipe on one machine in one folder; studies appear side by side on the page.
 
     speeds: by schedule and method, of the session `timed_at` says; empty where there is none.
     """
@@ -55,22 +56,23 @@ class Study:
 
     @property
     def batch(self) -> int | None:
-        """The largest batch size whose latency the records themselves have."""
+        """The largest batch size whose latency is in the records themselves."""
         return max(batch_sizes(self.comparison.frame), default=None)
 
     @property
     def macs_unit(self) -> Unit:
-        """Millions for small models."""
+        """The unit of multiply-adds: millions for small models, otherwise 1e9."""
         return MEGA if self.comparison.frame["gmacs"].max() < 0.1 else GIGA
 
     @property
     def has_intervals(self) -> bool:
+        """Whether the accuracy of any row has an interval."""
         frame = self.comparison.frame
         return bool(frame[half_width_of(self.comparison.top1)].notna().any())
 
 
 def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[Study]:
-    """The studies of all folders. Records of several recipes on one machine are kept apart, and that is said."""
+    """The studies of all folders. Several recipes on one machine become several studies with a remark."""
     found: list[Study] = []
     for folder in folders:
         store = Store.of(folder)
@@ -92,7 +94,15 @@ def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[S
                 digest if mixed else "",
             ]
             label = ", ".join(filter(None, parts))
-            found.append(_study(len(found), folder, label, comparison, [*unread, *_mixture(grouped, machine, digest)]))
+            found.append(
+                _study(
+                    len(found),
+                    folder=folder,
+                    label=label,
+                    comparison=comparison,
+                    remarks=[*unread, *_mixture(grouped, machine, digest)],
+                )
+            )
     return found
 
 
@@ -129,7 +139,7 @@ def _study(number: int, folder: Path, label: str, comparison: Comparison, remark
 
 
 def _fastest(found: Sequence[Speed]) -> dict[Key, Speed]:
-    """Every row in the mode in which it is fastest; timm's own model is the reference of all and no row."""
+    """Every row in its fastest mode; timm's own model is the reference and not a row."""
     rows: dict[Key, Speed] = {}
     for speed in sorted(found, key=lambda speed: -speed.median):
         if speed.row.role == "reduced":
@@ -141,7 +151,7 @@ def _fastest(found: Sequence[Speed]) -> dict[Key, Speed]:
 
 
 def drawn(study: Study) -> list[dict[str, Any]]:
-    """Every row as the charts read it. Numbers of five digits, None where there is none; texts as tables have them."""
+    """Every row as the charts read it: numbers of five digits or None, and the tables' texts."""
     comparison = study.comparison
     rows = [_drawn(study, row) for row in comparison.rows]
     for cost in COSTS:
@@ -156,7 +166,8 @@ def _drawn(study: Study, row: Row) -> dict[str, Any]:
     top1 = study.comparison.top1
     known = pd.notna(row[half_width_of(top1)])
     low, high = ends(row, top1) if known else (None, None)
-    difference, width = row["reference_difference_points"], row["reference_difference_half_width_points"]
+    difference = row["reference_difference_points"]
+    width = row["reference_difference_half_width_points"]
     return {
         "method": marked(row),
         "schedule": row["schedule"],
@@ -180,7 +191,7 @@ def _drawn(study: Study, row: Row) -> dict[str, Any]:
 
 
 def _timed(study: Study, row: Row) -> dict[str, Any]:
-    """Milliseconds, images per second and speed-ups: of the timing session, or else of the records."""
+    """Milliseconds, images per second and speed-ups, from the timing session or else from the records."""
     if study.speeds:
         speed = study.speeds.get((row["schedule"], row["method"]))
         if speed is None:
@@ -204,7 +215,7 @@ def _timed(study: Study, row: Row) -> dict[str, Any]:
 
 
 def _on_front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
-    """The rows that no other beats in both cost and accuracy; those that save nothing take no part."""
+    """The rows on the Pareto front of cost and accuracy, without rows that save nothing."""
     sign = -1 if cost == "ips" else 1
     found = [row for row in rows if row[cost] is not None and row["top1"] is not None and not row["masked"]]
     known = {(sign * row[cost], row["top1"]): row for row in found}
@@ -212,8 +223,7 @@ def _on_front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]
 
 
 def _named(rows: Sequence[dict[str, Any]], reference: str) -> Iterator[dict[str, Any]]:
-    """The rows that have their name beside them: the base, the reference, and those on the front by MACs, far enough
-    from each other."""
+    """The labelled rows: the base, the reference, and rows on the front by MACs that are far enough apart."""
     known = [row for row in rows if row["macs"] is not None and row["top1"] is not None]
     if not known:
         return
@@ -224,7 +234,8 @@ def _named(rows: Sequence[dict[str, Any]], reference: str) -> Iterator[dict[str,
     wanted += sorted((row for row in known if "macs" in row["front"]), key=lambda row: -row["top1"])
     taken: list[tuple[float, float]] = []
     for row in wanted:
-        x, y = row["macs"] / wide, row["top1"] / high
+        x = row["macs"] / wide
+        y = row["top1"] / high
         if len(taken) < LABELS and all(abs(x - u) > 0.33 or abs(y - v) > 0.06 for u, v in taken):
             taken.append((x, y))
             yield row

@@ -43,10 +43,12 @@ class Shown(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """ "text" or "number", by which the page sorts and filters the column."""
         return "text" if self.name in TEXTS else "number"
 
     @property
     def title(self) -> str:
+        """The heading in one line."""
         return ", ".join(filter(None, (self.head, self.unit)))
 
 
@@ -69,7 +71,7 @@ def table(studies: Sequence[Study]) -> tuple[list[Shown], list[Line]]:
     for number, (study, row) in enumerate(rows):
         reason = failure(row)
         texts = [column.text(study, row) for column in (naming if reason else columns)]
-        lines.append(Line(number, study.number, row, texts, reason))
+        lines.append(Line(number, study=study.number, row=row, texts=texts, failure=reason))
     return columns, lines
 
 
@@ -80,7 +82,12 @@ def _columns(studies: Sequence[Study]) -> list[Shown]:
     found += _session(studies)
     found += [_declared(column, clock=False) for column in chosen(LAST, [])]
     if len(studies) > 1:
-        found.insert(1, Shown("study", "Study", "", "recipe, machine and folder", lambda study, _: study.label))
+        found.insert(
+            1,
+            Shown(
+                "study", head="Study", unit="", meaning="recipe, machine and folder", text=lambda study, _: study.label
+            ),
+        )
     return list({(column.name, column.unit): column for column in found}.values())
 
 
@@ -92,7 +99,7 @@ def _declared(column: Column, clock: bool) -> Shown:
             return row[column.name] if column.name in NAMING else ""
         return column.text(row)
 
-    return Shown(column.name, column.head, column.unit, column.meaning, text)
+    return Shown(column.name, head=column.head, unit=column.unit, meaning=column.meaning, text=text)
 
 
 def _session(studies: Sequence[Study]) -> list[Shown]:
@@ -101,10 +108,34 @@ def _session(studies: Sequence[Study]) -> list[Shown]:
     for batch in dict.fromkeys(speed.row.batch for study in studies for speed in study.speeds.values()):
         at = f"at batch {batch}"
         found += [
-            Shown("session_ms", "Time", f"ms {at} (p95)", "median time of one forward pass", _said("ms", batch)),
-            Shown("session_speedup", "Speed-up", at, "over timm's fastest unreduced model", _said("speedup", batch)),
-            Shown("session_interval", "Speed-up", "95 % interval", "resampled rounds", _said("interval", batch)),
-            Shown("session_promised", "Speed-up", "promised", "by multiply-adds alone", _said("promised", batch)),
+            Shown(
+                "session_ms",
+                head="Time",
+                unit=f"ms {at} (p95)",
+                meaning="median time of one forward pass",
+                text=_said("ms", batch),
+            ),
+            Shown(
+                "session_speedup",
+                head="Speed-up",
+                unit=at,
+                meaning="over timm's fastest unreduced model",
+                text=_said("speedup", batch),
+            ),
+            Shown(
+                "session_interval",
+                head="Speed-up",
+                unit="95 % interval",
+                meaning="resampled rounds",
+                text=_said("interval", batch),
+            ),
+            Shown(
+                "session_promised",
+                head="Speed-up",
+                unit="promised",
+                meaning="by multiply-adds alone",
+                text=_said("promised", batch),
+            ),
         ]
     return found
 

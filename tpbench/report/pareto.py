@@ -1,7 +1,7 @@
 """The figure: accuracy against multiply-adds and against the clock, for a screen and for print.
 
-At most eight methods are named, beside their points: the reference, those on the front, and the best of each family.
-Each is a line through its schedules in its family's colour and marker. All others are quiet grey points.
+At most eight methods are labelled beside their points: the reference, those on the front, and the best of each family.
+Each is a line through its schedules, in the colour and marker of its family. All other methods are grey points.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours that show on white. 7 colours and 9 markers: 63 pairs before one comes again.
+# Okabe and Ito's colours that are visible on white. 7 colours and 9 markers give 63 different pairs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4B1E")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-INK, GREY, FAINT = "#222222", "#777777", "#C9CDD2"
-EMPHASISED = 8  # methods with a name of their own
+INK = "#222222"
+GREY = "#777777"
+FAINT = "#C9CDD2"
+EMPHASISED = 8  # methods with a label
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -39,19 +41,19 @@ STYLE = {
     "grid.color": "#ECEEF0",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
+    "pdf.fonttype": 42,  # text stays text, as journals require
 }
-MASKED = "masked"  # the count of rows that hide tokens and remove none: at no cost that is lower, they have no place
+MASKED = "masked"  # the count of rows that hide tokens without removing them; they cost no less and are not drawn
 COST = "cost"  # the column of the panel's horizontal axis
 PANEL_INCHES = (6.2, 5.0)
-CAPTION_LETTERS = 95  # of a line under one panel
-LABEL_SHARE = 0.55  # of the width of all points, for the names beside them
-LINE_SHARE = 0.052  # of the panel's height, from one name to the next
-SHOWN_BELOW = 1.5  # the frame reaches so many times the span of the upper nine tenths of the means
+CAPTION_LETTERS = 95  # per line of the caption under one panel
+LABEL_SHARE = 0.55  # of the points' width, kept free for the labels beside them
+LINE_SHARE = 0.052  # of the panel's height, from one label to the next
+SHOWN_BELOW = 1.5  # height of the frame, in spans of the upper nine tenths of the means
 
 
 class Axis(NamedTuple):
-    """What a panel's rows cost: the values in percent of the unreduced model's, and what to call them."""
+    """The horizontal axis of a panel: a cost in percent of the unreduced model's, and its label."""
 
     values: pd.Series
     label: str
@@ -68,25 +70,25 @@ class Label(NamedTuple):
 
 
 def family_colour(family: str) -> str:
-    """A family's colour in every figure; grey for what belongs to none."""
+    """A family's colour in every figure; grey for methods without a family."""
     return dict(zip(FAMILIES, COLOURS)).get(family, GREY)
 
 
 def dark(colour: str) -> str:
-    """A colour dark enough for letters on white."""
+    """A darker shade of a colour, for text on white."""
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{int(0.65 * part):02x}" for part in parts)
 
 
 def family_marker(family: str) -> str:
-    """A family's marker in every figure, so that families differ in black and white too."""
+    """A family's marker in every figure, so that families also differ in black and white."""
     return dict(zip(FAMILIES, MARKERS)).get(family, "o")
 
 
 def draw(comparison: Comparison, path: Path) -> Path:
     """One machine's comparison as a PNG, and as a PDF beside it: one panel for every cost that was measured."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot: it draws by Agg and keeps no state
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
     costs = list(_costs(comparison.frame))
     named = emphasised(comparison, costs)
@@ -97,7 +99,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
         if not costs:
             panels[0].text(0.5, 0.5, "not measured", transform=panels[0].transAxes, ha="center", color=GREY)
         for panel, cost in zip(panels, costs):
-            _panel(panel, comparison, cost, named)
+            _panel(panel, comparison=comparison, cost=cost, named=named)
         words = "fine-tuned" if comparison.by == "fine_tuned" else "off the shelf"
         panels[0].set_ylabel(f"top-1, {words} (%)")
         _titles(comparison, figure)
@@ -106,7 +108,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, accuracy) points that no other beats in both, from cheap to costly."""
+    """The Pareto front of (cost, accuracy) points, from low to high cost."""
     kept: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or accuracy > kept[-1][1]:
@@ -115,18 +117,19 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
-    """Multiply-adds, and time where it was measured: of a timing session, or else beside the training."""
+    """Multiply-adds, and latency where it was measured: in a timing session, or else next to the training."""
     share = 100 * frame["macs_share"]
     if share.notna().any():
         base = frame.loc[frame["unreduced"], "gmacs"].dropna()
-        whole = f" ({1000 * base.iloc[0]:.3g} M an image)" if len(base) else ""
-        yield Axis(share, f"multiply-adds, % of the unreduced model's{whole}")
+        per_image = f" ({1000 * base.iloc[0]:.3g} M an image)" if len(base) else ""
+        yield Axis(share, f"multiply-adds, % of the unreduced model's{per_image}")
     timed = {int(match[1]): name for name in frame if (match := re.fullmatch(r"timed_b(\d+)_speedup", name))}
     if timed:
-        values, batch = 100 / frame[timed[max(timed)]], max(timed)
+        values = 100 / frame[timed[max(timed)]]
+        batch = max(timed)
     elif batch_sizes(frame):
         batch = max(batch_sizes(frame))
-        # The ratio and not the milliseconds: it compares samples taken in turns, whatever else the machine did.
+        # The ratio, not milliseconds: its samples were taken in turns, so load on the machine affects both alike.
         values = 100 * frame[f"latency_b{batch}_ratio"]
     else:
         return
@@ -134,12 +137,13 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
         yield Axis(values, f"latency at batch {batch}, % of the unreduced model's")
 
 
-# ------------------------------------------------------------------------------------------ who is named
+# ------------------------------------------------------------------------------------------ which methods are labelled
 
 
 def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
-    """The methods with a name: the reference, those on a front, the best of each family, at most eight."""
-    frame, top1 = comparison.frame, comparison.top1
+    """The methods with a label: the reference, those on a front, the best of each family, at most eight."""
+    frame = comparison.frame
+    top1 = comparison.top1
     reduced = frame[~frame["unreduced"] & frame[top1].notna() & (frame["family"] != NULL) & (frame["count"] != MASKED)]
     reduced = reduced.sort_values(top1, ascending=False)
     order = [comparison.contrast.reference]
@@ -158,13 +162,14 @@ def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
 
 
 def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]) -> None:
-    frame, top1 = comparison.frame, comparison.top1
+    frame = comparison.frame
+    top1 = comparison.top1
     known = frame.assign(**{COST: cost.values}).dropna(subset=[COST, top1])
     known = known[known["count"] != MASKED]
     panel.set_xlabel(cost.label)
     if known.empty:
         return
-    low, high = _frame(panel, known, top1, named)
+    low, high = _frame(panel, known=known, top1=top1, named=named)
     reduced = known[~known["unreduced"]]
     points = front(list(zip(known[COST], known[top1])))
     look = {"color": FAINT, "linewidth": 5, "alpha": 0.8, "solid_capstyle": "round", "solid_joinstyle": "round"}
@@ -178,13 +183,13 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
     ]
     for base in known[known["unreduced"]].to_dict("records"):
         _base(panel, base, top1)
-    _names(panel, labels, reduced[COST].max(), high - low)
+    _names(panel, labels=labels, right=reduced[COST].max(), height=high - low)
 
 
 def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) -> tuple[float, float]:
-    """Set the frame by the means, with room for the names on the right; return its lower and upper end.
+    """Set the limits of a panel from the means, with space for labels on the right; return the lower and upper limit.
 
-    Points far below the others, unless they are named, are arrows on the lower edge.
+    Points far below the others become arrows on the lower edge, unless they are labelled.
     """
     means = known[top1]
     high = means.max()
@@ -196,7 +201,8 @@ def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) ->
     panel.set_ylim(low, high + margin)
     below = known[means < low]
     panel.scatter(below[COST], [low + 0.3 * margin] * len(below), marker="$↓$", s=34, color=GREY, zorder=5)
-    left, right = known[COST].min(), known.loc[~known["unreduced"], COST].max()
+    left = known[COST].min()
+    right = known.loc[~known["unreduced"], COST].max()
     wide = max(known[COST].max() - left, 1.0)
     end = max(known[COST].max() + 0.05 * wide, right + LABEL_SHARE * wide) if right == right else left + wide
     panel.set_xlim(left - 0.06 * wide, end)
@@ -204,7 +210,7 @@ def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) ->
 
 
 def _method(panel: Axes, own: pd.DataFrame, top1: str, heavy: bool) -> Label:
-    """A named method: its schedules joined by a line, with intervals; and where its name belongs. heavy: it leads."""
+    """Draw a labelled method, its schedules joined by a line, with intervals. heavy: emphasise it, as the reference."""
     row = own.iloc[-1]
     look: dict[str, Any] = {"color": family_colour(row["family"]), "marker": family_marker(row["family"])}
     bars = own[half_width_of(top1)].fillna(0)
@@ -213,7 +219,7 @@ def _method(panel: Axes, own: pd.DataFrame, top1: str, heavy: bool) -> Label:
     )
     size = {"linewidth": 2.4, "markersize": 7} if heavy else {"linewidth": 1.2, "markersize": 5.5}
     panel.plot(own[COST], own[top1], markeredgecolor="white", zorder=4, **size, **look)
-    return Label(row["method"], row["family"], float(row[COST]), float(row[top1]), heavy)
+    return Label(row["method"], family=row["family"], x=float(row[COST]), y=float(row[top1]), heavy=heavy)
 
 
 def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:
@@ -225,7 +231,7 @@ def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:
 
 
 def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) -> None:
-    """The names in a column to the right of all reduced rows, one above the other, each joined to its point."""
+    """Write the labels in a column to the right of all reduced rows, each joined to its point by a line."""
     from matplotlib.patheffects import Normal, Stroke
 
     start, end = panel.get_xlim()
@@ -250,7 +256,7 @@ def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) ->
 
 
 def spread(heights: Sequence[float], apart: float, top: float) -> list[float]:
-    """Rising heights moved as little as it takes to keep them apart, and none above the top."""
+    """Rising heights, moved so that neighbours are at least `apart` from each other and none lies above `top`."""
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + apart) if moved else height)
@@ -262,7 +268,7 @@ def spread(heights: Sequence[float], apart: float, top: float) -> list[float]:
 
 
 def _titles(comparison: Comparison, figure: Figure) -> None:
-    """What was measured where, and what is drawn."""
+    """Write the title and the caption."""
     seeds = max((table.seeds for table in comparison.tables.values()), default=0)
     known = comparison.frame[half_width_of(comparison.top1)].notna().any()
     bars = f"bars: 95 % intervals over {seeds} seeds" if known else "too few seeds for intervals"
@@ -274,15 +280,16 @@ def _titles(comparison: Comparison, figure: Figure) -> None:
 
 
 def save(figure: Figure, path: Path, print_too: bool = False) -> None:
-    """As a PNG of 256 colours (a third of the size), in one step; the same figure gives the same bytes.
+    """Save a PNG of 256 colours (a third of the size), atomically; the same figure gives the same bytes.
 
     print_too: also as a PDF beside it.
     """
     from PIL import Image
 
-    drawn, picture = BytesIO(), BytesIO()
+    drawn = BytesIO()
+    picture = BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
-    # The widest colours are kept and not the most frequent ones: a small marker keeps its family's colour.
+    # MAXCOVERAGE keeps colours that are rare, so that a small marker keeps its family's colour.
     few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(picture, format="png", optimize=True)
     replace_bytes(path, picture.getvalue())

@@ -62,6 +62,7 @@ def by_row(session: Session | None) -> Timed:
 
 
 def batch_sizes(timed_rows: Timed) -> list[int]:
+    """The batch sizes of a session's rows, in rising order."""
     return sorted({batch for own in timed_rows.values() for batch in own})
 
 

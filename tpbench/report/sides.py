@@ -24,7 +24,7 @@ from tpbench.report.frame import by_machine
 
 
 class Spelled(NamedTuple):
-    """What the text of a side names; "" where it names no commit or no machine."""
+    """What a side's text names; "" for a commit or machine that it does not name."""
 
     folder: Path
     commit: str
@@ -33,7 +33,7 @@ class Spelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """One side as read. unread: the reasons why records could not be read, each a line."""
+    """One side as read. unread: one line for each record that could not be read, with the reason."""
 
     text: str
     machines: dict[str, list[Record]]
@@ -42,8 +42,10 @@ class Side:
 
 
 def spelled(text: str) -> Spelled:
-    """The parts of a side's text. A folder whose own name holds @ or : is taken whole where it exists."""
-    folder, commit, machine = text, "", ""
+    """The parts of a side's text. If a folder of that name exists, @ and : belong to its name."""
+    folder = text
+    commit = ""
+    machine = ""
     if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+):([^:/\\]+)", folder)):
         folder, machine = match.groups()
     if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+?)@(.+)", folder)):
@@ -53,7 +55,7 @@ def spelled(text: str) -> Spelled:
 
 @contextmanager
 def located(named: Spelled) -> Iterator[Path]:
-    """The folder that a side reads; that of a commit lasts as long as the context."""
+    """The folder that a side reads; for a commit it exists as long as the context."""
     if not named.commit:
         yield named.folder
         return
@@ -62,7 +64,7 @@ def located(named: Spelled) -> Iterator[Path]:
 
 
 def read(text: str) -> Side:
-    """The records and timing sessions of a side. UsageError where there are none, or those of a machine are mixed."""
+    """The records and timing sessions of a side. Raises UsageError if there are none, or mixed recipes."""
     named = spelled(text)
     with located(named) as folder:
         store = Store.of(folder)
@@ -75,11 +77,11 @@ def read(text: str) -> Side:
         if named.machine not in machines:
             raise UsageError(f"{text} holds no records of {named.machine}; it has {', '.join(machines)}")
         machines = {named.machine: machines[named.machine]}
-    return Side(text, machines, sessions, unread)
+    return Side(text, machines=machines, sessions=sessions, unread=unread)
 
 
 def pairs(a: Side, b: Side) -> list[tuple[str, str]]:
-    """The machines to compare: those that both sides have, or the only one of each; UsageError where it is unclear."""
+    """The machines to compare: those that both sides have, or the only one of each. Raises UsageError if unclear."""
     common = [machine for machine in a.machines if machine in b.machines]
     if common:
         return [(machine, machine) for machine in common]

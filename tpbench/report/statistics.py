@@ -1,4 +1,4 @@
-"""The statistics of the tables: one linear model, outcome ~ method + seed, for the rows that share a table.
+"""The statistics of the tables: one linear model, outcome ~ method + seed, for the rows of one table.
 
 top-1 of method m with seed s, in percent:   y[m, s] = method[m] + seed[s] + residual[m, s]
 
@@ -42,10 +42,10 @@ MIN_DF = 2  # degrees of freedom below which no interval is given
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value in percent or points with its standard error and the degrees of freedom that this is known on.
+    """A value in percent or points, its standard error, and the degrees of freedom of that error.
 
-    NaN is what cannot be known. Below MIN_DF degrees of freedom, and where the residual is exactly zero, there is no
-    interval: a ±0.00 would be an accident of few values.
+    NaN: cannot be estimated. Below MIN_DF degrees of freedom, and for a residual of exactly zero, there is no
+    interval: a ±0.00 would be a coincidence of few values.
     """
 
     value: float
@@ -68,21 +68,21 @@ class Estimate:
         return self.value - half_width, self.value + half_width
 
     def p_value(self, null: float = 0.0) -> float:
-        """Two-sided, of the hypothesis that the true value is `null`."""
+        """The two-sided p-value of the hypothesis that the true value is `null`."""
         return 2 * min(self.p_below(null), self.p_above(null)) if self.known else nan
 
     def p_above(self, bound: float) -> float:
-        """One-sided, of the hypothesis that the true value is at most `bound`: small where it lies above."""
+        """The one-sided p-value of the hypothesis that the true value is at most `bound`."""
         return _t_cdf(self.df, (bound - self.value) / self.standard_error) if self.known else nan
 
     def p_below(self, bound: float) -> float:
-        """One-sided, of the hypothesis that the true value is at least `bound`: small where it lies below."""
+        """The one-sided p-value of the hypothesis that the true value is at least `bound`."""
         return _t_cdf(self.df, (self.value - bound) / self.standard_error) if self.known else nan
 
     def detectable(self, comparisons: int = 1, level: float = LEVEL, power: float = POWER) -> float:
         """The smallest true difference from zero that a two-sided test at 1 - level finds with this power.
 
-        From the noncentral t distribution. With several comparisons: of Bonferroni, which is Holm's first step.
+        Computed from the noncentral t distribution. Several comparisons are corrected by Bonferroni, Holm's first step.
         """
         if not self.known:
             return nan
@@ -124,7 +124,7 @@ class Difference(Estimate):
 
 @dataclass(frozen=True, eq=False)
 class Additive:
-    """outcome ~ method + seed, fitted by least squares. `fit` makes one.
+    """outcome ~ method + seed, fitted by least squares. `fit` returns one.
 
     pooled: the residual that the rows of `pool` share; apart: the scatter of every other row by itself.
     fitted: the least-squares fit of all rows.
@@ -135,47 +135,53 @@ class Additive:
     values: np.ndarray  # [M, S] percent, NaN where not measured
     pooled: Scatter
     apart: dict[str, Scatter]
-    seed_sd: float  # points, of the effect that a seed has on all rows alike; NaN where it cannot be told
+    seed_sd: float  # points, of the effect that a seed has on all rows alike; NaN where it cannot be estimated
     fitted: Fit = field(repr=False)
 
     @property
     def pool(self) -> tuple[str, ...]:
+        """The methods that share the pooled residual."""
         return tuple(method for method in self.methods if method not in self.apart)
 
     def mean(self, method: str) -> MeanTop1:
-        """A row's mean over all seeds of the table; for seeds that it lacks, the model's prediction counts."""
+        """A row's mean over all seeds of the table; the model predicts the values of missing seeds."""
         row = self._row(method)
         value, standard_error, df = self._estimate({row: 1.0}, np.full(len(self.seeds), 1 / len(self.seeds)))
         cells = int(self.fitted.counts[row])
-        return MeanTop1(float(np.clip(value, 0, 100)), standard_error, df, cells, method)
+        return MeanTop1(float(np.clip(value, 0, 100)), standard_error=standard_error, df=df, seeds=cells, method=method)
 
     def difference(self, a: str, b: str) -> Difference:
         """Row a minus row b. Rows without a common seed are compared through rows that share seeds with both."""
         if a == b:
             raise UsageError(f"the difference of {a} to itself")
-        first, second = self._row(a), self._row(b)
+        first = self._row(a)
+        second = self._row(b)
         if self.fitted.alike(first, second):
             value, weights = self.fitted.plain_difference(first, second)
             standard_error, df = self._spread(weights)
-            return Difference(value, standard_error, df, int(self.fitted.counts[first]), a, b)
+            return Difference(
+                value, standard_error=standard_error, df=df, seeds=int(self.fitted.counts[first]), a=a, b=b
+            )
         value, standard_error, df = self._estimate({first: 1.0, second: -1.0}, np.zeros(len(self.seeds)))
         both = (self.fitted.shares[first] > 0) & (self.fitted.shares[second] > 0)
-        return Difference(value, standard_error, df, int(both.sum()), a, b)
+        return Difference(value, standard_error=standard_error, df=df, seeds=int(both.sum()), a=a, b=b)
 
     def differences(self, pairs: Collection[tuple[str, str]] | None = None) -> list[Difference]:
-        """The differences of the given pairs; of any two rows once, in the rows' order, where none are given."""
+        """The differences of the given pairs; by default of all pairs of rows, in the rows' order."""
         return [self.difference(a, b) for a, b in (combinations(self.methods, 2) if pairs is None else pairs)]
 
     def detectable(self, comparisons: int = 1) -> float:
         """The smallest difference, in points, between two complete rows of the pool that this table can detect.
 
-        Two-sided at 5 %, power 0.8; with several comparisons at the level of Holm's first step.
+        Two-sided at 5 %, power 0.8; several comparisons are corrected as in Holm's first step.
         """
         standard_error = self.pooled.sd * sqrt(2 / len(self.seeds))
-        return Estimate(0.0, standard_error, self.pooled.df, len(self.seeds)).detectable(comparisons)
+        return Estimate(0.0, standard_error=standard_error, df=self.pooled.df, seeds=len(self.seeds)).detectable(
+            comparisons
+        )
 
     def summary(self) -> str:
-        """The model, its n and the smallest difference it can see, in one sentence."""
+        """The model, its n and the smallest detectable difference, in one sentence."""
         what = f"top-1 ~ method + seed over {len(self.methods)} rows and {len(self.seeds)} seeds"
         if isnan(self.detectable()):
             return f"{what}: too few cells for an interval"
@@ -198,7 +204,7 @@ class Additive:
         return self._rows[method]
 
     def _estimate(self, of_rows: dict[int, float], of_seeds: np.ndarray) -> tuple[float, float, float]:
-        """A contrast's value, standard error and degrees of freedom (Satterthwaite's where rows scatter apart).
+        """A contrast's value, standard error and degrees of freedom (Satterthwaite's if scatters differ).
 
         of_rows: the coefficients of the methods' effects that are not 0, by row; of_seeds: [S] those of the seeds.
         """
@@ -239,10 +245,11 @@ def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
     values outside [0, 100], a pool with unknown names or with fewer than two measured rows.
     """
     _refuse(top1, pool)
-    whole = top1.to_numpy(dtype=float)
-    measured = ~np.isnan(whole)
-    rows, columns = measured.any(axis=1), measured.any(axis=0)
-    values = whole[np.ix_(rows, columns)]
+    table = top1.to_numpy(dtype=float)
+    measured = ~np.isnan(table)
+    rows = measured.any(axis=1)
+    columns = measured.any(axis=0)
+    values = table[np.ix_(rows, columns)]
     methods = tuple(top1.index[rows])
     declared = [row for row, method in enumerate(methods) if pool is None or method in pool]
     if len(declared) < min(2, len(methods)):

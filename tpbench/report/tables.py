@@ -71,7 +71,8 @@ def accuracy() -> list[Column]:
 
 def cost(frame: pd.DataFrame) -> list[Column]:
     """What the clock and the memory say; of the clock, the timing session alone where there is one."""
-    batches, timed = batch_sizes(frame), timed_sizes(frame)
+    batches = batch_sizes(frame)
+    timed = timed_sizes(frame)
     names = ["method"]
     if timed:
         names += timed_columns.names(timed)

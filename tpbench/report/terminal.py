@@ -1,4 +1,4 @@
-"""The terminal's report: findings, then one table for every schedule or band of cost, at most 100 columns wide."""
+"""The report on a terminal: findings, then one table per schedule or band of cost, at most 100 characters wide."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXT_COLUMNS = ("Method", "Schedule", "Tokens", "Verdict")
 
 
 class Shown(NamedTuple):
-    """A column of a printed table: two lines of heading, and a row's text."""
+    """A column of a printed table: a heading of two lines, and the text of a row."""
 
     head: str
     unit: str
@@ -39,9 +39,9 @@ class Shown(NamedTuple):
 
 
 def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedule") -> None:
-    """Print every machine's findings and tables, grouped by schedule or by what rows cost ("macs", "latency").
+    """Print every machine's findings and tables, grouped by schedule or by cost ("macs", "latency").
 
-    Away from a terminal the console is widened where a name needs it.
+    If the output is not a terminal, long names widen it.
     """
     for comparison in comparisons:
         _print(console, f"\n{comparison.machine}, recipe {comparison.records[0].recipe}\n")
@@ -57,7 +57,7 @@ def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedul
 def _by_schedule(comparison: Comparison, console: Console) -> None:
     for section in first.sections(comparison):
         columns = [Shown(column.head, column.short_unit, column.short) for column in section.columns]
-        tabulate(console, section.title, columns, section.groups)
+        tabulate(console, title=section.title, columns=columns, groups=section.groups)
         for note in section.notes:
             _note(console, note)
         _print(console, "")
@@ -69,12 +69,12 @@ def _by_cost(comparison: Comparison, console: Console, by: str) -> None:
     declared = [column for column in bands.columns(comparison.frame) if column.head != "Tokens"]
     columns = [Shown(column.head, column.unit, column.text) for column in declared]
     for title, rows in bands.banded(comparison, by):
-        tabulate(console, title, columns, [("", rows)])
+        tabulate(console, title=title, columns=columns, groups=[("", rows)])
         _print(console, "")
 
 
 def room(console: Console) -> int:
-    """Characters of a line: those of the terminal, at most 100."""
+    """The width of a line in characters: the terminal's, at most 100."""
     return min(WIDTH, console.width) if console.is_terminal else WIDTH
 
 
@@ -98,14 +98,14 @@ def tabulate(
 
 
 def _widths(rows: Sequence[Row], columns: Sequence[Shown]) -> dict[Shown, int]:
-    """Characters that every column needs."""
+    """The width of every column in characters."""
     return {
         column: max(len(column.head), len(column.unit), *(len(column.text(row)) for row in rows)) for column in columns
     }
 
 
 def _fitting(widths: dict[Shown, int], room: int) -> dict[Shown, int]:
-    """The columns that fit: on a narrow terminal some are left out, so that no number is ever broken."""
+    """The columns that fit; on a narrow terminal some are left out, so that no number is split across lines."""
     shown = dict(widths)
     for head in DISPENSABLE:
         for column in [column for column in widths if column.head.startswith(head)]:
@@ -138,5 +138,5 @@ def _table(title: str, groups: Sequence[tuple[str, Sequence[Row]]], widths: dict
 
 
 def _print(console: Console, what: RenderableType) -> None:
-    """Print without reading markup into names and reasons."""
+    """Print names and reasons literally, without markup."""
     console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))

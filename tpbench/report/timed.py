@@ -53,7 +53,9 @@ def _table(session: Session, group: Group, most: int) -> Table:
     for head in DISPENSABLE:
         if len(heads) > most and head in heads:
             heads.remove(head)
-    return Table(str(group), remark(session, group), heads, [[row[head] for head in heads] for row in rows])
+    return Table(
+        str(group), remark=remark(session, group), heads=heads, rows=[[row[head] for head in heads] for row in rows]
+    )
 
 
 def lines(session: Session, group: Group) -> list[dict[str, str]]:
@@ -88,6 +90,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def interval(ratio: Ratio) -> str:
+    """The ends of a speed-up's interval: "1.02 to 1.10"."""
     return f"{ratio.low:.2f} to {ratio.high:.2f}"
 
 

@@ -81,7 +81,9 @@ def _added(over_seeds: Difference, images: Shared) -> Difference:
     if images.covariance > 0:
         parts.append((images.covariance, images.df))
     standard_error, df = combined(parts)
-    return Difference(over_seeds.value, standard_error, df, over_seeds.seeds, over_seeds.a, over_seeds.b)
+    return Difference(
+        over_seeds.value, standard_error=standard_error, df=df, seeds=over_seeds.seeds, a=over_seeds.a, b=over_seeds.b
+    )
 
 
 def shared_images(points: np.ndarray) -> Shared:

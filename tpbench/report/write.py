@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tpbench.errors import UsageError
-from tpbench.record import Record, Store, replace_text
+from tpbench.record import Record, Store, read_learned, replace_text
 from tpbench.report import bands, columns, first, forest, learned, pareto, sessions, tables
 from tpbench.report import contrast as contrasts
 from tpbench.report.contrast import Contrast
@@ -37,7 +37,7 @@ def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
         paths += [own for path in drawn if path is not None for own in (path, path.with_suffix(".pdf"))]
     paths += filter(None, [learned.draw(folder)])
     files = sorted((folder / "learned").glob("*.json"))
-    learnt = {path.name: learned.summary(learned.read(path)) for path in files}
+    learnt = {path.name: learned.summary(read_learned(path)) for path in files}
     replace_text(folder / "README.md", readme(folder.resolve().name, comparisons, learnt))
     return paths
 

@@ -43,8 +43,8 @@ def assess(model: nn.Module, data: Parts, batch_size: int, *, dtype: torch.dtype
     """Evaluate a model on the test and the validation part. Raises CellFailed where memory runs out."""
     with explain_out_of_memory("in evaluation", batch_size, "choose a smaller batch_size of finetune in the recipe"):
         return Accuracy(
-            test=evaluate(model, data.test, batch_size, dtype, seed),
-            validation=evaluate(model, data.validation, batch_size, dtype, seed),
+            test=evaluate(model, part=data.test, batch_size=batch_size, dtype=dtype, seed=seed),
+            validation=evaluate(model, part=data.validation, batch_size=batch_size, dtype=dtype, seed=seed),
         )
 
 

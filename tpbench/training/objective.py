@@ -45,6 +45,7 @@ class Objective(nn.Module):
 
 
 def make_mixup(optim: Optim, classes: int) -> Mixup | None:
+    """timm's mixup and cutmix as the recipe asks; None without either. Raises UsageError for an unknown mode."""
     if not optim.mixup and not optim.cutmix:
         return None
     if optim.mixup_mode not in ("batch", "pair", "elem"):

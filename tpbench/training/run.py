@@ -26,6 +26,13 @@ from tpbench.training.ranks import agreed, connect, quiet_stdout
 from tpbench.vit import TokenViT, drop_patches
 
 
+def updates_per_epoch(images: int, batch_size: int) -> int:
+    """How many complete batches an epoch has. Raises UsageError where there is none."""
+    if images < batch_size:
+        raise UsageError(f"a batch of {batch_size} is larger than the {images} training images")
+    return images // batch_size
+
+
 class Run:
     """A training run: one DeepSpeed engine with its model, data, learning-rate schedule and checkpoints."""
 
@@ -47,7 +54,7 @@ class Run:
         self.deadline = conditions.deadline
         self.optim = optim
         self.seed = seed
-        self.teacher = teacher
+        self.teacher = None if teacher is None else teacher.eval()
         self.update = update
         self.updated = 0.0  # seconds of time.monotonic() at the last report of a share
         self.device = next(model.parameters()).device
@@ -55,26 +62,20 @@ class Run:
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
         self.micro = micro_batch(optim, self.ranks)
-        self.updates = len(self.data.train) // optim.batch_size
-        if self.updates == 0:
-            raise UsageError(f"a batch of {optim.batch_size} is larger than the {len(self.data.train)} training images")
+        self.updates = updates_per_epoch(len(self.data.train), optim.batch_size)
         seed_all(seed, 0)
         self.mixup = make_mixup(optim, model.num_classes)
         optimizer = make_optimizer(model, optim)
         self.scheduler = make_scheduler(optimizer, optim, self.updates)
         objective = Objective(model, optim, soft_labels=self.mixup is not None, regulariser=regulariser)
+        config = engine_config(optim, self.micro, self.dtype)
         with quiet_stdout():
             self.engine, *_ = deepspeed.initialize(
-                model=objective,
-                optimizer=optimizer,
-                config=engine_config(optim, self.micro, self.dtype),
-                dist_init_required=False,
+                model=objective, optimizer=optimizer, config=config, dist_init_required=False
             )
         self.keeper = Keeper(folder, self.engine, identity=conditions.identity, device=self.device)
         self.pace = Pace(self.device, before={})
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
-        if teacher is not None:
-            teacher.eval()
 
     def advance(self, state: State) -> bool:
         """Train to the end of the current epoch, or up to the deadline; return whether the epoch is complete."""

@@ -44,14 +44,7 @@ def train(
     memory runs out, UsageError when a checkpoint cannot be used, and OutOfTime, with everything saved, at the deadline.
     """
     run = Run(
-        model,
-        conditions,
-        optim,
-        seed=seed,
-        teacher=teacher,
-        regulariser=regulariser,
-        folder=folder,
-        update=update,
+        model, conditions, optim, seed=seed, teacher=teacher, regulariser=regulariser, folder=folder, update=update
     )
     state = run.resume()
     remedy = f"set accumulation={2 * optim.accumulation} in the recipe"

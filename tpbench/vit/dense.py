@@ -40,7 +40,7 @@ def intermediates(
     for index, tokens in enumerate(model.leaving(images, provenance=True)):
         if index in chosen:
             seen = model.norm(tokens.x) if norm else tokens.x
-            found.append(feature(tokens, seen, output_fmt, return_prefix_tokens))
+            found.append(feature(tokens, x=seen, output_fmt=output_fmt, prefix=return_prefix_tokens))
         if stop_early and index == last:
             break
     return found if intermediates_only else (model.norm(tokens.x), found)

@@ -59,7 +59,7 @@ class ProbedEvaAttention(Turning, EvaAttention):
 
 
 class ProbedRopeAttention(Turning, AttentionRope):
-    """timm's AttentionRope, which can be looked at. Heads that share keys and values are told apart."""
+    """timm's AttentionRope, which can be looked at. Heads that share keys and values are kept apart."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
         """timm's own forward: [B, N, C] -> [B, N, C]."""

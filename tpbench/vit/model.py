@@ -140,13 +140,15 @@ class TokenModel:
         x, table = self.positioned(patches)
         x = self.norm_pre(x)
         n = x.shape[1] - self.num_prefix_tokens
-        tokens = Tokens(x, self.num_prefix_tokens, x.new_ones(x.shape[0], n, dtype=torch.float32), grid)
+        tokens = Tokens(
+            x, prefix=self.num_prefix_tokens, size=x.new_ones(x.shape[0], n, dtype=torch.float32), grid=grid
+        )
         if provenance:
             tokens.provenance = Provenance.of_patches(x.shape[0], grid, x.device)
         if table is None:
             return tokens, None
         tokens.position = on_grid(grid, x.device).expand(x.shape[0], -1, -1)
-        return tokens, Rotations(self.rope, table, grid, tokens.position)
+        return tokens, Rotations(self.rope, table=table, grid=grid, position=tokens.position)
 
     def positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """All tokens with their position embedding, and timm's own table of rotations, if it has one."""

@@ -23,32 +23,34 @@ def reduce(
     schedule: str | Schedule = "none",
     *,
     site: str | Site = Site.MID,
-    **knobs: Any,
+    **settings: Any,
 ) -> TokenModel:
     """A timm vision transformer with its tokens reduced by a method.
 
     method is a registered name (`tpbench list`) or a Downsampler class, schedule as in `tpbench.schedule`, site where
-    in the named blocks ("mid" or "end"), knobs fields of the method's Config. The result is called like the model it
+    in the named blocks ("mid" or "end"), settings fields of the method's Config. The result is called like the model it
     came from and returns the same logits type; it shares that model's parameters (deepcopy the model first to train
     the two apart), which itself stays as it was. Raises UnsupportedModel, ScheduleError or UsageError.
     """
     cls = registry.method(method) if isinstance(method, str) else method
     schedule = parse(schedule) if isinstance(schedule, str) else schedule
     site = _site(site)
-    config = registry.configure(cls, knobs)
+    config = registry.configure(cls, settings)
     check_supported(model)
     if not cls.reduces:
-        return TokenModel.around(model, [], (), site)
+        return TokenModel.around(model, reducers=[], requested=(), site=site)
     if not schedule.blocks:
         raise ScheduleError(f"method {cls.__name__} needs a schedule such as 0.7@3,6,9")
     solved = schedule
     if schedule.kind is Kind.MACS:
         schedule.check(len(model.blocks))
-        solved = budget.solve(schedule, macs_share(model, cls, config, site), model.patch_embed.num_patches)
-    setups, requested = plan(model, cls, solved, config)
+        solved = budget.solve(
+            schedule, macs_share(model, cls=cls, config=config, site=site), model.patch_embed.num_patches
+        )
+    setups, requested = plan(model, cls=cls, schedule=solved, config=config)
     where = next(model.parameters())
     reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
-    return TokenModel.around(model, reducers, requested, site, schedule)
+    return TokenModel.around(model, reducers=reducers, requested=requested, site=site, schedule=schedule)
 
 
 def macs_share(
@@ -58,11 +60,11 @@ def macs_share(
 
     A method that only hides tokens is priced as if it removed them, so that it hides as many as others remove.
     """
-    plain = TokenModel.around(model, [], (), site)
+    plain = TokenModel.around(model, reducers=[], requested=(), site=site)
     unreduced = sum(plain.macs().values())
 
     def share(schedule: Schedule) -> float:
-        setups, _ = plan(model, cls, schedule, config)
+        setups, _ = plan(model, cls=cls, schedule=schedule, config=config)
         if cls.masks:
             return plain.macs_living({setup.block: setup.k for setup in setups}) / unreduced
         with torch.device("meta"):  # shapes decide; no weight is made

@@ -49,7 +49,7 @@ def reducers_for(model: TokenModel, grid: tuple[int, int]) -> list[Downsampler]:
             "or counts, or reduce the model at that size"
         )
     try:
-        setups, _ = plan(model, type(first), model.schedule, first.config, grid)
+        setups, _ = plan(model, cls=type(first), schedule=model.schedule, config=first.config, grid=grid)
     except ScheduleError as error:
         raise UsageError(f"these images give {patches} patch tokens: {error}") from error
     return [resized(own.get(setup.block), setup, first) for setup in setups]

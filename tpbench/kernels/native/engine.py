@@ -132,7 +132,7 @@ def room(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Room:
     if count > SET_NUMBERS * torch.get_num_threads():
         return _room(torch.empty(shape, dtype=dtype, device="cpu"))
     flat = _kept.flat.get((name, dtype))
-    with torch.inference_mode(False):  # what is made in inference mode could not be written to outside it
+    with torch.inference_mode(mode=False):  # what is made in inference mode could not be written to outside it
         if flat is None or flat.numel() < count:
             _kept.rooms = {key: value for key, value in _kept.rooms.items() if (key[0], key[2]) != (name, dtype)}
             flat = _kept.flat[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")

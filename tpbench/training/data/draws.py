@@ -27,9 +27,11 @@ def shares(
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
     """A rank's image indices of every batch, as `Part.batches` promises them; moved to the device all at once."""
-    order, stop = torch.arange(n), n
+    order = torch.arange(n)
+    stop = n
     if shuffle is not None:
-        order, stop = torch.randperm(n, generator=generator(*shuffle)), n - n % size
+        order = torch.randperm(n, generator=generator(*shuffle))
+        stop = n - n % size
     order = order.to(device)
     for start in range(skip * size, stop, size):
         yield order[start : start + size][rank::ranks]

@@ -36,4 +36,5 @@ def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
         is_training=False,
     )
     chosen = some(len(dataset), lines.test_limit)
-    return Streamed(Selected(dataset, chosen, transform, lines), lines.loader_processes, where), classes
+    selected = Selected(dataset, indices=chosen, transform=transform, data=lines)
+    return Streamed(selected, lines.loader_processes, where), classes

@@ -14,6 +14,8 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
+    """Images and their labels, on the device that trains."""
+
     images: Tensor  # [B, C, H, W] float32, normalised
     labels: Tensor  # [B]
 

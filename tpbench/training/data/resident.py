@@ -26,8 +26,10 @@ class Resident:
     """Images [N, C, H, W] uint8 and labels [N], on the device."""
 
     def __init__(self, data: Data, images: Tensor, labels: Tensor, device: torch.device):
-        self.images, self.labels = images.to(device), labels.to(device)
-        self.shift, self.flip = data.shift, data.flip
+        self.images = images.to(device)
+        self.labels = labels.to(device)
+        self.shift = data.shift
+        self.flip = data.flip
         self.eraser = RandomErasing(data.erase, mode="pixel", device="cpu") if data.erase else None
         self.mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1) * 255
         self.std = torch.tensor(data.std, device=device).view(1, -1, 1, 1) * 255
@@ -38,8 +40,11 @@ class Resident:
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
+        """This rank's share of the batches; see `tpbench.training.data.parts.Part.batches`."""
         augmentation = None if shuffle is None else Augmentation(self, shuffle)
-        for index in shares(len(self), size, shuffle, rank, ranks, skip, self.labels.device):
+        for index in shares(
+            len(self), size=size, shuffle=shuffle, rank=rank, ranks=ranks, skip=skip, device=self.labels.device
+        ):
             images = self.images[index]
             if augmentation is not None:
                 images = augmentation.move(images, index)
@@ -109,7 +114,7 @@ def read_digits(data: Data, device: torch.device, split: int = 0) -> Parts:
     fingerprint = test_set.images if data.folds else None
     train_side = images[train], labels[train]
     test_side = images[positions], labels[positions]
-    return _parts(data, train_side, test_side, device, test_set, fingerprint)
+    return _parts(data, train=train_side, test=test_side, device=device, test_set=test_set, fingerprint=fingerprint)
 
 
 def _one_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +139,7 @@ def read_parquet(data: Data, device: torch.device) -> Parts:
     train = _parquet(data, "train")
     test = _parquet(data, "test")
     test_set = TestSet(_digest(*test), len(test[1]), np.arange(len(test[1])))
-    return _parts(data, train, test, device, test_set)
+    return _parts(data, train=train, test=test, device=device, test_set=test_set)
 
 
 def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
@@ -163,7 +168,7 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
 
 
 def _decode(data: Data, path: Path, cells: list[dict[str, Any]]) -> Tensor:
-    """[N, C, H, W] uint8; every image must decode, or nothing is used as if it were whole."""
+    """[N, C, H, W] uint8; every image must decode, so that no damaged image is used."""
     images = torch.empty(len(cells), data.channels, data.image_size, data.image_size, dtype=torch.uint8)
     bad: list[int] = []
     for row, cell in enumerate(cells):
@@ -198,9 +203,9 @@ def _parts(
         range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0
     )
     return Parts(
-        train=Resident(data, images[fit], labels[fit], device),
-        validation=Resident(data, images[check], labels[check], device),
-        test=Resident(data, *test, device),
+        train=Resident(data, images=images[fit], labels=labels[fit], device=device),
+        validation=Resident(data, images=images[check], labels=labels[check], device=device),
+        test=Resident(data, images=test[0], labels=test[1], device=device),
         source=data.source,
         fingerprint=fingerprint or _digest(images, labels, *test),
         test_set=test_set,
