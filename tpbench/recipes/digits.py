@@ -36,7 +36,7 @@ def recipe() -> Recipe:
             "ltmp": Search(Optim(epochs=1, lr=5e-3, batch_size=64), knobs={"target": 0.5}),
         },
         schedules=("macs=0.5@0,1,2", "macs=0.3@0,1,2"),
-        controls=("wkmedoids(finetune_seed=1)",),
+        controls=("wkmedoids(finetune_seed=1)", "ats(live=True)"),
         expected_base=97.0,
         seeds=5,
         workers=2,
