@@ -16,7 +16,7 @@ from tpbench import budget, registry, schedule
 from tpbench.bench import models
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import ScheduleError, Unreachable, UsageError
-from tpbench.measure import cell, flops
+from tpbench.measure import cell, flops, live_budget
 from tpbench.record import read_all
 
 PATCHES = 196
@@ -215,3 +215,14 @@ def test_living_tokens_are_refused_where_they_mean_nothing(make_vit, variant, te
     (variant,) = registry.variants(variant)
     with pytest.raises(UsageError, match=message):
         models.living(tiny_recipe.recipe(), make_vit(), variant, schedule.parse(text), lambda: None)
+
+
+def test_a_budget_of_living_tokens_may_pass_by_counts_that_keep_every_token(make_vit):
+    base = make_vit()
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    met = live_budget.solve(
+        schedule.parse("macs=0.9@0,1,2"), base, lambda asked: tpbench.reduce(base, "ats", asked), images
+    )
+    reduced = tpbench.reduce(base, "ats", met)
+    assert live_share(base, reduced, images) == pytest.approx(0.9, rel=budget.TOLERANCE)
+    assert tpbench.reduce(base, "ats", schedule.parse("64,64,64@0,1,2")).reducers == []

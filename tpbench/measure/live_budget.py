@@ -22,6 +22,7 @@ def solve(schedule: Schedule, base: nn.Module, reduced: Callable[[Schedule], vit
 
     def cost(asked: Schedule) -> float:
         model = reduced(asked)
-        return live_macs(model, token_counts(model, images)["live"]) / unreduced
+        live = token_counts(model, images).get("live")  # none where every token is kept
+        return 1.0 if live is None else live_macs(model, live) / unreduced
 
     return budget.solve(schedule, cost, base.patch_embed.num_patches)
