@@ -27,8 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[COMMIT] = environment.git()  # now: a long run may outlast a commit
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked gpu is skipped, with the reason, where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked gpu is skipped, with the reason, where there is none; what is marked faults, unless asked for."""
+    if "faults" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("faults"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: `tox -e faults`"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

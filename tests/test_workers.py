@@ -300,6 +300,26 @@ def test_four_workers_give_the_records_of_one(one, tmp_path):
     assert left_behind(out) == []
 
 
+def numbers(out: Path) -> dict[str, tuple]:
+    """All that a cell's training and evaluation gave, by cell: metrics, every image's outcome, every epoch's loss."""
+    return {r.file_name: (r.metrics, r.outcomes, r.training["losses"]) for r in Store.of(out)}
+
+
+@pytest.mark.slow
+def test_a_cell_depends_neither_on_the_other_methods_nor_on_their_order(one, tmp_path):
+    out = tmp_path / "results"
+    run = Run(out, tmp_path / "log", "--methods", "topk,avgpool,none", "--seeds", "1", "--workers", "2")
+    assert run.end() == DONE, run.said()
+    alone = numbers(out)
+    known = numbers(one)
+    assert alone == {name: known[name] for name in alone}
+    assert len(alone) == 3
+    for name in alone:
+        other = known[name.replace("seed0", "seed1")]
+        assert alone[name][0] != other[0], "control: another seed has other metrics"
+        assert alone[name][2] != other[2], "control: and other losses"
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work_and_one_reports(one, tmp_path):
     out = tmp_path / "results"

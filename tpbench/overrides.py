@@ -107,16 +107,24 @@ def _offer(name: str, known: Sequence[str]) -> str:
 
 def _parsed(kind: Any, line: Line, now: Any) -> Any:
     """The value in the line's text, of the declared type."""
-    if is_dataclass(now):
-        inside = ", ".join(f"{line.path}.{field.name}" for field in fields(now))
+    if names := _lines_in(now, kind):
+        inside = ", ".join(f"{line.path}.{name}" for name in names)
         raise UsageError(f"--set {line}: {line.path} is a group of lines: {inside}")
     from pydantic import TypeAdapter  # here, because most commands override nothing
 
     for read in (json.loads, _toml, str):
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             value = json.dumps(read(line.text), allow_nan=False)
             return TypeAdapter(kind).validate_json(value, strict=True)
     raise UsageError(f"--set {line}: expected {_spelled(kind)}, as in {line.path}={json.dumps(now)}")
+
+
+def _lines_in(now: Any, kind: Any) -> list[str]:
+    """The lines or groups in a group of lines; none in a value."""
+    if is_dataclass(now):
+        return [field.name for field in fields(now)]
+    grouped = isinstance(now, Mapping) and is_dataclass((get_args(kind) or (str, Any))[1])
+    return [*now] or ["NAME"] if grouped else []
 
 
 def _toml(text: str) -> Any:

@@ -247,14 +247,19 @@ def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
 def _load(name: str) -> Recipe:
     if name.endswith(".py"):
         path = Path(name)
-        if not path.is_file():
+        try:
+            exists = path.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            exists = False
+        if not exists:
             raise UsageError(f"recipe file {name} does not exist")
         spec = importlib.util.spec_from_file_location(f"tpbench_recipe_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
-            raise UsageError(f"recipe file {name} is broken: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            said = " ".join(str(error).split())[:300]
+            raise UsageError(f"recipe file {name} is broken: {type(error).__name__}: {said}") from error
     elif name in names():
         module = importlib.import_module(f"tpbench.recipes.{name.replace('-', '_')}")
     else:

@@ -76,8 +76,12 @@ def plug(path: str) -> None:
 
     Raises UsageError for a file that cannot be read, defines no method, or takes the name of another.
     """
-    file = Path(path).resolve()
-    if not file.is_file() or file.suffix != ".py":
+    try:
+        file = Path(path).resolve()
+        readable = file.is_file() and file.suffix == ".py"
+    except (OSError, ValueError):  # a name that no file can have
+        readable = False
+    if not readable:
         raise UsageError(f"plug-in {path} is not a Python file")
     module = f"tpbench_plugin_{file.stem}"
     _plugins[module] = file
@@ -105,8 +109,8 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
                         Broken(module, f"method {card.name!r} is already defined in {cards[card.name].module}")
                     )
                 cards.setdefault(card.name, card)
-        except (SyntaxError, ValueError, TypeError, OSError) as error:
-            broken.append(Broken(module, str(error)))
+        except (SyntaxError, ValueError, TypeError, OSError, MemoryError, RecursionError) as error:
+            broken.append(Broken(module, _said(error)))
     return dict(sorted(cards.items(), key=lambda item: (not item[1].unreduced, item[0]))), broken
 
 
@@ -117,8 +121,8 @@ def discover() -> dict[str, type[Downsampler]]:
     for module in modules:
         try:
             _import(module)
-        except Exception as error:
-            broken.append(Broken(module, f"{type(error).__name__}: {error}"))
+        except (Exception, SystemExit) as error:
+            broken.append(Broken(module, f"{type(error).__name__}: {_said(error)}"))
     for card in cards.values():
         if card.name not in _classes:
             broken.append(Broken(card.module, f"{card.name!r} is on its card but was not registered"))
@@ -140,8 +144,10 @@ def method(name: str) -> type[Downsampler]:
         card = select([name])[0]
         try:
             _import(card.module)
-        except Exception as error:
-            raise UsageError(f"method file {card.module} is broken: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"method file {card.module} is broken: {type(error).__name__}: {_said(error)}") from error
+        if name not in _classes:
+            raise UsageError(f"method file {card.module} is broken: {name!r} is on its card but was not registered")
     return _classes[name]
 
 
@@ -218,8 +224,13 @@ def _value(text: str) -> Any:
     """A setting's value: a number or a truth value if the text is one, otherwise the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
         return text
+
+
+def _said(error: BaseException) -> str:
+    """An error's message in one line; its kind where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _refuse(broken: list[Broken]) -> None:

@@ -37,6 +37,8 @@ class Kind(StrEnum):
     LEARNED = "learned"  # K after each block, from a file of `tpbench search`
 
 
+MOST_DIGITS = 20  # of a number
+MOST_BLOCKS = 10_000  # of a range
 UNITS = {Kind.MACS: "MACs", Kind.LATENCY: "latency"}  # the kinds that name a budget, and what it is a share of
 
 
@@ -109,6 +111,8 @@ def parse(text: str) -> Schedule:
         return Schedule("none")
     if text.startswith("learned:"):
         return _learned(Path(text.removeprefix("learned:")))
+    if re.search(rf"\d{{{MOST_DIGITS + 1}}}", text):
+        raise ScheduleError(f"schedule {text[:40]!r}...: a number has more than {MOST_DIGITS} digits")
     budget, separator, where = text.partition("@")
     if not separator or not where:
         raise ScheduleError(
@@ -179,7 +183,10 @@ def _blocks(text: str, where: str) -> tuple[int, ...]:
         if not match:
             raise ScheduleError(f"schedule {text!r}: {part!r} is not a block number or a range of them (0-based)")
         first = int(match[1])
-        blocks.extend(range(first, int(match[2] or first) + 1))
+        last = int(match[2] or first)
+        if last - first >= MOST_BLOCKS:
+            raise ScheduleError(f"schedule {text!r}: {part!r} are more blocks than any model has")
+        blocks.extend(range(first, last + 1))
     if not blocks or any(b >= a for b, a in pairwise(blocks)):
         raise ScheduleError(f"schedule {text!r}: the blocks must be named once each, in rising order")
     return tuple(blocks)

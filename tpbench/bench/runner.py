@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Sequence
@@ -38,6 +39,7 @@ from tpbench.training.evaluate import assess
 from tpbench.training.train import Update, train
 
 SPECTRUM_IMAGES = 16
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other cell could be written either: the run ends
 
 
 def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
@@ -210,6 +212,8 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     except Unreachable as error:
         record = replace(record, reachable=False, error=f"unreachable: {error}")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise
         record = replace(record, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         print(f"{cell}: {record.error}", file=sys.stderr)
         if not isinstance(error, RuntimeError | UsageError):  # unforeseen: the traceback helps to mend it

@@ -12,6 +12,6 @@ TERMINATED = 143
 
 
 def say(what: object, code: int) -> int:
-    """Print one line to standard error and return the exit code."""
-    print(f"tpbench: {what}", file=sys.stderr)
+    """Print one line to standard error and return the exit code. Line breaks, as in a file's name, become spaces."""
+    print("tpbench:", " ".join(str(what).splitlines()), file=sys.stderr)
     return code

@@ -15,7 +15,6 @@ from tpbench.measure import speeds, timings
 from tpbench.measure.speeds import Speed
 from tpbench.record import Record, Store
 from tpbench.report import contrast as contrasts
-from tpbench.report import timed
 from tpbench.report.contrast import Contrast
 from tpbench.report.frame import Comparison, batch_sizes, compare
 from tpbench.report.layout import Row, ends, half_width_of, marked
@@ -126,7 +125,7 @@ def _study(number: int, folder: Path, label: str, comparison: Comparison, remark
         remarks.append(f"The session {path.name} has no complete round yet.")
         return study
     group = max(session.groups, key=lambda group: group.batch)
-    title = f"{timed.title(session, group)}; {session.rounds} rounds"
+    title = f"{group}; {session.rounds} rounds"
     return Study(
         number=number,
         folder=folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tpbench.measure.speeds import Speed
 from tpbench.report import timed
 from tpbench.report.column import Column
 from tpbench.report.columns import chosen
@@ -143,6 +144,17 @@ def _session(studies: Sequence[Study]) -> list[Shown]:
 def _said(name: str, batch: int) -> Text:
     def text(study: Study, row: Row) -> str:
         speed = study.speeds.get((row["schedule"], row["method"]))
-        return getattr(timed.line(speed), name) if speed is not None and speed.row.batch == batch else ""
+        return _timed(speed)[name] if speed is not None and speed.row.batch == batch else ""
 
     return text
+
+
+def _timed(speed: Speed) -> dict[str, str]:
+    """A timed row's texts."""
+    tail = "" if speed.p95 is None else f" ({timed.milliseconds(speed.p95)})"
+    return {
+        "ms": timed.milliseconds(speed.median) + tail,
+        "speedup": f"{speed.speedup.value:.2f}",
+        "interval": timed.interval(speed.speedup),
+        "promised": f"{speed.promised:.2f}",
+    }

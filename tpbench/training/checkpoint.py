@@ -8,6 +8,7 @@ FOLDER/epoch2-step31   the same, 31 steps into the third epoch, with every rank'
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from tpbench.training.randomness import generators
 from tpbench.training.ranks import agreed
 
 COSTLY = 10  # a checkpoint that can wait is skipped if the last one took more than a tenth of the time since then
+FULL = 2**20  # a disk with fewer free bytes after a failed write is full
 
 
 @dataclass
@@ -80,10 +82,11 @@ class Keeper:
         began = time.monotonic()
         if self.folder is None or (can_wait and agreed(began - self.written < COSTLY * self.cost, self.device)):
             return
-        if state.step:
-            (self.folder / state.tag).mkdir(parents=True, exist_ok=True)
-            torch.save(generators(self.device), self.folder / state.tag / f"random-rank{self.rank}.pt")
-        self.engine.save_checkpoint(str(self.folder), tag=state.tag, client_state=extra, save_latest=False)
+        with full_disk_named(self.folder):
+            if state.step:
+                (self.folder / state.tag).mkdir(parents=True, exist_ok=True)
+                torch.save(generators(self.device), self.folder / state.tag / f"random-rank{self.rank}.pt")
+            self.engine.save_checkpoint(str(self.folder), tag=state.tag, client_state=extra, save_latest=False)
         if self.rank == 0:
             self.point(state)
         self.written = time.monotonic()
@@ -143,6 +146,18 @@ class Keeper:
                 f"checkpoint {self.folder} was left within an epoch by {about['ranks']} ranks and cannot be continued"
                 f" by {self.ranks}; continue with as many, or delete it"
             )
+
+
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raise OSError where torch could not write because the disk is full: its own error says neither."""
+    try:
+        yield
+    except RuntimeError as error:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if shutil.disk_usage(there).free >= FULL:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 @contextlib.contextmanager

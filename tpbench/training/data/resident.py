@@ -144,6 +144,7 @@ def read_parquet(data: Data, device: torch.device) -> Parts:
 
 def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
     """Images and labels of a side's file: column `image` or `img` (struct with encoded `bytes`), column `label`."""
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     path = parquet_path(data, side)
@@ -157,6 +158,10 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
         raise
     except Exception as error:
         raise DataError(f"data file {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if missing := table["label"].null_count:
+        raise DataError(f"data file {path}: {missing} of {len(table)} labels are missing")
+    if not arrow.types.is_integer(table["label"].type):
+        raise DataError(f"data file {path}: every label must be a whole number, not {table['label'].type}")
     limit = data.train_limit if side == "train" else data.test_limit
     table = table.take(some(len(table), limit))
     labels = torch.tensor(table["label"].to_pylist())
@@ -177,7 +182,7 @@ def _decode(data: Data, path: Path, cells: list[dict[str, Any]]) -> Tensor:
             if image.size != (data.image_size, data.image_size):
                 image = image.resize((data.image_size, data.image_size), Image.Resampling.BILINEAR)
             images[row] = torch.from_numpy(np.array(image)).view(data.image_size, data.image_size, -1).permute(2, 0, 1)
-        except (OSError, ValueError, TypeError, KeyError, SyntaxError):
+        except Exception:  # decoders raise errors of many kinds, also for an image that would fill the memory
             bad.append(row)
     if bad:
         raise DataError(
@@ -199,9 +204,12 @@ def _parts(
 
     chosen = some(len(train[1]), data.train_limit)
     images, labels = (tensor[chosen] for tensor in train)
-    fit, check = train_test_split(
-        range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0
-    )
+    try:
+        fit, check = train_test_split(
+            range(len(labels)), test_size=data.validation, stratify=labels.numpy(), random_state=0
+        )
+    except ValueError as error:  # too few images, or a class with one
+        raise DataError(f"{len(labels)} training images cannot be split for validation: {error}") from error
     return Parts(
         train=Resident(data, images=images[fit], labels=labels[fit], device=device),
         validation=Resident(data, images=images[check], labels=labels[check], device=device),
