@@ -73,7 +73,7 @@ def test_which_rows_are_fine_tuned_is_no_part_of_the_digest():
 
 def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_path):
     first = plan(tmp_path, recipe(finetuned=SOME), "none,topk,random")
-    records = runner.run(first, False, Progress())
+    records = runner.run(first, False, Progress()).records
     assert len(records) == len(first.cells)
     for record in records:
         tuned = record.method == "none" or (record.method, record.schedule) in {
@@ -98,11 +98,11 @@ def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_
     assert shelf["off_the_shelf_top1_percent"].notna().all()
     assert shelf["fine_tuned_top1_percent"].isna().all()
     more = plan(tmp_path, recipe(finetuned={"0.8@0,1": ()}), "none,topk,random")
-    again = {(r.method, r.schedule): r for r in runner.run(more, False, Progress())}
+    again = {(r.method, r.schedule): r for r in runner.run(more, False, Progress()).records}
     before = {(r.method, r.schedule): r for r in records}
     changed = {key for key in again if again[key] != before[key]}
     assert changed == {("random", "0.7@0,1")}, "only what is asked for anew runs"
-    fewer = {(r.method, r.schedule): r for r in runner.run(first, False, Progress())}
+    fewer = {(r.method, r.schedule): r for r in runner.run(first, False, Progress()).records}
     assert fewer == again, "a fine-tuned record serves a row of the shelf too"
 
 
