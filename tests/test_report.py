@@ -650,8 +650,8 @@ def test_a_loss_that_still_falls_steeply_is_marked() -> None:
     level = over_seeds("level", (90.0, 91.0, 92.0), training={"losses": [1.0, 0.5, 0.46]})  # control
     once = over_seeds("once", (90.0, 91.0, 92.0), training={"losses": [1.0]})
     rows = compared([*steep, *level, *once])
-    assert rows["steep", SCHEDULE]["loss_fall_percent"] == pytest.approx(12.0)
-    assert math.isnan(rows["once", SCHEDULE]["loss_fall_percent"])
+    assert rows["steep", SCHEDULE]["loss_fall_nats"] == pytest.approx(0.06)
+    assert math.isnan(rows["once", SCHEDULE]["loss_fall_nats"])
     text = printed([*steep, *level, *once])
     assert "steep↓" in text
     assert "level↓" not in text

@@ -66,10 +66,10 @@ def _training() -> list[Column]:
             lambda source: any(cell["teacher"] for cell in source.cells),
         ),
         Column(
-            "loss_fall_percent",
-            "by how much the mean training loss of the last epoch lies below that of the epoch before, percent, mean "
-            "over seeds; a row above 10 would gain from longer fine-tuning",
-            lambda source: 100 * source.mean("training_loss_fall"),
+            "loss_fall_nats",
+            "by how many nats the mean training loss of the last epoch lies below that of the epoch before, mean over "
+            "seeds; a row above 0.05 would gain from longer fine-tuning",
+            lambda source: source.mean("training_loss_fall"),
         ),
         cell(
             "tuned",

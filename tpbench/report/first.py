@@ -33,8 +33,8 @@ MOST_ROWS = 60  # of one schedule
 PADDED = 0.98  # a share of MACs this much lower without padding is worth saying
 MARKS = (
     f"{NEW_PARAMETERS}: brings parameters that start untrained; {TEACHER}: learns from the unreduced model; "
-    f"{STILL_FALLING}: the training loss fell by more than {STEEP:.0f} % in the last epoch, so longer fine-tuning "
-    "would help this row."
+    f"{STILL_FALLING}: the training loss fell by more than {STEEP} nats in the last epoch, so longer fine-tuning would "
+    "help this row."
 )
 NOT_COUNTED = (
     "Counted as MACs are matrix products, convolutions and the reducers' own operators. Not counted: additions (the "
@@ -129,7 +129,7 @@ def remarks(comparison: Comparison) -> list[str]:
     found = [*_saves_nothing(frame), *_about_records(comparison)]
     if left_out(comparison.rows):
         found.append(f"Seeds left out: {'; '.join(left_out(comparison.rows))}.")
-    if (frame["new_parameters"] > 0).any() or frame["teacher"].any() or (frame["loss_fall_percent"] > STEEP).any():
+    if (frame["new_parameters"] > 0).any() or frame["teacher"].any() or (frame["loss_fall_nats"] > STEEP).any():
         found.append(MARKS)
     if comparison.session is not None:
         found.append(TIMED)

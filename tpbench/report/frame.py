@@ -167,8 +167,8 @@ def _sizes(record: Record) -> dict[str, Any]:
 
 
 def _fall(losses: Sequence[float]) -> float:
-    """The relative fall of the mean training loss from the last epoch but one to the last."""
-    return 1 - losses[-1] / losses[-2] if len(losses) > 1 and losses[-2] > 0 else nan
+    """The fall of the mean training loss, in nats, from the last epoch but one to the last."""
+    return losses[-2] - losses[-1] if len(losses) > 1 else nan
 
 
 def _training(record: Record) -> dict[str, Any]:

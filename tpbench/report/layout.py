@@ -14,7 +14,7 @@ LONG_LIST = 4  # longer lists of token counts are abbreviated
 NEW_PARAMETERS = "†"  # marks beside a method's name
 TEACHER = "‡"
 STILL_FALLING = "↓"
-STEEP = 10.0  # percent by which the training loss of the last epoch lies below that of the one before
+STEEP = 0.05  # nats by which the mean training loss of the last epoch lies below that of the one before
 
 Row = dict[str, Any]
 
@@ -63,8 +63,10 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
         if blank(half_width):
             return fixed(mean, 1, sign)
         low, high = ends(row, name)
-        if _cut(row, name):
-            return f"{fixed(mean, 1, sign)} +{fixed(high - mean, 1)}-{fixed(mean - low, 1)}"
+        up = fixed(high - mean, 1)
+        down = fixed(mean - low, 1)
+        if up != down:
+            return f"{fixed(mean, 1, sign)} +{up}-{down}"
         return f"{fixed(mean, 1, sign)} ±{fixed(half_width, 1)}"
 
     return text
@@ -113,7 +115,7 @@ def marked(row: Row) -> str:
     marks = [
         (NEW_PARAMETERS, row["new_parameters"] > 0),
         (TEACHER, row["teacher"]),
-        (STILL_FALLING, row["loss_fall_percent"] > STEEP),
+        (STILL_FALLING, row["loss_fall_nats"] > STEEP),
     ]
     return row["method"] + "".join(mark for mark, holds in marks if holds)
 
