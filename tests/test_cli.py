@@ -230,7 +230,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_profile_is_refused_in_one_line(
 def test_control_another_error_in_a_profile_is_no_matter_of_memory(capsys, monkeypatch):
     from tpbench.measure import cell
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(cell, "compare", fail)
