@@ -452,7 +452,10 @@ CLUSTERING_FAULTS = {
     "peaks by distance alone": ("weight * nearest)", "nearest)"),
     "peaks over all others": ("tl.where(heavier,", "tl.where(row[:, None] != lane[None, :],"),
     "farthest from the last alone": ("gain = weight * nearest", "gain = weight * apart"),
-    "high parts alone": ("_high_part(a - high_a), _high_part(b - high_b)", "a * 0, b * 0"),
+    "high parts alone": (
+        "low_a = _high_part(a - high_a)\n        low_b = _high_part(b - high_b)",
+        "low_a = a * 0\n        low_b = b * 0",
+    ),
     "one low part alone": ("tl.dot(high_a, tl.trans(low_b), total", "tl.dot(high_a * 0, tl.trans(low_b), total"),
     "half the product": ("- 2 * product", "- product"),
     "only above the diagonal": ("tl.store(pairs + right[None, :]", "tl.store(pairs + 0 * right[None, :]"),

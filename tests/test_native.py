@@ -500,7 +500,7 @@ FAULTS = {
     "half the distance": ("(length - row[j]) + half[j]", "(length - row[j]) + (length - row[j])"),
     "the mean is not rounded": ("np.rint(mean[b - base, c] / step) * step", "mean[b - base, c]"),
     "powers of two count double": ("power -= 1", "power -= 0"),
-    "means without weights": ("weight[member] / total, products[member]", "1 / total, products[member]"),
+    "means without weights": ("part = weight[member] / total", "part = 1 / total"),
     "centres without weight move": ("if not total > 0", "if not total >= 0"),
     "centres of half their length": ("length - (row[i] + row[i])", "length - row[i]"),
 }
