@@ -230,7 +230,7 @@ def test_a_search_that_cannot_be_is_refused(tmp_path, capsys, recipe, words, say
         from tpbench import recipe as recipes
 
         nowhere = replace(recipes.load(recipe), name="smoke", search={})
-        monkeypatch.setattr(recipes, "load", lambda name: nowhere)  # noqa: ARG005
+        monkeypatch.setattr(recipes, "load", lambda *_, **__: nowhere)
     assert main(["search", "--recipe", recipe, "--out", str(tmp_path / "r"), *words]) == WRONG
     error = capsys.readouterr().err
     assert says in error.splitlines()[-1]
