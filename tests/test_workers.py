@@ -290,7 +290,7 @@ def test_dead_claims_are_taken_over_by_one_worker_alone(tmp_path, kind):
 # ------------------------------------------------------------------------------------ runs
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_four_workers_give_the_records_of_one(one, tmp_path):
     out = tmp_path / "results"
     run = Run(out, tmp_path / "log", "--workers", "4")
@@ -305,7 +305,7 @@ def numbers(out: Path) -> dict[str, tuple]:
     return {r.file_name: (r.metrics, r.outcomes, r.training["losses"]) for r in Store.of(out)}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_cell_depends_neither_on_the_other_methods_nor_on_their_order(one, tmp_path):
     out = tmp_path / "results"
     run = Run(out, tmp_path / "log", "--methods", "topk,avgpool,none", "--seeds", "1", "--workers", "2")
@@ -320,7 +320,7 @@ def test_a_cell_depends_neither_on_the_other_methods_nor_on_their_order(one, tmp
         assert alone[name][2] != other[2], "control: and other losses"
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_two_runs_at_once_share_the_work_and_one_reports(one, tmp_path):
     out = tmp_path / "results"
     runs = [Run(out, tmp_path / f"log{number}") for number in range(2)]
@@ -334,7 +334,7 @@ def test_two_runs_at_once_share_the_work_and_one_reports(one, tmp_path):
     assert left_behind(out) == []
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_workers_killed_among_others_lose_nothing(one, tmp_path):
     out = tmp_path / "results"
     runs = [Run(out, tmp_path / f"log{number}") for number in range(4)]
@@ -355,7 +355,7 @@ def holding(out: Path, runs: list[Run], kind: str) -> list[Run]:
     return [run for run in runs if run.process.pid in pids and run.process.is_alive()]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_of_several_workers_ends_as_a_whole(one, tmp_path, sign):
     out = tmp_path / "results"
@@ -408,7 +408,7 @@ def beating(path: Path) -> Iterator[threading.Event]:
         heart.join()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_dead_hosts_cell_is_taken_over_and_a_living_hosts_cell_is_waited_for(one, tmp_path, monkeypatch):
     out = copy_without(one, tmp_path / "results", "random", "topk")
     alive = elsewhere(out, "random 0.5@0,1 seed 0", token="b2")
@@ -454,7 +454,7 @@ def fork_holder(out: Path, recipe: str) -> multiprocessing.Process:
     return process
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path, monkeypatch):
     """Another command works on a cell of its own; a claim of another host does not matter."""
     quickly(monkeypatch, expiry=2.0)
@@ -529,7 +529,7 @@ def test_options_of_sbatch_get_submitits_names():
     assert launch.options_of(["time=1-00:00:00"]) == {"slurm_time": "1-00:00:00"}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_submitted_workers_share_what_is_left(one, tmp_path, capsys):
     """submitit's local executor in the place of Slurm."""
     pytest.importorskip("submitit")
@@ -609,7 +609,7 @@ def hosts() -> Iterator[list[tuple[str, str]]]:
                 subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_two_hosts_that_train_together_are_one_worker(one, tmp_path, hosts):
     """torchrun on two hosts of the test's own; the numbers are those of one process up to rounding."""
     out = tmp_path / "results"
