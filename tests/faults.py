@@ -166,6 +166,15 @@ disk_full = failing(errno.ENOSPC)
 read_only = failing(errno.EROFS)
 
 
+def print_into(log: Path) -> None:
+    """Send what this process and its children print into a file."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+
+
 class Command:
     """A command in a process of its own, with what it prints in a file, and something that happens to it."""
 
@@ -177,11 +186,7 @@ class Command:
         self.process.start()
 
     def _work(self, asked: list[str]) -> None:
-        with self.log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
+        print_into(self.log)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.prepare()
         self.watch.install()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import print_into
 
 from tpbench.bench import claim as claims_room
 from tpbench.bench.claim import Claim, Claims, Holder, key_of
@@ -49,11 +50,7 @@ class Run:
         self.process.start()
 
     def work(self, asked: list[str]) -> None:
-        with self.log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
+        print_into(self.log)
         code = main(asked)
         sys.stdout.flush()
         os._exit(code)

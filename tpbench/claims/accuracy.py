@@ -69,17 +69,21 @@ def at_equal_cost(study: Study, claim: int, contrasts: Sequence[Contrast]) -> It
             test = family.heading + contrast.name
             if cost == EQUAL_MACS and test not in measured:
                 missing = f"records of {contrast.a} and {contrast.b} at a schedule {prefix}..."
-                topic = _topic(family, contrast)
-                yield Reading(
-                    claim=claim,
-                    topic=topic,
-                    test=test,
-                    study=study.name,
-                    schedule="",
-                    unit="points",
-                    rule=family.rule,
-                    missing=missing,
-                )
+                yield unmeasured(family, topic=_topic(family, contrast), test=test, missing=missing)
+
+
+def unmeasured(family: Family, *, topic: str, test: str, missing: str) -> Reading:
+    """The reading of a test in points whose records are missing."""
+    return Reading(
+        claim=family.claim,
+        topic=topic,
+        test=test,
+        study=family.study.name,
+        schedule="",
+        unit="points",
+        rule=family.rule,
+        missing=missing,
+    )
 
 
 def over_schedules(family: Family, contrasts: Sequence[Contrast], schedules: Sequence[str]) -> Iterator[Reading]:
@@ -166,13 +170,4 @@ def settings_do_not_matter(study: Study) -> Iterator[Reading]:
     yield from found
     if not found:
         missing = "records of other starts and of more iterations: the recipe ablations"
-        yield Reading(
-            claim=7,
-            topic=SETTINGS,
-            test=SETTINGS,
-            study=study.name,
-            schedule="",
-            unit="points",
-            rule=family.rule,
-            missing=missing,
-        )
+        yield unmeasured(family, topic=SETTINGS, test=SETTINGS, missing=missing)

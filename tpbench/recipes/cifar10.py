@@ -23,6 +23,22 @@ SETTINGS = ("wkmedoids(init=grid)", "wkmedoids(init=random)", "wkmedoids(iterati
 EQUAL_COST = ("none", "wkmedoids", "kmedoids", "wkmeans", "kmeans", "topk", "importance", "random", "strided_conv")
 
 
+def images(validation: float) -> Data:
+    """The images of every CIFAR-10 recipe; validation is the share of the training side that is set apart."""
+    return Data(
+        "parquet",
+        root="data/cifar10",
+        hub="uoft-cs/cifar10/plain_text",
+        image_size=32,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        shift=4,
+        flip=True,
+        validation=validation,
+        train_images=50_000,
+    )
+
+
 def recipe(
     name: str = "cifar10", width: int = 192, patch: int = 4, methods: tuple[str, ...] = EQUAL_COST + SETTINGS
 ) -> Recipe:
@@ -36,18 +52,7 @@ def recipe(
             "num_heads": width // 64,
             "num_classes": 10,
         },
-        data=Data(
-            "parquet",
-            root="data/cifar10",
-            hub="uoft-cs/cifar10/plain_text",
-            image_size=32,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            shift=4,
-            flip=True,
-            validation=0.02,
-            train_images=50_000,
-        ),
+        data=images(validation=0.02),
         base=Optim(epochs=300, lr=1e-3, batch_size=512, warmup_epochs=10, compile=True, **MIXING),
         finetune=Optim(epochs=10, lr=1e-4, batch_size=512, **MIXING),  # too short for a compilation to pay
         schedules=("0.5@3,6,9", "macs=0.5@3,6,9", "latency=0.6@3,6,9", "0.7@3,6,9", "0.9@3,6,9", "0.25@3,6,9"),

@@ -13,7 +13,7 @@ half of the base's multiply-adds, at 0.3 of them, and the methods that the claim
 was stopped is a comparison. cifar10-cpu-w64, -w96 and -w192 are other widths, for the Pareto hull.
 """
 
-from tpbench.recipe import Data, Measure, Optim, Recipe
+from tpbench.recipe import Measure, Optim, Recipe
 from tpbench.recipes import cifar10
 
 BLOCKS = "0,1,2"
@@ -43,18 +43,7 @@ def recipe(
             "num_classes": 10,
         },
         sincos=100.0,
-        data=Data(
-            "parquet",
-            root="data/cifar10",
-            hub="uoft-cs/cifar10/plain_text",
-            image_size=32,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            shift=4,
-            flip=True,
-            validation=0.05,
-            train_images=50_000,
-        ),
+        data=cifar10.images(validation=0.05),
         base=Optim(
             epochs=30,
             lr=2e-3,
