@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,6 +19,10 @@ from tpbench import environment, registry
 from tpbench.record import host_id
 
 torch.set_num_threads(1)
+
+settings.register_profile("repeatable", derandomize=True)  # the same examples each time: a change is what fails
+settings.register_profile("searching")  # other examples each time: TPBENCH_HYPOTHESIS=searching
+settings.load_profile(os.environ.get("TPBENCH_HYPOTHESIS", "repeatable"))
 
 COMMIT = pytest.StashKey[dict]()
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}

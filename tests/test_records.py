@@ -320,6 +320,15 @@ def spoilt(draw) -> bytes:
     return draw(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 
 
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\x1e", "\x85", "\u2028"])
+def test_a_name_with_line_ends_is_refused_in_one_line(separator):
+    """Found by the test below: a key of a record is quoted in the message, with whatever ends a line in it."""
+    text = json.dumps(GOOD | {"evaluation": {f"a{separator}b": None}}).encode()
+    said = refused(text)
+    assert "evaluation.a b" in said
+    assert len(said.splitlines()) == 1
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text=spoilt(), sealed=st.booleans())
 def test_no_text_makes_a_reader_fail_in_another_way(text, sealed):

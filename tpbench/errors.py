@@ -7,7 +7,13 @@ from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """A request that cannot be carried out: unknown name, unreachable budget, wrong folder (exit code 2)."""
+    """A request that cannot be carried out: unknown name, unreachable budget, wrong folder (exit code 2).
+
+    Its message stays one line, whatever the names and files that it quotes contain.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class ScheduleError(UsageError):
