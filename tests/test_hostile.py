@@ -76,7 +76,7 @@ def answer(call: Callable[[], object]) -> object:
     except UsageError as error:
         said = str(error)
         assert said.strip(), "it says nothing"
-        assert "\n" not in said, said
+        assert len(said.splitlines()) == 1, said
         return error
 
 
@@ -84,8 +84,8 @@ def answer(call: Callable[[], object]) -> object:
 
 
 def test_control_a_planted_fault_of_each_sort_is_found():
-    def two_lines() -> None:
-        raise UsageError("a\nb")
+    def silent() -> None:
+        raise UsageError("")
 
     def hang() -> None:
         while True:
@@ -98,7 +98,7 @@ def test_control_a_planted_fault_of_each_sort_is_found():
     with pytest.raises(ZeroDivisionError):
         answer(lambda: 1 / 0)
     with pytest.raises(AssertionError):
-        answer(two_lines)
+        answer(silent)
     with pytest.raises(TimeoutError), soon(0.2):
         hang()
     with pytest.raises(AssertionError, match="MB"), little_memory():
@@ -120,8 +120,7 @@ BLOCKS = st.one_of(
     st.tuples(NUMBER, NUMBER).map("-".join),
     st.sampled_from(["0-11", "0-999999999999", "5-2", "1-", "-1", "3,3"]),
 )
-LETTERS = st.characters(exclude_characters="\n")  # `cli.say` makes one line of the user's own
-TEXT = st.text(LETTERS, max_size=30) | st.text("0123456789.,;@-=macsltny:() \0\udcff", max_size=20)
+TEXT = st.text(max_size=30) | st.text("0123456789.,;@-=macsltny:() \0\udcff", max_size=20)
 SCHEDULES = st.one_of(
     TEXT,
     st.tuples(st.sampled_from(["", "macs=", "latency=", "learned:", "-", "none"]), NUMBER, BLOCKS).map(
@@ -153,11 +152,11 @@ def test_schedules(text, patches, depth):
 
 
 SETTING = st.tuples(
-    st.sampled_from(["init", "finetune_seed", "iterations", "finetune", ""]) | st.text(LETTERS, max_size=5),
+    st.sampled_from(["init", "finetune_seed", "iterations", "finetune", ""]) | st.text(max_size=5),
     NUMBER | st.sampled_from(["True", "None", "[1]", "{}", "grid", "'", "-" * 2000 + "1", "1 + 1j", "b'x'"]) | TEXT,
 ).map("=".join)
 METHOD = st.tuples(
-    st.sampled_from(["topk", "wkmedoids", "none", "all", "tome", "nothing"]) | st.text(LETTERS, max_size=6),
+    st.sampled_from(["topk", "wkmedoids", "none", "all", "tome", "nothing"]) | st.text(max_size=6),
     st.sampled_from(["", "(", ")", "()"]) | st.lists(SETTING, max_size=3).map(lambda s: f"({','.join(s)})"),
 ).map("".join)
 
