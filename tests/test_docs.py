@@ -14,6 +14,7 @@ import methods_cards
 import pytest
 
 from tpbench import registry
+from tpbench.cli import VERBS
 from tpbench.errors import UsageError
 from tpbench.record import Record
 
@@ -33,6 +34,22 @@ def test_every_command_is_understood(page):
             commands.check(command)
         except (UsageError, ValueError, SystemExit) as error:
             pytest.fail(f"{page.name}: {command!r}: {error}")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_shown(verb):
+    """In docs/ with flags or a name, not only in passing."""
+    assert shown(verb), f"no page of docs/ shows `tpbench {verb} ...`"
+
+
+def test_control_a_verb_that_no_page_shows_is_missed():
+    assert not shown("prune")
+
+
+def shown(verb: str) -> list[str]:
+    """The commands of docs/ that call a verb."""
+    own = [command for page in DOCS for command in commands.commands(page.read_text(encoding="utf-8"))]
+    return [command for command in own if re.match(rf"(python -m )?tpbench {verb}\b(?! --help)", command)]
 
 
 def test_pages_show_commands():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opbench.plain import exchanged, looped_kmedoids, textbook_kmeans
+from opbench.plain import exchanged, looped_kmedoids, one_by_one, textbook_kmeans
 from opbench.turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
 from tpbench import registry, vit
 from tpbench.bench.models import build_base
@@ -23,6 +23,7 @@ from tpbench.pooling import cluster
 from tpbench.recipe import Optim, load
 from tpbench.tokens import Tokens, rows
 from tpbench.training import data, train
+from tpbench.training.conditions import Conditions
 from tpbench.vit import TokenBlock
 
 torch.set_num_threads(1)
@@ -37,9 +38,12 @@ class Place(NamedTuple):
     dtype: str
 
 
-SMALL, TINY = "deit_small_patch16_224", "deit_tiny_patch16_224"
+SMALL, TINY, DIGITS = "deit_small_patch16_224", "deit_tiny_patch16_224", "digits"
 PLACES = [Place(name, batch, "float32") for name in (SMALL, TINY) for batch in (1, 8)]
 PLACES += [Place(SMALL, 8, "bfloat16")] if BF16 else []
+PLACES += [Place(DIGITS, 1, "float32"), Place(DIGITS, 32, "float32")]
+SCHEDULES = {SMALL: SCHEDULE, TINY: SCHEDULE, DIGITS: "macs=0.5@0,1,2"}
+REPEATS = {SMALL: {1: 15, 8: 5}, TINY: {1: 15, 8: 5}, DIGITS: {1: 200, 32: 40}}
 
 if ON_GPU:
     pytest.skip("the targets here are a CPU's", allow_module_level=True)
@@ -53,14 +57,16 @@ def models(request: pytest.FixtureRequest) -> Turns:
     """timm's own model and every method, in turns, all of them eager."""
     name, batch, dtype = request.param
     torch.manual_seed(0)
-    base = vit.create(name, {}).eval()
-    images, precision = latency.random_images(base, batch), getattr(torch, dtype)
+    base = build_base(load("digits"), 0) if name == DIGITS else vit.create(name, {})
+    base.eval()
+    images = latency.random_images(base, batch)
+    precision = getattr(torch, dtype)
     macs = batch * flops.closed_form(vit.reduce(base, "none")).total
     operations = {"none": Operation(latency.forward_call(base, images, precision), {"macs": macs})}
-    for method, model in reduced(base, METHODS, SCHEDULE):
+    for method, model in reduced(base, METHODS, SCHEDULES[name]):
         macs = batch * flops.closed_form(model).total
         operations[method] = Operation(latency.forward_call(model, images, precision), {"macs": macs})
-    return Turns({"kind": "model", **request.param._asdict()}, operations, 15 if batch == 1 else 5)
+    return Turns({"kind": "model", **request.param._asdict()}, operations, REPEATS[name][batch])
 
 
 @pytest.mark.parametrize("models", PLACES, indirect=True, ids=label)
@@ -135,6 +141,41 @@ def twins(request: pytest.FixtureRequest) -> Turns:
 @pytest.mark.parametrize("operation", ["kmedoids", "plain kmedoids", "product"])
 def test_native(benchmark: Any, twins: Turns, operation: str):
     twins.report(benchmark, operation)
+
+
+# ---------------------------------------------------------------- agglomerative clustering
+
+
+LINKAGES = ("single", "average", "complete")
+
+
+@pytest.fixture(scope="module")
+def agglomerative() -> Turns:
+    """ATC's reducer by every linkage, the same through scikit-learn image by image, and wkmedoids' reducer."""
+    batch, n, k, heads, width = 8, 196, 138, 6, 384
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(batch, n, width, generator=generator), torch.rand(batch, n, generator=generator)
+    keys = torch.randn(batch, heads, n, width // heads, generator=generator)
+    tokens = Tokens(x, 0, torch.ones(batch, n))
+    probe = Probe(received=weight, own=weight / n, keys=keys)
+    setup = Setup(0, 0, 1, n, k, n, width, heads, None, 0)
+    method = registry.method("atc")
+    by_linkage = {linkage: method(setup, method.Config(linkage)) for linkage in LINKAGES}
+    weighted = registry.method("wkmedoids")(setup)
+    calls = {"wkmedoids reducer": lambda: weighted(tokens, probe)}
+    for linkage, reducer in by_linkage.items():
+        calls[f"atc reducer, {linkage}"] = lambda reducer=reducer: reducer(tokens, probe)
+        calls[f"scikit-learn, {linkage}"] = lambda linkage=linkage: one_by_one(tokens, keys, k, linkage)
+    operations = {name: Operation(inference(call, F32), {"k": k}) for name, call in calls.items()}
+    return Turns({"kind": "agglomerative", "tokens": n, "k": k, "batch": batch, "dtype": "float32"}, operations, 40, 3)
+
+
+AGGLOMERATIONS = [f"{who}, {linkage}" for linkage in LINKAGES for who in ("atc reducer", "scikit-learn")]
+
+
+@pytest.mark.parametrize("operation", ["wkmedoids reducer", *AGGLOMERATIONS])
+def test_agglomerative(benchmark: Any, agglomerative: Turns, operation: str):
+    agglomerative.report(benchmark, operation)
 
 
 # ---------------------------------------------------------------- a block that looks
@@ -214,12 +255,12 @@ def test_local_optimum(benchmark: Any, starts: Turns):
     starts.report(benchmark, EXCHANGED)
 
 
-def trained_tokens() -> list[tuple[Tensor, Tensor, int]]:
+def trained_tokens(epochs: int = 5) -> list[tuple[Tensor, Tensor, int]]:
     """What three reducers of a trained model meet of 32 test images: points [B, N, C], weights [B, N] and K."""
     recipe = load("digits")
     parts = data.load(recipe.data, torch.device("cpu"))
     model = vit.reduce(build_base(recipe, 0), "none")
-    train.train(model, parts, Optim(epochs=5, lr=recipe.base.lr, warmup_epochs=1), seed=0)
+    train.train(model, Conditions(parts), Optim(epochs=epochs, lr=recipe.base.lr, warmup_epochs=1), seed=0)
     base = build_base(recipe, 0)
     base.load_state_dict(model.state_dict())
     model, met = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval(), []

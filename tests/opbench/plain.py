@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tpbench.tokens import Tokens, cosine
+
 
 def looped_kmedoids(x: Tensor, weight: Tensor, k: int, iterations: int = 5) -> Tensor:
     """Weighted K-Medoids with a loop over images and clusters: x [B, N, C], weight [B, N] -> medoids [B, K]."""
@@ -58,3 +60,14 @@ def exchanged(x: Tensor, weight: Tensor, medoids: Tensor) -> tuple[Tensor, Tenso
             return medoids, two.indices[:, :, 0]
         token, left = place // k, place % k
         medoids[image[better], left[better]] = token[better]
+
+
+def one_by_one(tokens: Tokens, keys: Tensor, k: int, linkage: str) -> Tokens:
+    """ATC's layer with scikit-learn, image by image: keys [B, H, N, D] of the body tokens -> K merged tokens."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    features = keys.mean(dim=1)
+    distances = (1 - cosine(features, features)).numpy()
+    clustering = AgglomerativeClustering(n_clusters=k, metric="precomputed", linkage=linkage)
+    assignment = torch.stack([torch.from_numpy(clustering.fit_predict(distance)) for distance in distances])
+    return tokens.merge(assignment, k)

@@ -227,7 +227,7 @@ def starts(found: Groups) -> Iterator[str]:
 
 def others(found: Groups) -> Iterator[str]:
     """The small groups: every operation by the first of its group."""
-    for kind in ("clustering", "blocks", "training"):
+    for kind in ("clustering", "native", "agglomerative", "blocks", "training"):
         for place, group in of_kind(found, kind):
             first = next(iter(group))
             yield ", ".join(f"{key} {value}" for key, value in place.items())
