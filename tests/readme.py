@@ -71,7 +71,7 @@ def speed() -> str:
     heading = ["Method", *(f"speed-up, batch {batch}" for batch in by_batch), "promised by MACs"]
     about = (
         f"Seconds: {session.model} at `{SPEED_SCHEDULE}`, {session.rounds} rounds in turns,"
-        f" {session.environment['device']} ({session.facts['threads']} thread), float32, speed-up with its 95 % interval"
+        f" {session.environment['device']} ({session.facts['threads']} thread), float32, speed-up with 95 % interval"
         f" ([all methods]({SPEED.relative_to(ROOT)}/README.md)):"
     )
     return "\n\n".join([textwrap.fill(about, WIDTH), "\n".join(table(heading, rows)).strip()])
