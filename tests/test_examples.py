@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -102,3 +104,47 @@ def test_other_pages_show_no_python():
         assert page.name in (*RUN, "add-a-method.md") or not commands.fenced(
             page.read_text(encoding="utf-8"), ("python",)
         ), page.name
+
+
+# ---------------------------------------------------------------- commands that read what is there
+
+
+READING = ("list", "recipe", "report", "compare", "claims", "pack")  # the others compute for minutes or hours
+PLACEHOLDERS = {"A": "results/smoke", "B": "results/mine"}
+
+
+def reading_commands() -> list[str]:
+    """What README and docs/ show of the verbs that only read; commits are left to the tests of `compare`."""
+    pages = [ROOT / "README.md", *DOCS]
+    shown = dict.fromkeys(one for page in pages for one in commands.commands(page.read_text(encoding="utf-8")))
+    called = re.compile(rf"(python -m )?tpbench ({'|'.join(READING)})\b(?!.*(--help|@))")
+    return [command for command in shown if called.match(command) and "mine.py" not in command]
+
+
+@pytest.fixture
+def folders(finished, tmp_path, monkeypatch) -> Path:
+    """A directory with the folders that the pages name."""
+    for name in ("smoke", "mine", "digits", "cifar10", "cifar10-w128"):
+        shutil.copytree(finished, tmp_path / "results" / name)
+    shutil.copytree(ROOT / "results" / "deit_s_speed", tmp_path / "results" / "speed")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize("command", reading_commands())
+def test_a_command_that_reads_runs(command, capsys):
+    before, _, _ = command.partition(" > ")
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(before.partition("tpbench ")[2])]
+    assert main(words) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip()
+
+
+def test_every_verb_that_reads_is_run():
+    run = {command.partition("tpbench ")[2].split()[0] for command in reading_commands()}
+    assert run == set(READING)
+
+
+@pytest.mark.usefixtures("folders")
+def test_control_a_command_on_a_folder_that_is_not_there_fails():
+    assert main(["report", "results/gone"]) != 0
