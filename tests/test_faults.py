@@ -43,16 +43,9 @@ def test_a_part_of_this_in_a_fresh_process():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short timing sessions in the commands that are forked, and everything imported once."""
-    if not faults.FRESH:
-        yield
-        return
-    faults.import_all()
-    from tpbench.bench import timing
-
+def quick(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "ROUNDS", 5)
+        faults.hurry(patch, tmp_path_factory.mktemp("tmp"))
         yield
 
 

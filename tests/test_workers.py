@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import FRESH, Command, fork, import_all, passes_in_a_fresh_process
+from faults import FRESH, Command, fork, hurry, passes_in_a_fresh_process
 
 from tpbench.bench import claim as claims_room
 from tpbench.bench.claim import Claim, Claims, Holder, key_of
@@ -75,22 +74,13 @@ def left_behind(out: Path) -> list[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory) -> Iterator[None]:
-    """Short timing sessions, no figures and no page in commands that are forked: other tests look at those.
-
-    No command waits for the timing session of another folder that the machine may be busy with.
-    """
-    if FRESH:
-        import_all()
-    from tpbench.bench import timing
+    """Forked commands make no figures and no page either: other tests look at those."""
     from tpbench.report import page, write
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "ROUNDS", 5)
+        hurry(patch, tmp_path_factory.mktemp("tmp"))
         patch.setattr(write, "write", lambda _: None)
         patch.setattr(page, "write", lambda _, path: path)
-        own = str(tmp_path_factory.mktemp("tmp"))
-        patch.setattr(tempfile, "tempdir", own)
-        patch.setenv("TMPDIR", own)
         yield
 
 
