@@ -48,7 +48,7 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """A complete run of the tiny recipe in its own process."""
     out = tmp_path_factory.mktemp("run") / "results"
     process = spawn(out)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=900)
     return out, subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
@@ -146,7 +146,7 @@ def test_two_ranks_give_the_numbers_of_one_process(finished, tmp_path, launcher)
     module = ["-m", "tpbench"] if launcher == "torchrun" else ["--master_port", free_port(), "--module", "tpbench"]
     words = [sys.executable, "-m", *LAUNCHERS[launcher], *module, *own]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900, check=False)
     assert done.returncode == DONE, done.stderr[-4000:]
     assert done.stderr.count("[2/2]") == 1, "one rank speaks"
     one = records(finished[0])
