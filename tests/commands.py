@@ -44,8 +44,8 @@ def check(command: str) -> None:
     match words:
         case ["tpbench", *rest] | ["python", "-m", "tpbench", *rest]:
             tpbench(rest)
-        case ["torchrun", *rest] if "tpbench" in rest:
-            torchrun(rest)
+        case ["torchrun" | "deepspeed" as launcher, *rest] if "tpbench" in rest:
+            launched(launcher, rest)
         case ["python", "-m", "tox", "-e", name, *rest] | ["tox", "-e", name, *rest]:
             tox(name, rest)
         case ["python", "-m", "pip", "install", *rest]:
@@ -98,12 +98,18 @@ def tpbench(words: list[str]) -> None:
             schedule.parse_all(text)
 
 
-def torchrun(words: list[str]) -> None:
-    """Look at torchrun's own flags, each with a number or a host, and at the tpbench command behind them."""
+LAUNCHERS = {
+    "torchrun": r"(--(nnodes|node-rank|nproc-per-node|master-port) \d+ |--master-addr HOST )+-m",
+    "deepspeed": r"--num_gpus \d+ --no_local_rank --module",
+}
+
+
+def launched(launcher: str, words: list[str]) -> None:
+    """Look at a launcher's own flags, each with a number or a host, and at the tpbench command behind them."""
     at = words.index("tpbench")
     flags = " ".join(words[:at])
-    if not re.fullmatch(r"(--(nnodes|node-rank|nproc-per-node|master-port) \d+ |--master-addr HOST )+-m", flags):
-        raise ValueError(f"torchrun {flags}: unknown flags")
+    if not re.fullmatch(LAUNCHERS[launcher], flags):
+        raise ValueError(f"{launcher} {flags}: unknown flags")
     tpbench(words[at + 1 :])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from faults import FRESH
 from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
@@ -34,7 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is marked gpu is skipped, with the reason, where there is none; what is marked faults, unless asked for."""
+    """What is marked gpu is skipped, with the reason, where there is none; what is marked faults, unless asked for.
+
+    What is marked fresh runs in a process of its own.
+    """
+    if not FRESH:
+        for item in items:
+            if item.get_closest_marker("fresh"):
+                item.add_marker(pytest.mark.skip(reason="test_a_part_of_this_in_a_fresh_process runs it"))
     if "faults" not in config.getoption("-m"):
         for item in items:
             if item.get_closest_marker("faults"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import multiprocessing
 import os
 import random
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -19,8 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tpbench.cli import main
 
+FRESH = os.environ.get("TPBENCH_FAULTS_FRESH") == "1"  # this process has computed on one thread only, so it may fork
+HEAVY = ("deepspeed", "altair", "matplotlib.pyplot", "tpbench.bench.runner", "tpbench.report.page")
 fork = multiprocessing.get_context("fork")  # commands that need not import everything again
 PLACES = {  # the first that fits a path within the results folder
     "claim": r"work/claims/",
@@ -39,6 +46,31 @@ PLACES = {  # the first that fits a path within the results folder
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+def passes_in_a_fresh_process(path: str) -> None:
+    """Run the tests of a file that are marked `fresh` in a process of its own, which is a safe one to fork.
+
+    A process that has used torch's threads or process groups is not: a command that is forked from it may hang.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "fresh", "-p", "no:cacheprovider", path]
+    own = {"TPBENCH_FAULTS_FRESH": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def hurry(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Prepare this process for forked commands: they find everything imported, and their timing sessions are short.
+
+    The lock that keeps timing sessions of a machine apart lies in `folder`: none waits for what else the machine times.
+    """
+    if FRESH:
+        for module in HEAVY:
+            importlib.import_module(module)
+    patch.setattr(importlib.import_module("tpbench.bench.timing"), "ROUNDS", 5)
+    patch.setattr(tempfile, "tempdir", str(folder))
+    patch.setenv("TMPDIR", str(folder))
 
 
 def kind_of(path: str) -> str:
@@ -178,10 +210,11 @@ def print_into(log: Path) -> None:
 class Command:
     """A command in a process of its own, with what it prints in a file, and something that happens to it."""
 
-    def __init__(self, asked: Sequence[str], log: Path, watch: Watch, prepare: Callable[[], None] = list):
+    def __init__(self, asked: Sequence[str], log: Path, watch: Watch | None = None, prepare: Callable[[], None] = list):
         self.log = log
         self.watch = watch
         self.prepare = prepare
+        log.touch()
         self.process = fork.Process(target=self._work, args=(list(asked),))
         self.process.start()
 
@@ -189,10 +222,13 @@ class Command:
         print_into(self.log)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.prepare()
-        self.watch.install()
-        code = main(asked)
-        self.watch.acting = True
-        self.log.with_suffix(".seen").write_text(json.dumps(self.watch.seen))
+        if self.watch is None:
+            code = main(asked)
+        else:
+            self.watch.install()
+            code = main(asked)
+            self.watch.acting = True
+            self.log.with_suffix(".seen").write_text(json.dumps(self.watch.seen))
         sys.stdout.flush()
         os._exit(code)
 

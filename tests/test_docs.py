@@ -72,6 +72,8 @@ def test_pages_show_commands():
         "python examples/gone.py",
         "make docs",
         "tpbench run --epochs --help",
+        "torchrun --nproc-per-nodes 8 -m tpbench run",
+        "deepspeed --num_gpus 8 --module tpbench run",
     ],
 )
 def test_control_a_wrong_command_is_found(command):

@@ -7,14 +7,12 @@ have gone or TPBENCH_FAULTS_SECONDS.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,32 +34,18 @@ ACTS = {signal.SIGKILL: faults.kill, signal.SIGTERM: faults.terminate, signal.SI
 WRITTEN = [kind for kind in PLACES if kind not in ("work", "folder")]  # what a run writes
 SECONDS = float(os.environ.get("TPBENCH_FAULTS_SECONDS", "720"))
 SEED = int(os.environ.get("TPBENCH_FAULTS_SEED", "0"))
-FRESH = os.environ.get("TPBENCH_FAULTS_FRESH") == "1"
-in_a_fresh_process = pytest.mark.skipif(not FRESH, reason="test_a_part_of_this_in_a_fresh_process runs it")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(FRESH, reason="this is that process")
+@pytest.mark.skipif(faults.FRESH, reason="this is that process")
 def test_a_part_of_this_in_a_fresh_process():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    fresh = {"TPBENCH_FAULTS_FRESH": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=os.environ | fresh, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    faults.passes_in_a_fresh_process(__file__)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short timing sessions in the commands that are forked, and everything imported once."""
-    if not FRESH:
-        yield
-        return
-    for module in ("deepspeed", "altair", "matplotlib.pyplot", "tpbench.training.train", "tpbench.report.page"):
-        importlib.import_module(module)
-    from tpbench.bench import timing
-
+def quick(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "ROUNDS", 5)
+        faults.hurry(patch, tmp_path_factory.mktemp("tmp"))
         yield
 
 
@@ -145,13 +129,13 @@ def one(tmp_path_factory) -> Folder:
     return folder
 
 
-@in_a_fresh_process
+@pytest.mark.fresh
 def test_the_undisturbed_run_writes_every_kind_of_file(one):
     assert set(WRITTEN) - set(one.seen) <= {"starts"}, "the moments below are all there"
     assert (one.out / "report.html").exists()
 
 
-@in_a_fresh_process
+@pytest.mark.fresh
 def test_control_what_is_left_behind_is_seen(one, tmp_path):
     """The checks below find a half record, a lost one, one measured again, other numbers, a forgotten file."""
     folder = Folder(tmp_path)
@@ -197,7 +181,7 @@ def chain(folder: Folder, one: Folder, *, moments: list[Moment], signs: list[int
     return ended
 
 
-@in_a_fresh_process
+@pytest.mark.fresh
 def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(one, tmp_path):
     """Once at each of these kinds of file, in the order in which a run comes to them."""
     chance = random.Random(SEED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """A complete run of the tiny recipe in its own process."""
     out = tmp_path_factory.mktemp("run") / "results"
     process = spawn(out)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=900)
     return out, subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
@@ -128,6 +129,41 @@ def test_report_rebuilds_the_same_tables(finished, capsys):
     assert main(["report", str(out)]) == DONE
     assert {path: path.read_bytes() for path in (out / "tables").iterdir()} == tables
     assert str(next(iter(tables))) in capsys.readouterr().out
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "deepspeed": ["deepspeed.launcher.runner", "--num_gpus", "2", "--no_local_rank"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_give_the_numbers_of_one_process(finished, tmp_path, launcher):
+    """Up to the order of sums. On a CPU the launcher of DeepSpeed starts what it takes for GPUs."""
+    out = tmp_path / "results"
+    own = ["run", "--recipe", TINY, "--methods", "none,avgpool", "--out", str(out)]
+    module = ["-m", "tpbench"] if launcher == "torchrun" else ["--master_port", free_port(), "--module", "tpbench"]
+    words = [sys.executable, "-m", *LAUNCHERS[launcher], *module, *own]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    assert done.returncode == DONE, done.stderr[-4000:]
+    assert done.stderr.count("[2/2]") == 1, "one rank speaks"
+    one = records(finished[0])
+    two = records(out)
+    assert len(two) == 2
+    for name, record in two.items():
+        assert record["environment"]["ranks"] == 2
+        losses = {metric: value for metric, value in record["metrics"].items() if metric.endswith("loss")}
+        assert losses == pytest.approx({metric: one[name]["metrics"][metric] for metric in losses}, rel=1e-3)
+        changed = losses["fine_tuned_loss"] / losses["off_the_shelf_loss"]
+        assert changed != pytest.approx(1, rel=1e-3), "control: training moves a loss by more"
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Any number of workers share a folder: claims, commands beside each other, kills among them, several hosts."""
+"""Any number of workers share a folder: claims, commands beside each other, kills among them, several hosts.
+
+Two workers, one of them killed, run with the other tests, in a process of their own; more of them by `tox -e faults`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import print_into
+from faults import FRESH, Command, fork, hurry, passes_in_a_fresh_process
 
 from tpbench.bench import claim as claims_room
 from tpbench.bench.claim import Claim, Claims, Holder, key_of
@@ -31,37 +34,27 @@ from tpbench.record import Store
 
 TESTS = Path(__file__).parent
 RECIPE = str(TESTS / "short_recipe.py")
-METHODS = "none,avgpool,random,topk"
+METHODS = "none,random,topk"
 SEEDS = "2"
-CELLS = 8
-fork = multiprocessing.get_context("fork")  # commands that need not import everything again
+CELLS = 6
+LEFT = "another run times the rows and writes the report"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FRESH, reason="this is that process")
+def test_a_part_of_this_in_a_fresh_process():
+    passes_in_a_fresh_process(__file__)
 
 
 def words(out: Path, *more: str) -> list[str]:
     return ["run", "--recipe", RECIPE, "--methods", METHODS, "--seeds", SEEDS, "--out", str(out), *more]
 
 
-class Run:
-    """A command in a process of its own, with what it prints in a file."""
+class Run(Command):
+    """A run of the plan in a process of its own."""
 
     def __init__(self, out: Path, log: Path, *more: str):
-        self.log = log
-        self.process = fork.Process(target=self.work, args=(words(out, *more),))
-        self.process.start()
-
-    def work(self, asked: list[str]) -> None:
-        print_into(self.log)
-        code = main(asked)
-        sys.stdout.flush()
-        os._exit(code)
-
-    def end(self, seconds: float = 600.0) -> int:
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, f"it hung: {self.said()}"
-        return self.process.exitcode
-
-    def said(self) -> str:
-        return self.log.read_text()
+        super().__init__(words(out, *more), log)
 
     def did(self) -> list[str]:
         """The cells that it finished itself."""
@@ -80,14 +73,14 @@ def left_behind(out: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short timing sessions and no figures in commands that are forked: other tests look at them."""
-    from tpbench.bench import timing
-    from tpbench.report import write
+def quick(tmp_path_factory) -> Iterator[None]:
+    """Forked commands make no figures and no page either: other tests look at those."""
+    from tpbench.report import page, write
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "ROUNDS", 5)
+        hurry(patch, tmp_path_factory.mktemp("tmp"))
         patch.setattr(write, "write", lambda _: None)
+        patch.setattr(page, "write", lambda _, path: path)
         yield
 
 
@@ -305,43 +298,73 @@ def numbers(out: Path) -> dict[str, tuple]:
 @pytest.mark.faults
 def test_a_cell_depends_neither_on_the_other_methods_nor_on_their_order(one, tmp_path):
     out = tmp_path / "results"
-    run = Run(out, tmp_path / "log", "--methods", "topk,avgpool,none", "--seeds", "1", "--workers", "2")
+    run = Run(out, tmp_path / "log", "--methods", "topk,none", "--seeds", "1", "--workers", "2")
     assert run.end() == DONE, run.said()
     alone = numbers(out)
     known = numbers(one)
     assert alone == {name: known[name] for name in alone}
-    assert len(alone) == 3
+    assert len(alone) == 2
     for name in alone:
         other = known[name.replace("seed0", "seed1")]
         assert alone[name][0] != other[0], "control: another seed has other metrics"
         assert alone[name][2] != other[2], "control: and other losses"
 
 
-@pytest.mark.faults
-def test_two_runs_at_once_share_the_work_and_one_reports(one, tmp_path):
+@pytest.mark.fresh
+def test_two_runs_at_once_share_the_work_and_report(one, tmp_path):
+    """A run that comes to the timing while the other is at it leaves the report to that one."""
     out = tmp_path / "results"
     runs = [Run(out, tmp_path / f"log{number}") for number in range(2)]
     assert [run.end() for run in runs] == [DONE, DONE], [run.said() for run in runs]
     assert metrics(out) == metrics(one)
     assert sorted(len(run.did()) for run in runs)[0] > 0, "both took cells"
     assert sum(len(run.did()) for run in runs) == CELLS, "each cell was measured once"
-    assert sum("another run times the rows and writes the report" in run.said() for run in runs) == 1
-    assert sum("tables: " in run.said() for run in runs) == 1
+    reported = ["tables: " in run.said() for run in runs]
+    assert any(reported)
+    assert [LEFT not in run.said() for run in runs] == reported
     assert len(list((out / "records").iterdir())) == 1, "packed"
     assert left_behind(out) == []
 
 
-@pytest.mark.faults
-def test_workers_killed_among_others_lose_nothing(one, tmp_path):
+@pytest.mark.fresh
+def test_the_run_that_times_the_rows_writes_the_report(one, tmp_path):
+    """Where another run is at it, a run says so and ends."""
     out = tmp_path / "results"
-    runs = [Run(out, tmp_path / f"log{number}") for number in range(4)]
-    for kind in ("base seed", "0.5@0,1 seed"):
+    shutil.copytree(one, out)
+    shutil.rmtree(out / "timing")
+    other = fork_holder(out, "", job=timing_job(out))
+    run = Run(out, tmp_path / "log")
+    assert run.end() == DONE, run.said()
+    assert LEFT in run.said()
+    assert not (out / "timing").exists()
+    other.kill()
+    other.join()
+    again = Run(out, tmp_path / "again")
+    assert again.end() == DONE, again.said()
+    assert LEFT not in again.said(), "control: nobody is at it"
+    assert (out / "timing").exists()
+    assert left_behind(out) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kinds"),
+    [
+        pytest.param(2, ["0.5@0,1 seed"], marks=pytest.mark.fresh, id="one of two"),
+        pytest.param(4, ["base seed", "0.5@0,1 seed"], marks=pytest.mark.faults, id="two of four"),
+    ],
+)
+def test_workers_killed_among_others_lose_nothing(one, tmp_path, number, kinds):
+    """Each is killed at a job of a kind."""
+    out = tmp_path / "results"
+    runs = [Run(out, tmp_path / f"log{run}") for run in range(number)]
+    for kind in kinds:
         victim = until(lambda kind=kind: holding(out, runs, kind))[0]
-        time.sleep(0.1)
+        time.sleep(0.05)
         victim.process.kill()
         victim.process.join()
     codes = [run.end() for run in runs]
-    assert sorted(codes) == [-signal.SIGKILL, -signal.SIGKILL, DONE, DONE], [run.said() for run in runs]
+    expected = [-signal.SIGKILL] * len(kinds) + [DONE] * (number - len(kinds))
+    assert sorted(codes) == expected, [run.said() for run in runs]
     assert metrics(out) == metrics(one)
     assert left_behind(out) == []
 
@@ -366,7 +389,7 @@ def test_a_run_of_several_workers_ends_as_a_whole(one, tmp_path, sign):
     until(lambda: all(started(pid) is None for pid in children), 10)
     if sign != signal.SIGKILL:
         assert "the same command continues" in run.said().splitlines()[-1]
-        assert left_behind(out) == [], "no stale claim"
+        assert list((out / "work" / "claims").iterdir()) == [], "no stale claim"
     if sign == signal.SIGKILL:
         again = Run(out, tmp_path / "again", "--workers", "2")
         assert again.end() == DONE, again.said()
@@ -410,7 +433,7 @@ def test_a_dead_hosts_cell_is_taken_over_and_a_living_hosts_cell_is_waited_for(o
     out = copy_without(one, tmp_path / "results", "random", "topk")
     alive = elsewhere(out, "random 0.5@0,1 seed 0", token="b2")
     elsewhere(out, "topk 0.5@0,1 seed 0")
-    quickly(monkeypatch, expiry=2.0)
+    quickly(monkeypatch, expiry=3.0)
     run = Run(out, tmp_path / "log")
     with beating(alive):
         until(lambda: "waiting for other runs: random 0.5@0,1 seed 0 (elsewhere, process 1)" in run.said())
@@ -438,17 +461,23 @@ def test_other_recipes_and_fresh_starts_are_refused_beside_a_running_worker(tmp_
     assert left_behind(tmp_path) == []
 
 
-def fork_holder(out: Path, recipe: str) -> multiprocessing.Process:
-    """A process that holds the claim of a cell until it is killed."""
+def fork_holder(out: Path, recipe: str, job: str = "a cell") -> multiprocessing.Process:
+    """A process that holds the claim of a job until it is killed."""
 
     def hold() -> None:
-        Claims(out, recipe).take("a cell")
+        Claims(out, recipe).take(job)
         time.sleep(600)
 
     process = fork.Process(target=hold)
     process.start()
-    until(lambda: (out / "work" / "claims").is_dir() and left_behind(out))
+    until(lambda: key_of(job) in Claims(out).living())
     return process
+
+
+def timing_job(out: Path) -> str:
+    """The name of the job that times the rows."""
+    (machine,) = {record.machine for record in Store.of(out)}
+    return f"timing on {machine}"
 
 
 @pytest.mark.faults
@@ -460,18 +489,14 @@ def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path, monkeyp
     other = fork_holder(out, "")
     elsewhere(out, "another cell")
     run = Run(out, tmp_path / "log")
-    timing = f"timing on {next(iter(metrics_by_machine(out)))}"
-    until(lambda: key_of(timing) in Claims(out).living())
-    time.sleep(3)
+    until(lambda: key_of(timing_job(out)) in Claims(out).living())
+    time.sleep(1)
+    assert run.process.is_alive()
     assert not (out / "timing").exists()
     other.kill()
     other.join()
     assert run.end() == DONE, run.said()
     assert (out / "timing").exists()
-
-
-def metrics_by_machine(out: Path) -> set[str]:
-    return {record.machine for record in Store.of(out)}
 
 
 # ------------------------------------------------------------------------------------ launchers
@@ -531,7 +556,7 @@ def test_submitted_workers_share_what_is_left(one, tmp_path, capsys):
     """submitit's local executor in the place of Slurm."""
     pytest.importorskip("submitit")
     out = copy_without(one, tmp_path / "results", "random")
-    options = ["--slurm", "cluster=local", "--slurm", "time=4"]
+    options = ["--slurm", "cluster=local", "--slurm", "time=20"]
     assert main(words(out, "--launcher", "submitit", "--jobs", "2", *options)) == DONE
     assert "submitted 2 workers" in capsys.readouterr().err
     assert metrics(out) == metrics(one)
@@ -629,13 +654,19 @@ def test_two_hosts_that_train_together_are_one_worker(one, tmp_path, hosts):
         )
     said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [DONE, DONE], said
-    together = {record.file_name: record for record in Store.of(out)}
+    assert {record.environment["ranks"] for record in Store.of(out)} == {2}
+    together = losses(out)
+    alone = losses(one)
     assert len(together) == 2
-    for name, record in together.items():
-        assert record.environment["ranks"] == 2
-        alone = metrics(one)[name]
-        losses = [metric for metric in alone if metric.endswith("loss")]
-        assert {metric: record.metrics[metric] for metric in losses} == pytest.approx(
-            {metric: alone[metric] for metric in losses}, rel=1e-3
-        )
+    for name in together:
+        assert together[name] == pytest.approx(alone[name], rel=1e-3)
+        assert together[name] != pytest.approx(alone[name.replace("seed0", "seed1")], rel=1e-3), "control"
     assert left_behind(out) == []
+
+
+def losses(out: Path) -> dict[str, dict[str, float]]:
+    """The losses of every cell, by their names."""
+    return {
+        name: {metric: value for metric, value in found.items() if metric.endswith("loss")}
+        for name, found in metrics(out).items()
+    }

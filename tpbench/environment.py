@@ -47,6 +47,19 @@ def begin(workers: int, name: str) -> None:
         torch.set_num_threads(1)
 
 
+def make_deterministic() -> None:
+    """Let torch compute with deterministic algorithms alone from now on, in this process; before CUDA is initialised.
+
+    An operator that has none raises RuntimeError. CUBLAS_WORKSPACE_CONFIG is set where it is not, as cuBLAS needs it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
 def dtype(name: str, where: torch.device) -> torch.dtype:
     """The dtype of a name: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16. Raises UsageError."""
     import torch
@@ -95,7 +108,10 @@ def cpu_name() -> str:
 
 
 def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
-    """The hardware, threads, dtype and package versions of a measurement, as a record keeps them."""
+    """The hardware, threads, dtype and package versions of a measurement, as a record keeps them.
+
+    A record without `deterministic` is older than this entry: it was measured with any algorithm.
+    """
     import torch
 
     return {
@@ -105,6 +121,7 @@ def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         "dtype": str(chosen).removeprefix("torch."),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "packages": {name: version_of(name) for name in PACKAGES},

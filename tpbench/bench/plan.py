@@ -43,6 +43,7 @@ class Plan:
     seeds: int = 0
     plugins: tuple[str, ...] = ()  # files with methods outside every package
     deadline: float | None = None  # seconds of time.monotonic() at which work stops between two steps
+    deterministic: bool = False  # whether torch computes with deterministic algorithms alone
     holes: bool = False  # whether a cell may record that its method cannot meet its budget; otherwise it is refused
 
     @property

@@ -35,6 +35,8 @@ class Workspace:
         self.out = plan.out
         for path in plan.plugins:
             registry.plug(path)
+        if plan.deterministic:
+            environment.make_deterministic()
         self.device = environment.device(plan.device)
         self.dtype = environment.dtype(plan.recipe.dtype, self.device)
         self.work = plan.out / "work"

@@ -16,6 +16,7 @@ from tpbench.cli.only import nothing_printed, print_document
 from tpbench.cli.outcome import DONE, FAILED, say
 from tpbench.cli.reading import say_what_was_read
 from tpbench.cli.where import add_quiet, add_where
+from tpbench.environment import make_deterministic
 from tpbench.errors import UsageError
 from tpbench.record import Record
 
@@ -55,7 +56,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def add_course(verb: argparse.ArgumentParser) -> None:
-    """Add the flags that say how a run goes: --plan, --time-limit, the launcher's, --fresh, --log, --quiet, --json."""
+    """Add the flags that say how a run goes, from --plan to --json."""
     verb.add_argument("--plan", action="store_true", help="print the cells and the estimated hours, and run nothing")
     verb.add_argument(
         "--time-limit",
@@ -63,6 +64,11 @@ def add_course(verb: argparse.ArgumentParser) -> None:
         help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
     )
     launch.add_flags(verb)
+    verb.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits twice on a GPU too: only deterministic algorithms; a method that has none fails",
+    )
     verb.add_argument(
         "--fresh",
         action="store_true",
@@ -82,6 +88,8 @@ def act(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     plan = planned(arguments, began)
     output = Output(arguments.quiet, arguments.json, arguments.log)
+    if plan.deterministic:
+        make_deterministic()
     if arguments.plan:
         return show_forecast(plan, output)
     if launch.wanted(arguments):
@@ -131,6 +139,7 @@ def planned(arguments: argparse.Namespace, began: float) -> Plan:
         reducing_schedules=tuple(dict.fromkeys(schedules)),
         seeds=seeds,
         plugins=tuple(arguments.plugin),
+        deterministic=arguments.deterministic,
         holes=(arguments.methods or "all") == "all",
         deadline=None if limit is None else began + limit,
     )

@@ -50,6 +50,7 @@ def commands(study: Study) -> list[str]:
     words = ["--recipe", first_record.recipe, "--methods", ",".join(variants), "--schedules", ";".join(schedules)]
     words = words if variants else ["--recipe", first_record.recipe, "--methods", "none"]
     words += ["--seeds", str(seeds), "--out", str(study.folder)]
+    words += ["--deterministic"] if first_record.environment.get("deterministic") else []
     checkout = [f"git checkout {commits.pop()}"] if len(commits) == 1 else []
     return [*checkout, f"{PYTHON} run {shlex.join(words)}"]
 

@@ -145,8 +145,10 @@ def measured_on(record: Record) -> str:
     about = record.environment
     packages = ", ".join(f"{name} {version}" for name, version in about.get("packages", {}).items() if version)
     threads = f"threads: {about['threads']}" if "threads" in about else ""
+    sums = "deterministic algorithms" if about.get("deterministic") else ""
     commit = f"commit {record.git['commit'][:12]}{', changed' * record.git['changed']}" if record.git else ""
-    return "; ".join(str(part) for part in (about.get("device"), threads, about.get("dtype"), packages, commit) if part)
+    parts = (about.get("device"), threads, about.get("dtype"), sums, packages, commit)
+    return "; ".join(str(part) for part in parts if part)
 
 
 def _meanings(meanings: dict[str, str]) -> list[str]:

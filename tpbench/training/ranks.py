@@ -1,4 +1,8 @@
-"""The processes that train together: those that torchrun started, or only this one."""
+"""The processes that train together: those that torchrun started, or only this one.
+
+The launcher of DeepSpeed, and any other that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, does what
+torchrun does.
+"""
 
 from __future__ import annotations
 
