@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from csv import writer
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -89,9 +90,17 @@ def csv(frame: pd.DataFrame) -> str:
     text = StringIO(newline="")
     lines = writer(text, lineterminator="\n")
     lines.writerow(frame)
-    columns = (["" if blank(value) else value for value in frame[name].tolist()] for name in frame)
+    columns = (_filled(frame[name]) for name in frame)
     lines.writerows(zip(*columns))
     return text.getvalue()
+
+
+def _filled(column: pd.Series) -> list[Any]:
+    """A column's values, with empty texts for blanks."""
+    values = column.tolist()
+    if column.dtype.kind == "f":
+        return ["" if value != value else value for value in values]
+    return ["" if blank(value) else value for value in values]
 
 
 # ------------------------------------------------------------------------------------------ Markdown
