@@ -81,7 +81,7 @@ class Additive:
         value = np.clip(self.fitted.plain_means(), 0, 100)
         nothing = np.zeros(len(value))
         standard_error, df = combined_pairs(
-            rows.variance / self.fitted.counts, first_df=rows.df, second=nothing, second_df=nothing
+            1 / self.fitted.counts * rows.variance, first_df=rows.df, second=nothing, second_df=nothing
         )
         seeds = self.fitted.counts
         return {
