@@ -90,7 +90,7 @@ def test_a_folder_made_packed_is_finished(folders):
 def test_many_differences_say_what_each_says():
     drawn = np.random.default_rng(0)
     some = [
-        Difference(*drawn.normal(size=1), *drawn.uniform(0.1, 2, 1), df=3.5, seeds=3, a="a", b="b") for _ in "12345"
+        Difference(float(drawn.normal()), float(drawn.uniform(0.1, 2)), df=3.5, seeds=3, a="a", b="b") for _ in "12345"
     ]
     some += [Difference(1.0, 0.0, df=4.0, seeds=3, a="a", b="b"), Difference(float("nan"), 1.0, 1.0, 1, "a", "b")]
     every = Differences.of(some)
@@ -141,6 +141,7 @@ def test_a_csv_file_is_the_one_that_pandas_writes():
             "text": ['with "quotes"', "a,b", "line\nbreak", None],
             "flag": [True, False, True, False],
             "mixed": [1, 2.5, "", float("nan")],
+            "equal": [1, True, 1.0, "1"],
         }
     )
     assert tables.csv(table) == table.to_csv(index=False, lineterminator="\n")

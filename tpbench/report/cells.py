@@ -8,6 +8,8 @@ from math import nan
 from statistics import median
 from typing import Any
 
+import pandas as pd
+
 from tpbench.record import Record
 from tpbench.report.column import Cell
 from tpbench.report.interval import percentile_95
@@ -77,14 +79,29 @@ def _listed(counts: Sequence[int]) -> str:
 # ------------------------------------------------------------------------------------------ many rows
 
 
-def append(columns: dict[str, list[Any]], one: Cell) -> None:
-    """Add a row to columns; what it lacks, and what the rows before it lack, is NaN."""
-    count = len(next(iter(columns.values()), ()))
-    for name in one:
-        if name not in columns:
-            columns[name] = [nan] * count
-    for name, values in columns.items():
-        values.append(one.get(name, nan))
+class Rows:
+    """Rows on their way into a data frame, as lists of values; what a row lacks is NaN."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []  # in the order in which they were first seen
+        self._rows: list[list[Any]] = []
+
+    def append(self, one: Cell) -> None:
+        """Add a row."""
+        try:
+            values = list(map(one.__getitem__, self._names))
+        except KeyError:
+            values = []
+        if len(values) < len(one):
+            self._names += [name for name in one if name not in self._names]
+            values = [one.get(name, nan) for name in self._names]
+        self._rows.append(values)
+
+    def frame(self) -> pd.DataFrame:
+        """All rows."""
+        for values in self._rows:
+            values += [nan] * (len(self._names) - len(values))
+        return pd.DataFrame(self._rows, columns=self._names)
 
 
 def fill(one: Cell, batches: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from tpbench.errors import UsageError
 from tpbench.measure.timings import Session
 from tpbench.record import Record
 from tpbench.report import columns, sessions
-from tpbench.report.cells import append, cell, fill
+from tpbench.report.cells import Rows, cell, fill
 from tpbench.report.column import Source
 from tpbench.report.contrast import Contrast, declared
 from tpbench.report.estimates import Differences
@@ -182,12 +182,12 @@ def frames(
     batches = sorted({int(batch) for record in records if record.error is None for batch in record.latency})
     seeds = len({record.seed for record in records})
     declared_columns = columns.all_columns(batches, sessions.batch_sizes(timed))
-    cells: dict[str, list[Any]] = {}
+    cells = Rows()
     rows: dict[str, list[Any]] = {column.name: [] for column in declared_columns}
     for (schedule, method), own in grouped.items():
         made = [cell(record) for record in own]
         for one in made:
-            append(cells, one)
+            cells.append(one)
             fill(one, batches)
         table = tables[schedule] if schedule in tables else _widest(tables, method, by)
         source = Source(
@@ -197,7 +197,7 @@ def frames(
             rows[column.name].append(column.value(source))
     frame = pd.DataFrame(rows)
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}
-    return pd.DataFrame(cells), _ordered(frame.assign(**ranks), by)
+    return cells.frame(), _ordered(frame.assign(**ranks), by)
 
 
 def _widest(tables: dict[str, Standings], base: str, by: str) -> Standings:

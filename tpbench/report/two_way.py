@@ -187,10 +187,13 @@ def with_all_images(over_seeds: Differences, rows: Mapping[str, Answers]) -> Dif
     for numbers in together.values():
         pairs = [(over_seeds.a[number], over_seeds.b[number]) for number in numbers]
         covariance[numbers], df[numbers] = _shared_by_all(pairs, rows)
-    standard_error, df = combined_pairs(
-        over_seeds.standard_error**2, first_df=over_seeds.df, second=covariance, second_df=df
+    noisier = covariance > 0
+    standard_error = over_seeds.standard_error.copy()
+    freedom = over_seeds.df.copy()
+    standard_error[noisier], freedom[noisier] = combined_pairs(
+        standard_error[noisier] ** 2, first_df=freedom[noisier], second=covariance[noisier], second_df=df[noisier]
     )
-    return replace(over_seeds, standard_error=standard_error, df=df)
+    return replace(over_seeds, standard_error=standard_error, df=freedom)
 
 
 def _shared_by_all(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Answers]) -> tuple[np.ndarray, np.ndarray]:
