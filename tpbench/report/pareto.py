@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from tpbench.record import replace_bytes
 from tpbench.report.frame import Comparison, batch_sizes
 from tpbench.report.layout import half_width_of
 from tpbench.report.methods import FAMILIES, NULL
+from tpbench.report.saved import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +45,6 @@ STYLE = {
 MASKED = "masked"  # the count of rows that hide tokens without removing them; they cost no less and are not drawn
 COST = "cost"  # the column of the panel's horizontal axis
 PANEL_INCHES = (6.2, 5.0)
-DOTS_PER_INCH = 150
 CAPTION_LETTERS = 95  # per line of the caption under one panel
 LABEL_SHARE = 0.55  # of the points' width, kept free for the labels beside them
 LINE_SHARE = 0.052  # of the panel's height, from one label to the next
@@ -278,28 +276,3 @@ def _titles(comparison: Comparison, figure: Figure) -> None:
     letters = CAPTION_LETTERS * len(figure.axes)
     figure.suptitle(about, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     figure.supxlabel(fill(how, letters), x=0.01, ha="left", fontsize=8, color=GREY)
-
-
-def save(figure: Figure, path: Path, print_too: bool = False) -> None:
-    """Save a PNG of 256 colours (a third of the size), atomically; the same figure gives the same bytes.
-
-    print_too: also as a PDF beside it, with the layout of the PNG.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    figure.set_dpi(DOTS_PER_INCH)
-    canvas = FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what was laid out stays; it would be laid out again for every drawing
-    canvas.draw()
-    drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-    # MAXCOVERAGE keeps colours that are rare, so that a small marker keeps its family's colour.
-    few = drawn.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    picture = BytesIO()
-    few.save(picture, format="png", optimize=True)
-    replace_bytes(path, picture.getvalue())
-    if print_too:
-        page = BytesIO()
-        figure.savefig(page, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        replace_bytes(path.with_suffix(".pdf"), page.getvalue())
