@@ -24,8 +24,8 @@ from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
 from tpbench.outcomes import outcomes, pack
 from tpbench.record import Gains, Record, Spectrum
+from tpbench.report.estimates import Difference
 from tpbench.report.families import EXCLUDED, FAILS, HOLDS, UNDECIDED, against_paper
-from tpbench.report.statistics import Difference
 
 SECONDS = {"patch_embed": 0.1, "blocks.0.attn": 0.4, "blocks.0.reducer": 0.03, "head": 0.5}
 MACS, TOKENS = "macs=0.5@0,1,2", "0.5@0,1,2"

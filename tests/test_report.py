@@ -20,7 +20,7 @@ from rich.console import Console
 from tpbench import recipe as recipes
 from tpbench.errors import UsageError
 from tpbench.outcomes import outcomes, pack
-from tpbench.record import Record, read, read_all
+from tpbench.record import Record, Store, read, read_all
 from tpbench.record import write as write_record
 from tpbench.report import (
     bands,
@@ -40,7 +40,9 @@ from tpbench.report.frame import Comparison, compare
 from tpbench.report.interval import interval
 from tpbench.report.latex import latex, tex
 from tpbench.report.markdown import escape, table
+from tpbench.report.page import html
 from tpbench.report.pareto import front
+from tpbench.report.results import Results
 from tpbench.report.statistics import fit
 from tpbench.report.write import write
 
@@ -211,6 +213,20 @@ def test_a_column_is_declared_once_and_shown_everywhere(written: Path) -> None:
     assert len(found) > 20
     assert "Xeon; threads: 1; float32; torch 2.15.0; commit abcdabcdabcd, changed" in text
     assert "`no_such_column`" not in text
+
+
+def test_a_folder_is_compared_once_for_report_terminal_and_page(tmp_path: Path) -> None:
+    records = example()
+    results = Results.of(store(tmp_path, records))
+    read_again = list(Store.of(tmp_path))
+    assert results.of_records(read_again)[0] is results.comparisons[0]
+    fewer = [record for record in read_again if record.method != "tome"]
+    (part,) = results.of_records(fewer)
+    assert "tome" not in set(part.frame["method"]), "control: some of the records are another comparison"
+    page = tmp_path / "report.html"
+    assert html([tmp_path], page, results=results) == html([tmp_path], page)
+    other = Results.of(tmp_path, Contrast("tome", 1.0))
+    assert html([tmp_path], page, results=other) != html([tmp_path], page), "control: it is what the page shows"
 
 
 @pytest.mark.parametrize("kind", ["pareto", "forest"])

@@ -15,8 +15,9 @@ import scale
 from tpbench.bench import look
 from tpbench.claims import study
 from tpbench.record import Store
-from tpbench.report import frame, p_values, tables
-from tpbench.report.statistics import Difference, fit
+from tpbench.report import frame, tables
+from tpbench.report.estimates import Difference, Differences, combined, combined_pairs
+from tpbench.report.statistics import fit
 
 FEW, MANY = 150, 1_200
 TOLERATED = 2.5  # times the growth of the records; a quadratic action grows 8 times as much
@@ -86,25 +87,44 @@ def test_a_folder_made_packed_is_finished(folders):
 # ---------------------------------------------------------------- what is done at once equals what is done one by one
 
 
-def test_p_values_at_once_are_those_one_by_one():
+def test_many_differences_say_what_each_says():
     drawn = np.random.default_rng(0)
     some = [
-        Difference(*drawn.normal(size=1), *drawn.uniform(0.1, 2, 1), df=3.5, seeds=3, a="a", b="b") for _ in "12345"
+        Difference(float(drawn.normal()), float(drawn.uniform(0.1, 2)), df=3.5, seeds=3, a="a", b="b") for _ in "12345"
     ]
     some += [Difference(1.0, 0.0, df=4.0, seeds=3, a="a", b="b"), Difference(float("nan"), 1.0, 1.0, 1, "a", "b")]
-    assert str(p_values.different(some).tolist()) == str([own.p_value() for own in some])
-    assert str(p_values.above(some, -0.3).tolist()) == str([own.p_above(-0.3) for own in some])
-    assert str(p_values.below(some, 0.3).tolist()) == str([own.p_below(0.3) for own in some])
-    assert str(p_values.above(some, 0.3).tolist()) != str([own.p_above(-0.3) for own in some]), "control"
-    assert p_values.different([]).tolist() == []
+    every = Differences.of(some)
+    assert str(list(every)) == str(some)
+    assert every.known.tolist() == [own.known for own in some]
+    assert str(every.half_widths().tolist()) == str([own.half_width() for own in some])
+    assert str(every.p_values().tolist()) == str([own.p_value() for own in some])
+    assert str(every.p_above(-0.3).tolist()) == str([own.p_above(-0.3) for own in some])
+    assert str(every.p_below(0.3).tolist()) == str([own.p_below(0.3) for own in some])
+    assert str(every.p_above(0.3).tolist()) != str([own.p_above(-0.3) for own in some]), "control"
+    assert str(list(every.part(1, 3))) == str(some[1:3])
+    assert Differences.of([]).p_values().tolist() == []
+
+
+def test_variances_added_at_once_are_those_added_one_by_one():
+    first = np.array([1.5, 0.3, 0.0, 2.0, np.nan, 1.0])
+    first_df = np.array([4.0, 2.0, 3.0, 0.0, 3.0, 5.0])
+    second = np.array([0.5, 0.0, 0.0, 1.0, 1.0, 2.0])
+    second_df = np.array([7.0, 0.0, 0.0, 9.0, 2.0, 0.0])
+    alone = [
+        combined([(a, a_df), (b, b_df)] if b else [(a, a_df)])
+        for a, a_df, b, b_df in zip(*(own.tolist() for own in (first, first_df, second, second_df)))
+    ]
+    together = combined_pairs(first, first_df, second, second_df)
+    assert str(list(zip(*(own.tolist() for own in together)))) == str(alone)
+    assert [df > 0 for _, df in alone] == [True, True, False, False, False, False], "every case is there"
 
 
 def test_plain_differences_are_those_of_the_model():
     values = np.random.default_rng(1).uniform(50, 90, (6, 4))
     values[4, 1] = values[5, 1] = np.nan
     model = fit(pd.DataFrame(values, index=list("abcdef"), columns=range(4)))
-    assert model.fitted.alike(4, 5), "measured with the same seeds"
-    assert not model.fitted.alike(0, 4), "control: other seeds"
+    alike = model.fitted.alike(np.array([4, 0]), np.array([5, 4]))
+    assert alike.tolist() == [True, False], "measured with the same seeds; control: with others"
     for first, second in ((0, 1), (4, 5)):
         general = model._estimate({first: 1.0, second: -1.0}, np.zeros(4))
         own = model.difference(model.methods[first], model.methods[second])
@@ -121,6 +141,7 @@ def test_a_csv_file_is_the_one_that_pandas_writes():
             "text": ['with "quotes"', "a,b", "line\nbreak", None],
             "flag": [True, False, True, False],
             "mixed": [1, 2.5, "", float("nan")],
+            "equal": [1, True, 1.0, "1"],
         }
     )
     assert tables.csv(table) == table.to_csv(index=False, lineterminator="\n")

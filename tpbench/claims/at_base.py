@@ -13,8 +13,8 @@ from tpbench.claims.contrasts import at_share, priced, to_base
 from tpbench.claims.study import FINE_TUNED, OFF_THE_SHELF, Study
 from tpbench.claims.verdict import Reading, Rule, decide
 from tpbench.outcomes import Outcomes, paired
+from tpbench.report.estimates import Difference
 from tpbench.report.families import HOLDS
-from tpbench.report.statistics import Difference
 from tpbench.report.two_way import from_outcomes
 
 SAVING = 42.0  # percent fewer computations at equal accuracy

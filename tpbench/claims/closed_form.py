@@ -12,7 +12,7 @@ from statistics import fmean
 from tpbench.claims.contrasts import of_values
 from tpbench.claims.study import Study
 from tpbench.claims.verdict import Reading, Rule, decide
-from tpbench.report.statistics import Difference
+from tpbench.report.estimates import Difference
 
 POOLING = "wkmedoids"  # the paper's headline
 FULLY_CONNECTED = 80.0  # percent of the multiply-adds

@@ -16,7 +16,8 @@ import pandas as pd
 from tpbench.claims.study import FINE_TUNED, Study
 from tpbench.errors import UsageError
 from tpbench.outcomes import paired
-from tpbench.report.statistics import Difference, combined, fit
+from tpbench.report.estimates import Difference, combined
+from tpbench.report.statistics import fit
 from tpbench.report.two_way import from_outcomes, with_images
 
 SAME_MACS = 0.01  # largest difference in MACs between rows at equal MACs, as a share of the base's

@@ -8,7 +8,8 @@ from statistics import fmean
 
 from tpbench.claims.closed_form import POOLING
 from tpbench.claims.study import FINE_TUNED, Study
-from tpbench.report.pareto import COLOURS, FAINT, INK, STYLE, front, save
+from tpbench.report.pareto import COLOURS, FAINT, INK, STYLE, front
+from tpbench.report.saved import save
 
 GIGA = 1e9
 

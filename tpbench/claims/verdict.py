@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import exp, inf, isfinite, isnan, nan
 from typing import NamedTuple
 
+from tpbench.report.estimates import Difference
 from tpbench.report.families import ALPHA, EXCLUDED, FAILS, HOLDS, UNDECIDED, holm, judge
-from tpbench.report.statistics import Difference
 
 UNKNOWN = Difference(value=nan, standard_error=nan, df=0.0, seeds=0, a="", b="")
 ONE_SEED = "one seed: no interval"

@@ -68,23 +68,20 @@ def check(arguments: argparse.Namespace) -> None:
 def tables(arguments: argparse.Namespace) -> None:
     """Write tables and figures, and print their paths, their rows or one JSON object, as the flags say."""
     from tpbench.record import Store
-    from tpbench.report import contrast, document, frame, sessions, terminal, timed, write
+    from tpbench.report import document, terminal, timed, write
+    from tpbench.report.results import Results
 
     folder = arguments.folder[0]
-    paths = write.write(folder)
-    found = sessions.of(folder)
-    store = Store.of(folder)
-    declared = contrast.of(folder)
+    results = Results.of(folder)
+    paths = write.write_results(results)
     if arguments.json:
-        comparisons = frame.compare(store, declared, timed=found)
-        content = document.document(folder, comparisons, [bad.reason for bad in store.bad])
+        content = document.document(folder, results.comparisons, [bad.reason for bad in Store.of(folder).bad])
         print_document(content | {"paths": [str(path) for path in paths]})
     elif arguments.by is not None and not arguments.quiet:
         from rich.console import Console
 
-        comparisons = frame.compare(store, declared, timed=found)
-        terminal.show(comparisons, Console(), arguments.by)
-        for session in found if not comparisons else []:
+        terminal.show(results.comparisons, Console(), arguments.by)
+        for session in results.sessions if not results.comparisons else []:
             timed.show(session, Console())
     elif not arguments.quiet:
         print(*paths, sep="\n")

@@ -23,6 +23,7 @@ from tpbench.record import Record
 if TYPE_CHECKING:
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
+    from tpbench.report.results import Results
 
 HELP = "train, evaluate and measure methods x schedules x seeds, and write the tables"
 EXAMPLE = "tpbench run --recipe smoke --methods wkmedoids,topk"
@@ -225,12 +226,14 @@ def show_forecast(plan: Plan, output: Output) -> int:
 def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str, Any]) -> None:
     """Write the report of a results folder and print the comparison of these records as it was asked for."""
     from tpbench.bench.look import locked
-    from tpbench.report import contrast, document, frame, sessions, terminal, write
+    from tpbench.report import document, terminal, write
+    from tpbench.report.results import Results
 
     with nothing_printed(output.json):
         with locked(out):
-            write.write(out)
-        compared = frame.compare(records, contrast.of(out), timed=sessions.of(out))
+            results = Results.of(out)
+            write.write_results(results)
+        compared = results.of_records(records)
     if output.json:
         print_document(document.document(out, compared) | counts)
     elif not output.quiet:
@@ -238,15 +241,15 @@ def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str,
 
         terminal.show(compared, Console())
         print(f"\ntables: {out / 'tables'}, figures: {out / 'figures'}, what each column means: {out / 'README.md'}")
-    write_page(out, silent=output.json or output.quiet)
+    write_page(results, silent=output.json or output.quiet)
 
 
-def write_page(out: Path, silent: bool) -> None:
+def write_page(results: Results, silent: bool) -> None:
     """Write the page of a results folder, or say why there is none: a run does not fail for that."""
     from tpbench.report import page
 
     try:
-        written = page.write([out], out / page.NAME)
+        written = page.write([results.folder], results.folder / page.NAME, results=results)
     except UsageError as error:
         say(f"no {page.NAME}: {error}", DONE)
         return

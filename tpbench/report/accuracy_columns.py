@@ -232,7 +232,7 @@ def _estimated(
 
 
 def _judged(source: Source, name: str, otherwise: Any) -> Any:
-    judgement = (source.table.judgements | source.table.nulls).get(source.method)
+    judgement = source.table.judgement(source.method)
     return otherwise if judgement is None else getattr(judgement, name)
 
 

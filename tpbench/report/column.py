@@ -9,9 +9,9 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tpbench.report.estimates import Difference, Estimate
 from tpbench.report.layout import Row
 from tpbench.report.standings import UNKNOWN, Standings
-from tpbench.report.statistics import Difference, Estimate
 
 if TYPE_CHECKING:
     from tpbench.measure.speeds import Speed
@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
     def to_reference(self) -> Difference | Estimate:
         """The difference to the reference; for a null row, to the row that it repeats."""
-        judgement = (self.table.judgements | self.table.nulls).get(self.method)
+        judgement = self.table.judgement(self.method)
         return UNKNOWN if judgement is None else judgement.difference
 
     def to_base(self) -> Difference | Estimate:

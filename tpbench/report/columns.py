@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tpbench.report import accuracy_columns, cost_columns, timed_columns
 from tpbench.report.column import Column, significant_p
-from tpbench.report.statistics import Difference
+from tpbench.report.estimates import Differences
 
 
 def all_columns(batches: Sequence[int | str], timed: Sequence[int | str] = ()) -> list[Column]:
@@ -36,28 +36,30 @@ def chosen(names: Iterable[str], batches: Sequence[int | str], timed: Sequence[i
 
 
 class PairColumn(NamedTuple):
-    """A column of MACHINE-pairs.csv: its value from a difference and its p-value after Holm."""
+    """A column of MACHINE-pairs.csv: its values from the differences of a table and their p-values after Holm."""
 
     name: str
     meaning: str
-    value: Callable[[Difference, float], Any]
+    values: Callable[[Differences, Sequence[float]], list[Any]]
 
 
 PAIRS = (
-    PairColumn("method_a", "one method", lambda pair, _: pair.a),
-    PairColumn("method_b", "the other", lambda pair, _: pair.b),
+    PairColumn("method_a", "one method", lambda pairs, _: pairs.a),
+    PairColumn("method_b", "the other", lambda pairs, _: pairs.b),
     PairColumn(
         "difference_points",
         "top-1 of a minus b, percentage points, by the linear model; fine-tuned, or off the shelf where nothing was",
-        lambda pair, _: pair.value,
+        lambda pairs, _: pairs.value.tolist(),
     ),
     PairColumn(
         "half_width_points",
         "half-width of its 95 % interval over seeds and, where outcomes are known, images; not corrected",
-        lambda pair, _: pair.half_width(),
+        lambda pairs, _: pairs.half_widths().tolist(),
     ),
     PairColumn(
-        "p_holm", "two-sided p-value, by Holm over the table's pairs; ranks go by it", lambda _, p: significant_p(p)
+        "p_holm",
+        "two-sided p-value, by Holm over the table's pairs; ranks go by it",
+        lambda _, adjusted: [significant_p(p) for p in adjusted],
     ),
-    PairColumn("n", "seeds that both have", lambda pair, _: pair.seeds),
+    PairColumn("n", "seeds that both have", lambda pairs, _: pairs.seeds.tolist()),
 )

@@ -29,10 +29,11 @@ from tpbench.measure.timings import Session
 from tpbench.outcomes import Outcomes, paired, unpack
 from tpbench.record import Record
 from tpbench.report.contrast import declared
+from tpbench.report.estimates import Difference, Estimate, combined
 from tpbench.report.families import Judgement, judge
 from tpbench.report.methods import family
 from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF, UNKNOWN, judged
-from tpbench.report.statistics import Difference, Estimate, combined, fit
+from tpbench.report.statistics import fit
 from tpbench.report.two_way import from_outcomes
 
 A = "A"

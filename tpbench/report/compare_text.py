@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from tpbench.record import SCHEMA
 from tpbench.report import worse
 from tpbench.report.compare import IMAGES, A, B, Change, Changes
+from tpbench.report.estimates import Estimate
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE
 from tpbench.report.layout import Row, fixed
 from tpbench.report.sides import Side
 from tpbench.report.standings import FINE_TUNED
-from tpbench.report.statistics import Estimate
 from tpbench.report.terminal import Shown, room, tabulate
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tpbench.errors import UsageError
-from tpbench.report import p_values
+from tpbench.report.estimates import Difference, Differences
 from tpbench.report.interval import LEVEL
-from tpbench.report.statistics import Difference
 
 ALPHA = 1 - LEVEL
 
@@ -59,19 +58,17 @@ def ranks(differences: Sequence[Difference], alpha: float = ALPHA) -> dict[str, 
     Holm over all given differences (Mogstad, Romano, Shaikh and Wilhelm, 2024). A pair without an interval, or absent
     from the list, counts as not separated.
     """
-    names = list(dict.fromkeys(name for difference in differences for name in (difference.a, difference.b)))
+    every = Differences.of(differences)
+    names = list(dict.fromkeys(name for pair in zip(every.a, every.b) for name in pair))
     above = dict.fromkeys(names, 0)
     below = dict.fromkeys(names, 0)
-    for difference, p in zip(differences, holm(p_values.different(differences))):
-        if p <= alpha:  # never so with NaN
-            upper, lower = _upper_first(difference)
-            above[lower] += 1
-            below[upper] += 1
+    significant = np.array(holm(every.p_values())) <= alpha  # never so with NaN
+    for place in np.flatnonzero(significant):
+        pair = (every.a[place], every.b[place])
+        upper, lower = pair if every.value[place] > 0 else reversed(pair)
+        above[lower] += 1
+        below[upper] += 1
     return {name: Rank(1 + above[name], len(names) - below[name]) for name in names}
-
-
-def _upper_first(difference: Difference) -> tuple[str, str]:
-    return (difference.a, difference.b) if difference.value > 0 else (difference.b, difference.a)
 
 
 # ------------------------------------------------------------------------------------------ margins
@@ -102,9 +99,11 @@ def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> 
     """
     if not margin > 0:
         raise UsageError(f"a margin is a positive number of points, not {margin:g}")
-    different = holm(p_values.different(family))
-    inferior = holm(p_values.above(family, -margin))
-    outside = holm(np.maximum(p_values.above(family, -margin), p_values.below(family, margin)))
+    every = Differences.of(family)
+    different = holm(every.p_values())
+    p_inferior_alone = every.p_above(-margin)
+    inferior = holm(p_inferior_alone)
+    outside = holm(np.maximum(p_inferior_alone, every.p_below(margin)))
     judgements = []
     for difference, p_difference, p_inferior, p_equivalent in zip(family, different, inferior, outside):
         within = p_equivalent <= alpha

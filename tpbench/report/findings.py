@@ -7,12 +7,12 @@ from math import isnan
 
 import pandas as pd
 
+from tpbench.report.estimates import Estimate
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE, Judgement
 from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.layout import Row, fixed
 from tpbench.report.methods import NULL
 from tpbench.report.standings import Standings
-from tpbench.report.statistics import Estimate
 
 MOST_SCHEDULES = 2  # that have a sentence: the costliest and the cheapest
 EQUAL_COST = "macs="  # how schedules begin at which all methods cost the same

@@ -11,7 +11,8 @@ from tpbench.report import first
 from tpbench.report.families import BETTER, EQUIVALENT, WORSE
 from tpbench.report.frame import Comparison
 from tpbench.report.layout import Row
-from tpbench.report.pareto import GREY, INK, STYLE, dark, family_colour, save
+from tpbench.report.pareto import GREY, INK, STYLE, dark, family_colour
+from tpbench.report.saved import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

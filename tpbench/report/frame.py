@@ -9,14 +9,11 @@ compare(records)     one Comparison per machine, with
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from math import nan
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -24,15 +21,14 @@ import pandas as pd
 from tpbench.errors import UsageError
 from tpbench.measure.timings import Session
 from tpbench.record import Record
-from tpbench.report import columns, p_values, sessions
-from tpbench.report.column import Cell, Source
+from tpbench.report import columns, sessions
+from tpbench.report.cells import Rows, cell, fill
+from tpbench.report.column import Source
 from tpbench.report.contrast import Contrast, declared
+from tpbench.report.estimates import Differences
 from tpbench.report.families import Rate, holm, null_rate
-from tpbench.report.interval import percentile_95
 from tpbench.report.layout import Row
 from tpbench.report.standings import Standings, judged, standings
-
-IDENTITY = ("machine", "recipe", "recipe_digest", "schedule", "method", "title", "unreduced", "site", "count")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +50,13 @@ class Comparison:
         """The frame's rows as dictionaries."""
         names = list(self.frame)
         return [dict(zip(names, values)) for values in zip(*(self.frame[name].tolist() for name in names))]
+
+    def without_session(self) -> Comparison:
+        """The same without the columns of the timing session."""
+        if self.session is None:
+            return self
+        timed = [name for name in self.frame if name.startswith("timed_")]
+        return replace(self, frame=self.frame.drop(columns=timed), session=None)
 
     @property
     def top1(self) -> str:
@@ -99,9 +102,7 @@ def _compared(machine: str, records: list[Record], contrast: Contrast | None, se
         tables = {
             record.schedule: standings(record.schedule, records=base, by=by, contrast=contrast) for record in base[:1]
         }
-    rows = [cell(record) for record in records]
-    cells = pd.DataFrame(rows)
-    frame = comparison(rows, tables=tables, by=by, batches=batch_sizes(cells), timed=sessions.by_row(session))
+    cells, frame = frames(records, tables=tables, by=by, timed=sessions.by_row(session))
     order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
     return Comparison(
         machine=machine,
@@ -139,70 +140,8 @@ def _refuse_mixture(machine: str, records: list[Record]) -> None:
             raise UsageError(f"machine {machine} has two records of {name}")
 
 
-# ------------------------------------------------------------------------------------------ one record
-
-
-def cell(record: Record) -> Cell:
-    """A record as one row. A failed record has blank numbers and its reason in `error`."""
-    row = {name: getattr(record, name) for name in IDENTITY}
-    row |= {"seed": record.seed, "config": json.dumps(record.config, sort_keys=True), "error": ""}
-    row |= {"new_parameters": record.new_parameters, "teacher": record.teacher}
-    row["tuned"] = ", ".join(f"{line}={value:g}" for line, value in sorted(record.finetune.items()))
-    if record.error is not None:
-        row["error"] = " ".join(record.error.split()) or "no reason given"
-        record = Record("", recipe_digest="", machine="", method="", schedule="", seed=0)  # without measurements
-    return row | _sizes(record) | _training(record) | _latencies(record)
-
-
-def _sizes(record: Record) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for name in ("requested", "achieved"):
-        row[f"tokens_{name}"] = _listed(record.tokens.get(name, ()))
-    row["tokens_live"] = _listed(record.tokens.get("live", ()))
-    for name in ("total", "unreduced", "reducers", "closed_form", "live"):
-        row[f"macs_{name}"] = record.macs.get(name, nan)
-    for name in ("reduced", "unreduced"):
-        row[f"peak_memory_bytes_{name}"] = record.peak_memory_bytes.get(name, nan)
-    return row
-
-
-def _fall(losses: Sequence[float]) -> float:
-    """The fall of the mean training loss, in nats, from the last epoch but one to the last."""
-    return losses[-2] - losses[-1] if len(losses) > 1 else nan
-
-
-def _training(record: Record) -> dict[str, Any]:
-    row = {"off_the_shelf_top1": nan, "fine_tuned_top1": nan} | record.metrics
-    row["training_seconds"] = record.training.get("seconds", nan)
-    row["training_images"] = record.training.get("images", nan)
-    row["training_loss_fall"] = _fall(record.training.get("losses", ()))
-    for name in ("images_per_second", "outside_model_share"):
-        known = record.training.get("pace", {}).get(name)
-        row[f"training_{name}"] = nan if known is None else known
-    row["test_images"] = record.evaluation.get("test", nan)
-    return row
-
-
-def _latencies(record: Record) -> dict[str, float]:
-    """Seconds by batch size, and the ratio of the medians; the samples were taken in turns."""
-    row = {}
-    for batch in sorted(record.latency, key=int):
-        name = f"latency_b{batch}"
-        samples = record.latency[batch]
-        for model, prefix in (("reduced", ""), ("unreduced", "unreduced_")):
-            ordered = sorted(samples[model])
-            row[f"{prefix}{name}_median_seconds"] = median(ordered)
-            row[f"{prefix}{name}_p95_seconds"] = percentile_95(ordered)
-        row[f"{name}_ratio"] = row[f"{name}_median_seconds"] / row[f"unreduced_{name}_median_seconds"]
-    return row
-
-
-def _listed(counts: Sequence[int]) -> str:
-    return ",".join(str(count) for count in counts)
-
-
 def batch_sizes(frame: pd.DataFrame) -> list[int]:
-    """The batch sizes at which latency was measured, from a cells or a comparison frame."""
+    """The batch sizes at which latency was measured, from a comparison frame."""
     found = (re.fullmatch(r"latency_b(\d+)_ratio", name) for name in frame)
     return sorted(int(match[1]) for match in found if match and frame[match[0]].notna().any())
 
@@ -218,40 +157,47 @@ def timed_sizes(frame: pd.DataFrame) -> list[int]:
 
 def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
     """One row per pair of methods of a schedule: their difference in points."""
-    rows = []
+    names = ["machine", "schedule", *(column.name for column in columns.PAIRS)]
+    values: dict[str, list[Any]] = {name: [] for name in names}
     for schedule, table in tables.items():
-        adjusted = holm(p_values.different(table.pairs))
-        for pair, p in zip(table.pairs, adjusted):
-            rows.append([machine, schedule, *(column.value(pair, p) for column in columns.PAIRS)])
-    return pd.DataFrame(rows, columns=["machine", "schedule", *(column.name for column in columns.PAIRS)])
+        own = Differences.of(table.pairs)
+        adjusted = holm(own.p_values())
+        values["machine"] += [machine] * len(own)
+        values["schedule"] += [schedule] * len(own)
+        for column in columns.PAIRS:
+            values[column.name] += column.values(own, adjusted)
+    return pd.DataFrame(values, columns=names)
 
 
-def comparison(
-    cells: Sequence[Cell], tables: dict[str, Standings], by: str, batches: Sequence[int], timed: sessions.Timed
-) -> pd.DataFrame:
-    """One row per schedule and method of one machine: the base, then schedules from high to low cost."""
-    grouped: dict[tuple[str, str], list[Cell]] = {}
-    for one in cells:
-        grouped.setdefault((one["schedule"], one["method"]), []).append(one)
-    for one in cells:
-        _fill(one, batches)
-    seeds = len({one["seed"] for one in cells})
+def frames(
+    records: Sequence[Record], tables: dict[str, Standings], by: str, timed: sessions.Timed
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per record of one machine; and one per schedule and method, the base first, then from high to low cost.
+
+    Only the cells of one row are held as dictionaries at a time.
+    """
+    grouped: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        grouped.setdefault((record.schedule, record.method), []).append(record)
+    batches = sorted({int(batch) for record in records if record.error is None for batch in record.latency})
+    seeds = len({record.seed for record in records})
     declared_columns = columns.all_columns(batches, sessions.batch_sizes(timed))
-    rows = []
+    cells = Rows()
+    rows: dict[str, list[Any]] = {column.name: [] for column in declared_columns}
     for (schedule, method), own in grouped.items():
-        table = tables[schedule] if schedule in tables else _widest(tables, own[0]["method"], by)
-        source = Source(own, table=table, batches=batches, machine_seeds=seeds, timed=timed.get((method, schedule), {}))
-        rows.append({column.name: column.value(source) for column in declared_columns})
-    frame = pd.DataFrame(rows, columns=[column.name for column in declared_columns])
+        made = [cell(record) for record in own]
+        for one in made:
+            cells.append(one)
+            fill(one, batches)
+        table = tables[schedule] if schedule in tables else _widest(tables, method, by)
+        source = Source(
+            made, table=table, batches=batches, machine_seeds=seeds, timed=timed.get((method, schedule), {})
+        )
+        for column in declared_columns:
+            rows[column.name].append(column.value(source))
+    frame = pd.DataFrame(rows)
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}
-    return _ordered(frame.assign(**ranks), by)
-
-
-def _fill(one: Cell, batches: Sequence[int]) -> None:
-    """Fill in blanks for the batch sizes at which a record was not measured."""
-    for batch in batches:
-        for quantity in ("median_seconds", "p95_seconds", "ratio"):
-            one.setdefault(f"latency_b{batch}_{quantity}", nan)
+    return cells.frame(), _ordered(frame.assign(**ranks), by)
 
 
 def _widest(tables: dict[str, Standings], base: str, by: str) -> Standings:

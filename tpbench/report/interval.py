@@ -8,6 +8,8 @@ from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
+
 LEVEL = 0.95
 
 
@@ -34,6 +36,13 @@ def t_quantile(df: float, p: float) -> float:
     from scipy.special import stdtrit  # scipy.stats takes far longer to import
 
     return round(float(stdtrit(df, p)), 9)  # scipy's versions differ in the eleventh digit
+
+
+def t_quantiles(df: np.ndarray, p: float) -> np.ndarray:
+    """[P] the same for many degrees of freedom; NaN where they are NaN."""
+    from scipy.special import stdtrit
+
+    return np.round(stdtrit(df, p), 9)
 
 
 def percentile_95(samples: Sequence[float]) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpbench.record import Learned, read_learned
-from tpbench.report.pareto import COLOURS, MARKERS, STYLE, save
+from tpbench.report.pareto import COLOURS, MARKERS, STYLE
+from tpbench.report.saved import save
 
 
 def summary(found: Learned) -> str:

@@ -54,7 +54,7 @@ class Fit:
         """A contrast's estimate, and by row the sum of the squared weights of its cells; None if not estimable."""
         left = of_seeds - sum(coefficient * self.shares[row] for row, coefficient in of_rows.items())
         if np.abs(left).max() < ESTIMABLE:  # the seeds' effects cancel: a row's plain mean is its estimate
-            value = sum(coefficient * self._means[row] for row, coefficient in of_rows.items())
+            value = float(sum(coefficient * self._means[row] for row, coefficient in of_rows.items()))
             return round(value, DECIMALS), {
                 row: coefficient**2 / self.counts[row] for row, coefficient in of_rows.items()
             }
@@ -67,15 +67,17 @@ class Fit:
         value = round(float(weights @ self.outcomes), DECIMALS)
         return value, {int(row): squares[row] for row in np.nonzero(squares > ESTIMABLE**2)[0]}
 
-    def alike(self, first: int, second: int) -> bool:
-        """Whether two rows were measured with the same seeds: their effects cancel in the rows' difference."""
+    def plain_means(self) -> np.ndarray:
+        """[M] what `contrast` says of the means of rows that were measured with every seed."""
+        return np.round(self._means, DECIMALS)
+
+    def alike(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """[P] whether two rows each were measured with the same seeds: their effects cancel in the rows' difference."""
         return self._patterns[first] == self._patterns[second]
 
-    def plain_difference(self, first: int, second: int) -> tuple[float, dict[int, float]]:
-        """What `contrast` says of the difference of two such rows, in a fraction of its time."""
-        value = round(self._means[first] - self._means[second], DECIMALS)
-        weight = 1 / float(self.counts[first])
-        return value, {first: weight, second: weight}
+    def plain_differences(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """[P] what `contrast` says of the differences of such rows, in a fraction of its time."""
+        return np.round(self._means[first] - self._means[second], DECIMALS)
 
     def _reaches(self, weights: np.ndarray, of_rows: dict[int, float], of_seeds: np.ndarray) -> bool:
         """Whether these weights of the cells add up to the contrast's coefficients, of every row and every seed."""
@@ -90,13 +92,14 @@ class Fit:
         return slice(first, last)
 
     @cached_property
-    def _means(self) -> list[float]:
-        return (np.bincount(self.rows, self.outcomes) / self.counts).tolist()
+    def _means(self) -> np.ndarray:
+        """[M] the rows' plain means."""
+        return np.bincount(self.rows, self.outcomes) / self.counts
 
     @cached_property
-    def _patterns(self) -> list[bytes]:
-        """By row, the seeds that it was measured with."""
-        return [row.tobytes() for row in self.shares]
+    def _patterns(self) -> np.ndarray:
+        """[M] a number for every row, the same for rows that were measured with the same seeds."""
+        return np.unique(self.shares > 0, axis=0, return_inverse=True)[1].reshape(-1)
 
     def scatter(self, rows: np.ndarray | None = None) -> Scatter:
         """The residual of some rows, of all where none are given."""

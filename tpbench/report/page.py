@@ -19,6 +19,7 @@ from tpbench.record import replace_text
 from tpbench.report import columns, page_files, page_repeat, page_rows, page_table
 from tpbench.report.contrast import Contrast
 from tpbench.report.methods import FAMILIES_SHOWN
+from tpbench.report.results import Results
 
 NAME = "report.html"
 SECTIONS = {
@@ -32,23 +33,26 @@ SECTIONS = {
 MISSING = "the page needs altair and vl-convert-python: python -m pip install altair vl-convert-python"
 
 
-def write(folders: Sequence[Path], path: Path, contrast: Contrast | None = None) -> Path:
+def write(
+    folders: Sequence[Path], path: Path, contrast: Contrast | None = None, results: Results | None = None
+) -> Path:
     """Write the page of one results folder, or of several side by side, and return its path.
 
+    results: those of one of the folders, if it was compared before.
     Raises UsageError where a folder holds no records or is given twice, or where altair is not installed.
     """
     folders = list(folders)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("a results folder is given twice")
-    replace_text(path, html(folders, path, contrast))
+    replace_text(path, html(folders, path=path, contrast=contrast, results=results))
     return path
 
 
-def html(folders: Sequence[Path], path: Path, contrast: Contrast | None = None) -> str:
+def html(folders: Sequence[Path], path: Path, contrast: Contrast | None = None, results: Results | None = None) -> str:
     """The text of the page, whose links are as seen from its path."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    studies = page_rows.studies(folders, contrast)
+    studies = page_rows.studies(folders, contrast, results)
     shown, lines = page_table.table(studies)
     figures, data = drawings(studies, lines)
     claims, explained = page_files.claims(folders, path)

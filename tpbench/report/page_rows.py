@@ -20,6 +20,7 @@ from tpbench.report.frame import Comparison, batch_sizes, compare
 from tpbench.report.layout import Row, ends, half_width_of, marked
 from tpbench.report.methods import is_token_pooling
 from tpbench.report.pareto import front
+from tpbench.report.results import Results
 
 COSTS = ("macs", "ms", "ips")  # horizontal axes of the accuracy charts; a higher ips is cheaper
 LABELS = 8  # labelled rows per study
@@ -70,8 +71,11 @@ class Study:
         return bool(frame[half_width_of(self.comparison.top1)].notna().any())
 
 
-def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[Study]:
-    """The studies of all folders. Several recipes on one machine become several studies with a remark."""
+def studies(folders: Sequence[Path], contrast: Contrast | None = None, results: Results | None = None) -> list[Study]:
+    """The studies of all folders. Several recipes on one machine become several studies with a remark.
+
+    results: those of one of the folders, if it was compared before.
+    """
     found: list[Study] = []
     for folder in folders:
         store = Store.of(folder)
@@ -86,7 +90,10 @@ def studies(folders: Sequence[Path], contrast: Contrast | None = None) -> list[S
         )
         for (machine, recipe, digest), own in grouped.items():
             mixed = sum(other == machine for other, _, _ in grouped) > 1
-            (comparison,) = compare(own, contrast or contrasts.of(folder))
+            if results is not None and results.folder == folder:
+                (comparison,) = [known.without_session() for known in results.of_records(own)]
+            else:
+                (comparison,) = compare(own, contrast or contrasts.of(folder))
             parts = [
                 folder.resolve().name if len(folders) > 1 else "",
                 f"{recipe} on {machine}",

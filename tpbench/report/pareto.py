@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from tpbench.record import replace_bytes
 from tpbench.report.frame import Comparison, batch_sizes
 from tpbench.report.layout import half_width_of
 from tpbench.report.methods import FAMILIES, NULL
+from tpbench.report.saved import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,23 +276,3 @@ def _titles(comparison: Comparison, figure: Figure) -> None:
     letters = CAPTION_LETTERS * len(figure.axes)
     figure.suptitle(about, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     figure.supxlabel(fill(how, letters), x=0.01, ha="left", fontsize=8, color=GREY)
-
-
-def save(figure: Figure, path: Path, print_too: bool = False) -> None:
-    """Save a PNG of 256 colours (a third of the size), atomically; the same figure gives the same bytes.
-
-    print_too: also as a PDF beside it.
-    """
-    from PIL import Image
-
-    drawn = BytesIO()
-    picture = BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
-    # MAXCOVERAGE keeps colours that are rare, so that a small marker keeps its family's colour.
-    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(picture, format="png", optimize=True)
-    replace_bytes(path, picture.getvalue())
-    if print_too:
-        page = BytesIO()
-        figure.savefig(page, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        replace_bytes(path.with_suffix(".pdf"), page.getvalue())

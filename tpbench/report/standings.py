@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import accumulate, combinations
 from math import isnan, nan
 from statistics import fmean, median
 
@@ -21,8 +21,9 @@ from tpbench.outcomes import unpack
 from tpbench.record import Record
 from tpbench.report import methods
 from tpbench.report.contrast import Contrast
+from tpbench.report.estimates import Difference, Differences, Estimate, MeanTop1
 from tpbench.report.families import Judgement, Rank, judge, ranks
-from tpbench.report.statistics import Additive, Difference, Estimate, MeanTop1, fit
+from tpbench.report.statistics import Additive, fit
 from tpbench.report.two_way import Answers, answers, with_all_images
 
 FINE_TUNED = "fine_tuned"
@@ -56,10 +57,14 @@ class Standings:
     judgements: dict[str, Judgement] = field(default_factory=dict)
     nulls: dict[str, Judgement] = field(default_factory=dict)
     to_base: dict[str, Difference] = field(default_factory=dict)
-    pairs: list[Difference] = field(default_factory=list)
+    pairs: Sequence[Difference] = ()
     ranks: dict[str, Rank] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     with_images: bool = False
+
+    def judgement(self, method: str) -> Judgement | None:
+        """What was decided of a row, null rows included; None where it was compared with nothing."""
+        return self.nulls.get(method) or self.judgements.get(method)
 
     @property
     def rivals(self) -> int:
@@ -143,18 +148,22 @@ def _compared(table: Standings, differences: _Differences, bases: set[str], outs
     reference = table.reference
     if reference not in rivals and rivals:
         reference = max(rivals, key=lambda name: model.mean(name).value)
-    pairs = differences.of(_pairs(rivals, reference))
-    ranked = len(rivals) <= MOST_RIVALS and any(pair.known for pair in pairs)
-    family = differences.of([(name, reference) for name in rivals if name != reference])
-    repeated = differences.of(_null_pairs(nulls, model))
-    to_base = differences.of([(name, base) for base in bases for name in model.methods if name not in bases])
+    asked = {
+        "pairs": _pairs(rivals, reference),
+        "family": [(name, reference) for name in rivals if name != reference],
+        "nulls": _null_pairs(nulls, model),
+        "to_base": [(name, base) for base in bases for name in model.methods if name not in bases],
+    }
+    found = differences.of(asked)
+    pairs = found["pairs"]
+    ranked = len(rivals) <= MOST_RIVALS and pairs.known.any()
     return replace(
         table,
         reference=reference,
         seeds=len(model.seeds),
-        judgements=_by_row(judge(family, table.margin)),
-        nulls=_by_row([judge([null], table.margin)[0] for null in repeated]),
-        to_base={difference.a: difference for difference in to_base},
+        judgements=_by_row(judge(found["family"], table.margin)),
+        nulls=_by_row([judge([null], table.margin)[0] for null in found["nulls"]]),
+        to_base={difference.a: difference for difference in found["to_base"]},
         pairs=pairs,
         ranks=ranks(pairs) if ranked else {},
     )
@@ -167,8 +176,12 @@ class _Differences:
     model: Additive
     answers: dict[str, Answers]
 
-    def of(self, pairs: Sequence[tuple[str, str]]) -> list[Difference]:
-        return with_all_images(self.model.differences(pairs), self.answers)
+    def of(self, asked: dict[str, list[tuple[str, str]]]) -> dict[str, Differences]:
+        """The differences of several lists of pairs, made at once."""
+        pairs = [pair for own in asked.values() for pair in own]
+        every = with_all_images(self.model.differences(pairs), self.answers)
+        ends = list(accumulate(len(own) for own in asked.values()))
+        return {name: every.part(end - len(own), end) for (name, own), end in zip(asked.items(), ends)}
 
 
 def _table(records: Sequence[Record], by: str) -> pd.DataFrame | None:
@@ -194,7 +207,7 @@ def _fitted(records: Sequence[Record], by: str) -> Additive | None:
 
 
 def _means(model: Additive | None) -> dict[str, MeanTop1]:
-    return {} if model is None else {method: model.mean(method) for method in model.methods}
+    return {} if model is None else model.means()
 
 
 def _mean_alone(records: Sequence[Record], by: str) -> MeanTop1:

@@ -20,106 +20,31 @@ M methods, S seeds
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from math import isnan, nan, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tpbench.errors import UsageError
-from tpbench.report.interval import LEVEL, t_quantile
+from tpbench.report.estimates import POWER, Difference, Differences, Estimate, MeanTop1, combined, combined_pairs
 from tpbench.report.least_squares import Fit, Scatter, least_squares, own_scatter, peers
 
 if TYPE_CHECKING:
     import pandas as pd
 
-POWER = 0.8
-MIN_DF = 2  # degrees of freedom below which no interval is given
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value in percent or points, its standard error, and the degrees of freedom of that error.
-
-    NaN: cannot be estimated. Below MIN_DF degrees of freedom, and for a residual of exactly zero, there is no
-    interval: a ±0.00 would be a coincidence of few values.
-    """
-
-    value: float
-    standard_error: float
-    df: float
-    seeds: int
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval."""
-        return self.df >= MIN_DF and self.standard_error > 0 and not isnan(self.value)
-
-    def half_width(self, level: float = LEVEL) -> float:
-        """Half the width of the two-sided interval, by Student's t."""
-        return t_quantile(self.df, (1 + level) / 2) * self.standard_error if self.known else nan
-
-    def bounds(self, level: float = LEVEL) -> tuple[float, float]:
-        """The ends of the two-sided interval."""
-        half_width = self.half_width(level)
-        return self.value - half_width, self.value + half_width
-
-    def p_value(self, null: float = 0.0) -> float:
-        """The two-sided p-value of the hypothesis that the true value is `null`."""
-        return 2 * min(self.p_below(null), self.p_above(null)) if self.known else nan
-
-    def p_above(self, bound: float) -> float:
-        """The one-sided p-value of the hypothesis that the true value is at most `bound`."""
-        return _t_cdf(self.df, (bound - self.value) / self.standard_error) if self.known else nan
-
-    def p_below(self, bound: float) -> float:
-        """The one-sided p-value of the hypothesis that the true value is at least `bound`."""
-        return _t_cdf(self.df, (self.value - bound) / self.standard_error) if self.known else nan
-
-    def detectable(self, comparisons: int = 1, level: float = LEVEL, power: float = POWER) -> float:
-        """The smallest true difference from zero that a two-sided test at 1 - level finds with this power.
-
-        Computed from the noncentral t distribution. Several comparisons are corrected by Bonferroni, Holm's first step.
-        """
-        if not self.known:
-            return nan
-        from scipy.special import nctdtrinc
-
-        critical = t_quantile(self.df, 1 - (1 - level) / (2 * comparisons))
-        smallest = round(float(nctdtrinc(self.df, 1 - power, critical)), 6)  # scipy's versions differ in later digits
-        return smallest * self.standard_error
-
-
-@dataclass(frozen=True)
-class MeanTop1(Estimate):
-    """The mean of a row over the table's seeds, percent.
-
-    The interval contains the residual alone, as Loftus and Masson (1994) propose for rows that share their seeds: it
-    serves to compare rows. How far other seeds would move all rows together is Additive.seed_sd.
-    The ends are clipped to [0, 100]. The true mean lies there, so clipping keeps the coverage exactly; an interval on
-    the logit would keep it only nearly and is undefined for a row at 100 %.
-    """
-
-    method: str
-
-    def bounds(self, level: float = LEVEL) -> tuple[float, float]:
-        """The ends of the two-sided interval, within [0, 100]."""
-        low, high = super().bounds(level)
-        return float(np.clip(low, 0, 100)), float(np.clip(high, 0, 100))
-
-
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """Row a minus row b, paired by seed, in points."""
-
-    a: str
-    b: str
-
-
 # ------------------------------------------------------------------------------------------ the model
+
+
+class _Scatters(NamedTuple):
+    """[M] of every row: whether its scatter is its own or the pooled one, its variance and its degrees of freedom."""
+
+    apart: np.ndarray
+    variance: np.ndarray
+    df: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,25 +75,49 @@ class Additive:
         cells = int(self.fitted.counts[row])
         return MeanTop1(float(np.clip(value, 0, 100)), standard_error=standard_error, df=df, seeds=cells, method=method)
 
+    def means(self) -> dict[str, MeanTop1]:
+        """The means of all rows; those that were measured with every seed are made at once."""
+        rows = self._scatters
+        value = np.clip(self.fitted.plain_means(), 0, 100)
+        nothing = np.zeros(len(value))
+        standard_error, df = combined_pairs(
+            1 / self.fitted.counts * rows.variance, first_df=rows.df, second=nothing, second_df=nothing
+        )
+        seeds = self.fitted.counts
+        return {
+            method: MeanTop1(*numbers, method=method) if numbers[-1] == len(self.seeds) else self.mean(method)
+            for method, *numbers in zip(self.methods, *(each.tolist() for each in (value, standard_error, df, seeds)))
+        }
+
     def difference(self, a: str, b: str) -> Difference:
         """Row a minus row b. Rows without a common seed are compared through rows that share seeds with both."""
-        if a == b:
-            raise UsageError(f"the difference of {a} to itself")
-        first = self._row(a)
-        second = self._row(b)
-        if self.fitted.alike(first, second):
-            value, weights = self.fitted.plain_difference(first, second)
-            standard_error, df = self._spread(weights)
-            return Difference(
-                value, standard_error=standard_error, df=df, seeds=int(self.fitted.counts[first]), a=a, b=b
-            )
-        value, standard_error, df = self._estimate({first: 1.0, second: -1.0}, np.zeros(len(self.seeds)))
-        both = (self.fitted.shares[first] > 0) & (self.fitted.shares[second] > 0)
-        return Difference(value, standard_error=standard_error, df=df, seeds=int(both.sum()), a=a, b=b)
+        return self.differences([(a, b)])[0]
 
-    def differences(self, pairs: Collection[tuple[str, str]] | None = None) -> list[Difference]:
+    def differences(self, pairs: Collection[tuple[str, str]] | None = None) -> Differences:
         """The differences of the given pairs; by default of all pairs of rows, in the rows' order."""
-        return [self.difference(a, b) for a, b in (combinations(self.methods, 2) if pairs is None else pairs)]
+        pairs = list(combinations(self.methods, 2) if pairs is None else pairs)
+        for a, b in pairs:
+            if a == b:
+                raise UsageError(f"the difference of {a} to itself")
+        first = np.array([self._row(a) for a, _ in pairs], dtype=int)
+        second = np.array([self._row(b) for _, b in pairs], dtype=int)
+        value = self.fitted.plain_differences(first, second)
+        standard_error, df = self._plain_spread(first, second)
+        seeds = self.fitted.counts[first]
+        for number in np.flatnonzero(~self.fitted.alike(first, second)):
+            a, b = int(first[number]), int(second[number])
+            value[number], standard_error[number], df[number] = self._estimate(
+                {a: 1.0, b: -1.0}, np.zeros(len(self.seeds))
+            )
+            seeds[number] = ((self.fitted.shares[a] > 0) & (self.fitted.shares[b] > 0)).sum()
+        return Differences(
+            a=[a for a, _ in pairs],
+            b=[b for _, b in pairs],
+            value=value,
+            standard_error=standard_error,
+            df=df,
+            seeds=seeds,
+        )
 
     def detectable(self, comparisons: int = 1) -> float:
         """The smallest difference, in points, between two complete rows of the pool that this table can detect.
@@ -198,10 +147,31 @@ class Additive:
     def _rows(self) -> dict[str, int]:
         return {method: row for row, method in enumerate(self.methods)}
 
+    @cached_property
+    def _scatters(self) -> _Scatters:
+        own = [self.apart.get(method, self.pooled) for method in self.methods]
+        return _Scatters(
+            apart=np.array([method in self.apart for method in self.methods]),
+            variance=np.array([scatter.sd**2 for scatter in own]),
+            df=np.array([scatter.df for scatter in own]),
+        )
+
     def _row(self, method: str) -> int:
         if method not in self._rows:
             raise UsageError(f"no row {method!r} in this table; it has {', '.join(self.methods)}")
         return self._rows[method]
+
+    def _plain_spread(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[P] twice: what `_spread` says of the differences of pairs of rows that were measured with the same seeds."""
+        rows = self._scatters
+        weight = 1 / self.fitted.counts[first]
+        pooled = ~rows.apart[first] & ~rows.apart[second]
+        return combined_pairs(
+            np.where(pooled, 2 * weight, weight) * rows.variance[first],
+            first_df=rows.df[first],
+            second=np.where(pooled, 0.0, weight * rows.variance[second]),
+            second_df=rows.df[second],
+        )
 
     def _estimate(self, of_rows: dict[int, float], of_seeds: np.ndarray) -> tuple[float, float, float]:
         """A contrast's value, standard error and degrees of freedom (Satterthwaite's if scatters differ).
@@ -227,14 +197,6 @@ class Additive:
         if kept > 0:
             parts.insert(0, (kept * self.pooled.sd**2, self.pooled.df))
         return combined(parts)
-
-
-def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The standard error and Satterthwaite's degrees of freedom of a sum of independent estimates of variance."""
-    variance = sum(part for part, _ in parts)
-    if not variance > 0 or min(df for _, df in parts) <= 0:
-        return (0.0 if variance == 0 else nan), 0.0
-    return sqrt(variance), variance**2 / sum(part**2 / df for part, df in parts)
 
 
 def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
@@ -279,12 +241,3 @@ def _refuse(top1: pd.DataFrame, pool: Collection[str] | None) -> None:
     strangers = sorted(set(pool or ()) - set(top1.index))
     if strangers:
         raise UsageError(f"the declared pool names rows that the table lacks: {', '.join(strangers)}")
-
-
-# ------------------------------------------------------------------------------------------ Student's t
-
-
-def _t_cdf(df: float, t: float) -> float:
-    from scipy.special import stdtr
-
-    return float(stdtr(df, t))

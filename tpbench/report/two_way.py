@@ -20,8 +20,8 @@ S seeds, I images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan, sqrt
 from typing import NamedTuple
@@ -30,9 +30,10 @@ import numpy as np
 
 from tpbench.errors import UsageError
 from tpbench.outcomes import Outcomes, paired, refuse_other_images
-from tpbench.report.statistics import Difference, combined
+from tpbench.report.estimates import Difference, Differences, combined, combined_pairs
+from tpbench.report.least_squares import DECIMALS
 
-AT_ONCE = 100_000  # answers that are looked at together: few enough for a processor's cache
+AT_ONCE = 50_000  # numbers that are multiplied together: few enough for a processor's cache
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,20 @@ def with_images(over_seeds: Difference, points: np.ndarray) -> Difference:
 
     points: [S, I] from `outcomes.paired` of the same two rows. Value and seeds stay those of the model.
     """
+    shared = _shared_with(over_seeds, points)
+    parts = [(over_seeds.standard_error**2, over_seeds.df)]
+    if shared.covariance > 0:
+        parts.append((shared.covariance, shared.df))
+    standard_error, df = combined(parts)
+    return replace(over_seeds, standard_error=standard_error, df=df)
+
+
+def _shared_with(over_seeds: Difference, points: np.ndarray) -> Shared:
     if len(points) != over_seeds.seeds:
         raise UsageError(
             f"{over_seeds.a} minus {over_seeds.b}: outcomes of {len(points)} seeds, top-1 of {over_seeds.seeds}"
         )
-    return _added(over_seeds, shared_images(points))
-
-
-def _added(over_seeds: Difference, images: Shared) -> Difference:
-    parts = [(over_seeds.standard_error**2, over_seeds.df)]
-    if images.covariance > 0:
-        parts.append((images.covariance, images.df))
-    standard_error, df = combined(parts)
-    return Difference(
-        over_seeds.value, standard_error=standard_error, df=df, seeds=over_seeds.seeds, a=over_seeds.a, b=over_seeds.b
-    )
+    return shared_images(points)
 
 
 def shared_images(points: np.ndarray) -> Shared:
@@ -97,7 +97,9 @@ def shared_images(points: np.ndarray) -> Shared:
     overlap = _overlap(tested)
     if not overlap.expected > 0:
         return NOTHING_SHARED
-    return _shared((deviations.sum(axis=0) ** 2 - (deviations**2).sum(axis=0))[None], overlap)[0]
+    products = deviations.sum(axis=0) ** 2 - (deviations**2).sum(axis=0)
+    variance, df = _estimated(products.sum(), (products**2).sum(), images=points.shape[1], overlap=overlap)
+    return Shared(float(variance) * overlap.per_variance, float(df), sqrt(variance))
 
 
 class _Overlap(NamedTuple):
@@ -118,19 +120,17 @@ def _overlap(tested: np.ndarray) -> _Overlap:
     return _Overlap(expected, float((both / np.outer(counts, counts)).sum() / (seeds * (seeds - 1))))
 
 
-def _shared(products: np.ndarray, overlap: _Overlap) -> list[Shared]:
-    """Of P differences of rows that were tested alike, from [P, I] the products summed over ordered pairs of seeds."""
-    expected, per_variance = overlap
-    images = products.shape[1]
-    sums = products.sum(axis=1)
-    variances = np.maximum(sums / expected, 0.0)
-    apart = products - (sums / images)[:, None]
-    uncertainties = images * np.einsum("pi,pi->p", apart, apart) / (images - 1) / expected**2
-    found = []
-    for variance, uncertainty in zip(variances.tolist(), uncertainties.tolist()):
-        df = 2 * variance**2 / uncertainty if uncertainty > 0 else 0.0
-        found.append(Shared(variance * per_variance, df, sqrt(variance)))
-    return found
+def _estimated(sums: np.ndarray, squares: np.ndarray, images: int, overlap: _Overlap) -> tuple[np.ndarray, np.ndarray]:
+    """[P] twice: the image variance in points² and its degrees of freedom, from sums over I images.
+
+    sums, squares: of the products of two seeds' deviations, which are summed over ordered pairs of seeds, and of their
+    squares. What rounding leaves of a product that is zero counts as zero.
+    """
+    variances = np.maximum(np.round(sums / overlap.expected, DECIMALS), 0.0)
+    apart = (squares - sums**2 / images) * images / (images - 1)
+    uncertainties = np.round(apart / overlap.expected**2, DECIMALS)
+    known = (variances > 0) & (uncertainties > 0)
+    return np.where(known, variances, 0.0), 2 * variances**2 / np.where(known, uncertainties, np.inf)
 
 
 # ------------------------------------------------------------------------------------------ many rows
@@ -145,19 +145,15 @@ class Answers:
     tested: np.ndarray
     deviations: np.ndarray
 
-    def alike(self, other: Answers) -> bool:
-        """Whether two rows have the same seeds, each tested on the same images of one set."""
-        return self._asked == other._asked
-
     @cached_property
     def overlap(self) -> _Overlap:
         """How far its seeds were tested on the same images."""
         return _overlap(self.tested)
 
-    @cached_property
-    def _asked(self) -> tuple[tuple[int, ...], set[str], bytes]:
+    @property
+    def asked(self) -> tuple[tuple[int, ...], frozenset[str], bytes]:
         """Seeds, the set of images, and which of them each seed was tested on."""
-        return self.seeds, {outcome.images for outcome in self.outcomes.values()}, self.tested.tobytes()
+        return self.seeds, frozenset(outcome.images for outcome in self.outcomes.values()), self.tested.tobytes()
 
 
 def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
@@ -172,45 +168,106 @@ def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
     )
 
 
-def with_all_images(over_seeds: Sequence[Difference], rows: Mapping[str, Answers]) -> list[Difference]:
+def with_all_images(over_seeds: Differences, rows: Mapping[str, Answers]) -> Differences:
     """`with_images` for many differences. Rows without answers, and rows without a common seed, keep theirs."""
-    found = list(over_seeds)
-    together: dict[str, list[int]] = {}
-    for number, difference in enumerate(over_seeds):
-        if difference.a not in rows or difference.b not in rows or not difference.seeds:
+    groups: dict[tuple, int] = {}  # of rows that were asked the same
+    group_of = {name: groups.setdefault(row.asked, len(groups)) for name, row in rows.items()}
+    together: dict[int, list[int]] = {}
+    covariance = np.zeros(len(over_seeds))
+    df = np.ones(len(over_seeds))
+    for number, (a, b, seeds) in enumerate(zip(over_seeds.a, over_seeds.b, over_seeds.seeds.tolist())):
+        if a not in rows or b not in rows or not seeds:
             continue
-        a = rows[difference.a]
-        b = rows[difference.b]
-        if a.alike(b) and difference.seeds == len(a.seeds):
-            together.setdefault(difference.a, []).append(number)
+        if group_of[a] == group_of[b] and seeds == len(rows[a].seeds):
+            together.setdefault(group_of[a], []).append(number)
         else:
-            found[number] = with_images(difference, paired(a.outcomes, b.outcomes))
-    for name, numbers in together.items():
-        others = [rows[over_seeds[number].b] for number in numbers]
-        for number, images in zip(numbers, _all_shared(rows[name], others)):
-            found[number] = _added(over_seeds[number], images)
-    return found
+            shared = _shared_with(over_seeds[number], paired(rows[a].outcomes, rows[b].outcomes))
+            covariance[number] = shared.covariance
+            df[number] = shared.df
+    for numbers in together.values():
+        pairs = [(over_seeds.a[number], over_seeds.b[number]) for number in numbers]
+        covariance[numbers], df[numbers] = _shared_by_all(pairs, rows)
+    noisier = covariance > 0
+    standard_error = over_seeds.standard_error.copy()
+    freedom = over_seeds.df.copy()
+    standard_error[noisier], freedom[noisier] = combined_pairs(
+        standard_error[noisier] ** 2, first_df=freedom[noisier], second=covariance[noisier], second_df=df[noisier]
+    )
+    return replace(over_seeds, standard_error=standard_error, df=freedom)
 
 
-def _all_shared(row: Answers, others: Sequence[Answers]) -> Iterator[Shared]:
-    """What a row shares with each of others that were tested alike, so many at a time as fit into the cache."""
-    if not row.overlap.expected > 0:
-        yield from [NOTHING_SHARED] * len(others)
-        return
-    step = max(1, AT_ONCE // row.tested.size)
-    for first in range(0, len(others), step):
-        yield from _shared(_products(row, others[first : first + step]), row.overlap)
+def _shared_by_all(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Answers]) -> tuple[np.ndarray, np.ndarray]:
+    """[P] twice: the covariance of two seeds' means and its degrees of freedom, of pairs of rows asked the same."""
+    overlap = rows[pairs[0][0]].overlap
+    if not overlap.expected > 0:
+        return np.zeros(len(pairs)), np.ones(len(pairs))
+    left = {name: place for place, name in enumerate(dict.fromkeys(a for a, _ in pairs))}
+    right = {name: place for place, name in enumerate(dict.fromkeys(b for _, b in pairs))}
+    sums, squares = _moments(
+        np.stack([rows[name].deviations for name in left]), np.stack([rows[name].deviations for name in right])
+    )
+    places = (np.array([left[a] for a, _ in pairs]), np.array([right[b] for _, b in pairs]))
+    images = rows[pairs[0][0]].tested.shape[1]
+    variances, df = _estimated(sums[places], squares[places], images=images, overlap=overlap)
+    return variances * overlap.per_variance, df
 
 
-def _products(row: Answers, others: Sequence[Answers]) -> np.ndarray:
-    """[P, I] the products of two seeds' differences, summed over ordered pairs of seeds: (sum of d)² - sum of d²."""
-    differences = np.stack([other.deviations for other in others])  # [P, S, I], changed in place
-    np.subtract(row.deviations, differences, out=differences)
-    products = differences.sum(axis=1)
-    products *= products
-    differences *= differences
-    products -= differences.sum(axis=1)
-    return products
+def _moments(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[A, B] twice: over images, the sum of p and the sum of p², of every row of one side minus every row of the other.
+
+    p is the product of two seeds' differences d on one image, summed over ordered pairs of seeds: (sum of d)² minus the
+    sum of d². In an orthonormal basis of the seeds that begins with their mean, p = sum over k of weight[k] d[k]², and
+    with d = a - b this is own(a) + own(b) - 2 cross, where own(a) = sum of weight[k] a[k]² and cross = sum of
+    weight[k] a[k] b[k]. All that is left of p and p² are products of matrices over the images.
+
+    left: [A, S, I] deviations in points; right: [B, S, I].
+    """
+    seeds = left.shape[1]
+    basis = np.linalg.qr(np.column_stack([np.ones(seeds), np.eye(seeds)[:, 1:]]))[0].T
+    weights = np.full(seeds, -1.0)
+    weights[0] += seeds
+    common = left.mean(axis=0)  # no difference contains it, and smaller numbers are rounded less
+    sums = np.zeros((len(left), len(right)))
+    squares = np.zeros_like(sums)
+    step = max(1, AT_ONCE // ((len(left) + len(right)) * seeds**2))
+    for first in range(0, left.shape[2], step):
+        block = slice(first, first + step)
+        a = _Side.of(basis @ (left[..., block] - common[:, block]), weights)
+        b = _Side.of(basis @ (right[..., block] - common[:, block]), weights)
+        sums += a.own.sum(axis=1)[:, None] + b.own.sum(axis=1) - 2 * a.weighted @ b.plain.T
+        squares += (a.own**2).sum(axis=1)[:, None] + (b.own**2).sum(axis=1) + 2 * a.own @ b.own.T
+        squares -= 4 * (a.weighted_by_own @ b.plain.T + a.plain @ b.weighted_by_own.T)
+        squares += 4 * a.weighted_pairs @ b.pairs.T
+    return sums, squares
+
+
+class _Side(NamedTuple):
+    """What `_moments` multiplies of one side: [R, i] own, [R, S i] plain and weighted, [R, S (S + 1) / 2 i] pairs."""
+
+    own: np.ndarray
+    plain: np.ndarray
+    weighted: np.ndarray
+    weighted_by_own: np.ndarray
+    pairs: np.ndarray
+    weighted_pairs: np.ndarray
+
+    @staticmethod
+    def of(rows: np.ndarray, weights: np.ndarray) -> _Side:
+        """From [R, S, i] deviations in the basis of the weights."""
+        weighted = weights[:, None] * rows
+        own = (weighted * rows).sum(axis=1)
+        first, second = np.triu_indices(len(weights))
+        pairs = rows[:, first] * rows[:, second]
+        twice = np.where(first == second, 1.0, 2.0) * weights[first] * weights[second]
+        flat = (len(rows), -1)
+        return _Side(
+            own=own,
+            plain=rows.reshape(flat),
+            weighted=weighted.reshape(flat),
+            weighted_by_own=(own[:, None] * weighted).reshape(flat),
+            pairs=pairs.reshape(flat),
+            weighted_pairs=(twice[:, None] * pairs).reshape(flat),
+        )
 
 
 def _means(points: np.ndarray) -> np.ndarray:

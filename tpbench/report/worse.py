@@ -20,9 +20,9 @@ from math import log
 
 from tpbench.errors import UsageError
 from tpbench.report.compare import A, B, Change, Changes, Slower
+from tpbench.report.estimates import Estimate
 from tpbench.report.families import ALPHA, holm
 from tpbench.report.layout import fixed
-from tpbench.report.statistics import Estimate
 
 
 def threshold(text: str) -> float:

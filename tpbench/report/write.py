@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tpbench.errors import UsageError
-from tpbench.record import Record, Store, read_learned, replace_text
+from tpbench.record import Record, read_learned, replace_text
 from tpbench.report import bands, columns, first, forest, learned, pareto, sessions, tables
-from tpbench.report import contrast as contrasts
 from tpbench.report.contrast import Contrast
 from tpbench.report.findings import findings
-from tpbench.report.frame import Comparison, compare
+from tpbench.report.frame import Comparison
 from tpbench.report.layout import failure
 from tpbench.report.markdown import escape, table
+from tpbench.report.results import Results
 
 
 def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
@@ -22,13 +22,18 @@ def write(folder: Path, contrast: Contrast | None = None) -> list[Path]:
     contrast: which method the others are compared with; by default what the folder keeps, or else what the records'
     recipe declares.
     """
-    found = sessions.of(folder)
-    comparisons = compare(Store.of(folder), contrast or contrasts.of(folder), found)
-    if not comparisons and not found:
+    return write_results(Results.of(folder, contrast))
+
+
+def write_results(results: Results) -> list[Path]:
+    """The same from what was compared before. Raises UsageError for a folder without records and sessions."""
+    folder = results.folder
+    comparisons = results.comparisons
+    if not comparisons and not results.sessions:
         raise UsageError(f"{folder} holds no records and no timing session")
-    paths = [folder / "README.md", *sessions.write(folder, found)]
+    paths = [folder / "README.md", *sessions.write(folder, results.sessions)]
     if not comparisons:
-        replace_text(folder / "README.md", sessions.readme(folder.resolve().name, found))
+        replace_text(folder / "README.md", sessions.readme(folder.resolve().name, results.sessions))
         return paths
     for comparison in comparisons:
         paths += tables.write(folder, comparison)
