@@ -23,6 +23,7 @@ from tpbench.cli import main
 from tpbench.measure import timings
 from tpbench.record import Record, seal
 from tpbench.report import layers, page, page_charts, page_files, page_rows
+from tpbench.report.results import Results
 
 ROOT = Path(__file__).parents[1]
 MACHINE = "xeon-4c-ab12"
@@ -391,7 +392,7 @@ def test_without_altair_there_is_one_line(tmp_path, monkeypatch, capsys):
     assert "the page needs altair and vl-convert-python: python -m pip install" in capsys.readouterr().err
     from tpbench.cli import run
 
-    run.write_page(made, silent=False)  # a run goes on
+    run.write_page(Results.of(made), silent=False)  # a run goes on
     assert "no report.html: the page needs altair" in capsys.readouterr().err
 
 
@@ -446,6 +447,7 @@ class Opened:
         browser.get_log("browser")
         browser.get_log("performance")
         browser.get(path.as_uri())
+        self.wait("document.readyState === 'complete'")
 
     def run(self, script: str, *words: Any) -> Any:
         return self.browser.execute_script(script, *words)
