@@ -40,7 +40,19 @@ def without(out: Path, method: str) -> None:
 def spawn(out: Path) -> subprocess.Popen:
     words = [sys.executable, "-m", "tpbench", "run", "--recipe", TINY, "--methods", METHODS, "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=hear_interrupts,
+    )
+
+
+def hear_interrupts() -> None:
+    """Where the tests run in the background of a shell, that shell lets processes ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +160,16 @@ def test_two_ranks_give_the_numbers_of_one_process(finished, tmp_path, launcher)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900, check=False)
     assert done.returncode == DONE, done.stderr[-4000:]
-    assert done.stderr.count("[2/2]") == 1, "one rank speaks"
+    assert done.stderr.count("avgpool 0.5@0,1 seed 0") == 1, "one rank speaks"
     one = records(finished[0])
     two = records(out)
     assert len(two) == 2
     for name, record in two.items():
         assert record["environment"]["ranks"] == 2
         losses = {metric: value for metric, value in record["metrics"].items() if metric.endswith("loss")}
-        assert losses == pytest.approx({metric: one[name]["metrics"][metric] for metric in losses}, rel=1e-3)
+        assert losses == pytest.approx({metric: one[name]["metrics"][metric] for metric in losses}, rel=1e-5)
         changed = losses["fine_tuned_loss"] / losses["off_the_shelf_loss"]
-        assert changed != pytest.approx(1, rel=1e-3), "control: training moves a loss by more"
+        assert changed != pytest.approx(1, rel=1e-4), "control: training moves a loss by more"
 
 
 def free_port() -> str:

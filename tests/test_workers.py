@@ -80,7 +80,7 @@ def quick(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch, tmp_path_factory.mktemp("tmp"))
         patch.setattr(write, "write", lambda _: None)
-        patch.setattr(page, "write", lambda _, path: path)
+        patch.setattr(page, "write", lambda _, path, **__: path)
         yield
 
 
