@@ -21,7 +21,7 @@ from tpbench.tokens import Tokens
 ROUTES = {name: make for name, make in export.ROUTES.items() if name != "torch.compile"}  # tests/test_modes.py has it
 
 EXPORTED = ["wkmedoids", "wkpeaks", "wkmeans", "topk", "tome", "atc", "etps", "ppt", "tofu", "tokenlearner"]
-EXPORTED += ["shift", "dtem", "mctf", "dtps", "zerotprune", "gtp", "ltmp"]
+EXPORTED += ["shift", "dtem", "mctf", "dtps", "zerotprune", "gtp", "ltmp", "dpcknn"]
 
 
 def needs_onnx(route: str) -> None:

@@ -159,7 +159,7 @@ def squared_distances(x: Tensor) -> Tensor:
 def distances_from(products: Tensor) -> Tensor:
     """Squared distances [B, N, N] from inner products [B, N, N] about any point."""
     half = products.diagonal(dim1=1, dim2=2)[:, :, None] - products
-    return (half + half.transpose(1, 2)).relu_()  # a matrix product need not be symmetric to the last bit; this sum is
+    return (half + half.transpose(1, 2)).relu()  # a matrix product need not be symmetric to the last bit; this sum is
 
 
 # ---------------------------------------------------------------- where to start

@@ -45,7 +45,7 @@ def kmedoids(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """As `clustering.kmedoids`: medoids [B, K] and the cluster of every token [B, N]."""
-    distance = _distances(clustering.inner_products(x))
+    distance = clustering.squared_distances(x)
     medoids = _chosen(start, distance, score, k) if first is None else first
     own = torch.arange(k, device=x.device)
     for _ in range(iterations):
@@ -55,11 +55,6 @@ def kmedoids(
         member = assignment[:, None, :] == own[:, None]
         medoids = torch.where(member, cost[:, None, :], float("inf")).argmin(2)
     return medoids, _nearest(distance, medoids)
-
-
-def _distances(products: Tensor) -> Tensor:
-    half = products.diagonal(dim1=1, dim2=2)[:, :, None] - products
-    return (half + half.transpose(1, 2)).clamp(min=0)
 
 
 def _chosen(start: str, distance: Tensor, score: Tensor, k: int) -> Tensor:
@@ -87,7 +82,7 @@ def kmeans(
     """As `clustering.kmeans`: share [B, K, N] of every token in each centre, and its cluster [B, N]."""
     products = clustering.inner_products(x)
     own = torch.arange(x.shape[1], device=x.device)
-    first = _chosen(start, _distances(products), score, k) if first is None else first
+    first = _chosen(start, clustering.distances_from(products), score, k) if first is None else first
     share = (first[:, :, None] == own).to(products.dtype)
     for _ in range(iterations):
         member = (_nearest_centre(products, share)[:, None, :] == own[:k, None]).to(products.dtype)
