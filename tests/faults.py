@@ -29,14 +29,14 @@ from tpbench.cli import main
 FRESH = os.environ.get("TPBENCH_FAULTS_FRESH") == "1"  # this process has computed on one thread only, so it may fork
 HEAVY = ("deepspeed", "altair", "matplotlib.pyplot", "tpbench.bench.runner", "tpbench.report.page")
 fork = multiprocessing.get_context("fork")  # commands that need not import everything again
-PLACES = {  # the first that fits a path within the results folder
+PLACES = {  # the first that fits a path within the results folder; in the order in which a run writes them
     "claim": r"work/claims/",
     "training of the base": r"work/base_seed\d+(/|$)",
     "base": r"work/\.?base_seed",
+    "spectrum": r"spectra",
     "fine-tuning": r"work/cells",
     "work": r"work",
     "record": r"records",
-    "spectrum": r"spectra",
     "starts": r"starts",
     "timing": r"timing",
     "table": r"tables",
@@ -214,6 +214,7 @@ class Command:
         self.log = log
         self.watch = watch
         self.prepare = prepare
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         self.process = fork.Process(target=self._work, args=(list(asked),))
         self.process.start()

@@ -216,7 +216,7 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
             raise
         record = replace(record, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         print(f"{cell}: {record.error}", file=sys.stderr)
-        if not isinstance(error, RuntimeError | UsageError):  # unforeseen: the traceback helps to mend it
+        if not isinstance(error, RuntimeError | UsageError | OSError):  # unforeseen: the traceback helps to mend it
             traceback.print_exc()
     if workspace.writes:
         write(workspace.record_path(cell), record)
