@@ -78,7 +78,7 @@ class Claim:
             try:
                 file.write(content)
                 file.flush()
-            except OSError:
+            except BaseException:  # a full disk, or a signal
                 path.unlink()
                 raise
         self._ended = threading.Event()
@@ -86,7 +86,14 @@ class Claim:
         self._heart.start()
 
     def release(self) -> None:
-        """Stop the heartbeat and delete the file, if it still belongs to this claim."""
+        """Stop the heartbeat and delete the file, if it still belongs to this claim; also where a signal interrupts."""
+        try:
+            self._end()
+        except (KeyboardInterrupt, SystemExit):
+            self._end()
+            raise
+
+    def _end(self) -> None:
         self._ended.set()
         self._heart.join()
         with contextlib.suppress(OSError):  # a claim that cannot be deleted dies with this process
@@ -148,13 +155,17 @@ class Claims:
             claim = Claim(self._path(key, newest + 1), self._content(job, alone))
         except FileExistsError:
             return None
-        # First write, then read: of two processes that created different numbers, at least one sees the other's.
-        for number in (number for found, number in self._files() if found == key and number != newest + 1):
-            if number > newest or self._read(self._path(key, number))[0] != before.get(number):
-                claim.release()
-                return None
-        for number in before:
-            self._path(key, number).unlink(missing_ok=True)
+        try:
+            # First write, then read: of two processes that created different numbers, at least one sees the other's.
+            for number in (number for found, number in self._files() if found == key and number != newest + 1):
+                if number > newest or self._read(self._path(key, number))[0] != before.get(number):
+                    claim.release()
+                    return None
+            for number in before:
+                self._path(key, number).unlink(missing_ok=True)
+        except BaseException:
+            claim.release()
+            raise
         return claim
 
     def bury(self) -> None:
