@@ -443,6 +443,19 @@ def test_the_temporary_file_of_a_killed_run_is_deleted(tmp_path):
     assert not left.exists()
 
 
+def test_the_checkpoints_of_a_base_that_is_there_are_deleted(tmp_path):
+    """A run can be killed when it has saved a base and not yet deleted the checkpoints of its training."""
+    assert run(tmp_path, methods="none") == DONE
+    needless = tmp_path / "work" / "base_seed0"
+    needed = tmp_path / "work" / "base_seed7"  # a base whose training goes on
+    for folder in (needless, needed):
+        folder.mkdir()
+        (folder / "progress.json").write_text("{}")
+    assert run(tmp_path, methods="none") == DONE
+    assert not needless.exists()
+    assert needed.exists(), "control"
+
+
 def test_a_run_with_nothing_to_do_builds_and_reads_nothing(tmp_path, monkeypatch):
     from tpbench.bench import models
     from tpbench.training import data

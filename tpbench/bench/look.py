@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def tidy(out: Path) -> None:
     claims.bury()
     if not claims.others():
         sweep(out)
+        for trained in (out / "work").glob("base_seed*.safetensors"):
+            shutil.rmtree(trained.with_suffix(""), ignore_errors=True)  # its checkpoints, which nobody needs any more
 
 
 class Renewed:
