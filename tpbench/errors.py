@@ -6,6 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def one_line(text: str) -> str:
+    """A text with spaces for its line ends, as where it quotes a file's name."""
+    return " ".join(text.splitlines())
+
+
+def in_short(error: BaseException) -> str:
+    """An error's message in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
 class UsageError(ValueError):
     """A request that cannot be carried out: unknown name, unreachable budget, wrong folder (exit code 2).
 
@@ -13,7 +23,7 @@ class UsageError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(one_line(message))
 
 
 class ScheduleError(UsageError):

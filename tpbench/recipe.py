@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tpbench import overrides, tuning
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 from tpbench.registry import nearest
 
 
@@ -247,19 +248,14 @@ def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
 def _load(name: str) -> Recipe:
     if name.endswith(".py"):
         path = Path(name)
-        try:
-            exists = path.is_file()
-        except (OSError, ValueError):  # a name that no file can have
-            exists = False
-        if not exists:
+        if not os.path.isfile(path):  # false for a name that no file can have, too
             raise UsageError(f"recipe file {name} does not exist")
         spec = importlib.util.spec_from_file_location(f"tpbench_recipe_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            said = " ".join(str(error).split())[:300]
-            raise UsageError(f"recipe file {name} is broken: {type(error).__name__}: {said}") from error
+            raise UsageError(f"recipe file {name} is broken: {type(error).__name__}: {in_short(error)}") from error
     elif name in names():
         module = importlib.import_module(f"tpbench.recipes.{name.replace('-', '_')}")
     else:

@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from tpbench.cards import Broken, Card, cards_in, installed_files
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 
 if TYPE_CHECKING:
     from tpbench.downsampler import Downsampler
@@ -76,12 +77,8 @@ def plug(path: str) -> None:
 
     Raises UsageError for a file that cannot be read, defines no method, or takes the name of another.
     """
-    try:
-        file = Path(path).resolve()
-        readable = file.is_file() and file.suffix == ".py"
-    except (OSError, ValueError):  # a name that no file can have
-        readable = False
-    if not readable:
+    file = Path(path).resolve() if os.path.isfile(path) else None  # false for a name that no file can have
+    if file is None or file.suffix != ".py":
         raise UsageError(f"plug-in {path} is not a Python file")
     module = f"tpbench_plugin_{file.stem}"
     _plugins[module] = file
@@ -230,7 +227,7 @@ def _value(text: str) -> Any:
 
 def _said(error: BaseException) -> str:
     """An error's message in one line; its kind where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return in_short(error) or type(error).__name__
 
 
 def _refuse(broken: list[Broken]) -> None:

@@ -25,7 +25,7 @@ from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.timing import solve_budgets, time_rows
 from tpbench.bench.workspace import Workspace
-from tpbench.errors import OutOfTime, Unreachable, UsageError
+from tpbench.errors import OutOfTime, Unreachable, UsageError, in_short
 from tpbench.measure.cell import Cost, measure
 from tpbench.measure.spectrum import spectrum
 from tpbench.measure.starts import clusters_by_medoids, starts
@@ -147,7 +147,7 @@ def train_base(workspace: Workspace, seed: int, update: Update) -> None:
     recipe = workspace.recipe
     model = vit.reduce(build_base(recipe, seed).to(workspace.device), "none")
     seconds = 0.0
-    folder = workspace.work / f"base_seed{seed}"
+    folder = base_path(workspace, seed).with_suffix("")
     if recipe.base.epochs:
         training = train(model, workspace.conditions(seed), recipe.base, seed=seed, folder=folder, update=update)
         seconds = training.seconds
@@ -214,7 +214,7 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise
-        record = replace(record, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        record = replace(record, error=f"{type(error).__name__}: {in_short(error)}")
         print(f"{cell}: {record.error}", file=sys.stderr)
         if not isinstance(error, RuntimeError | UsageError | OSError):  # unforeseen: the traceback helps to mend it
             traceback.print_exc()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from tpbench.errors import one_line
+
 DONE = 0
 FAILED = 1
 WRONG = 2
@@ -13,5 +15,5 @@ TERMINATED = 143
 
 def say(what: object, code: int) -> int:
     """Print one line to standard error and return the exit code. Line breaks, as in a file's name, become spaces."""
-    print("tpbench:", " ".join(str(what).splitlines()), file=sys.stderr)
+    print("tpbench:", one_line(str(what)), file=sys.stderr)
     return code

@@ -1,6 +1,6 @@
 """Estimates with Student's t intervals and p-values: one by one, and many differences at once as arrays.
 
-P differences
+Shapes: P differences.
 """
 
 from __future__ import annotations
