@@ -456,6 +456,20 @@ def test_the_checkpoints_of_a_base_that_is_there_are_deleted(tmp_path):
     assert needed.exists(), "control"
 
 
+def test_the_checkpoints_of_a_measured_cell_are_deleted(tmp_path):
+    """A run can be killed when it has written a record and not yet deleted the checkpoints of the cell."""
+    assert run(tmp_path, methods="none,topk") == DONE
+    record = next(record for record in Store.of(tmp_path) if record.method == "topk")
+    needless = tmp_path / "work" / "cells" / Path(record.file_name).stem
+    needed = tmp_path / "work" / "cells" / "tome_0.5-at-0_seed0"  # of another run, which goes on
+    for folder in (needless, needed):
+        folder.mkdir(parents=True)
+        (folder / "progress.json").write_text("{}")
+    assert run(tmp_path, methods="none,topk") == DONE
+    assert not needless.exists()
+    assert needed.exists(), "control"
+
+
 def test_a_run_with_nothing_to_do_builds_and_reads_nothing(tmp_path, monkeypatch):
     from tpbench.bench import models
     from tpbench.training import data

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tpbench import environment
@@ -15,11 +15,12 @@ from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import UsageError
 from tpbench.measure import timings
 from tpbench.recipe import Recipe
-from tpbench.record import SCHEMA, Record, Store, host_id, sweep
+from tpbench.record import SCHEMA, Record, Store, host_id, sweep, without_garbage_collection
 
 PATIENCE = 300.0  # seconds to wait for a folder that another process holds; packing and reports take less
 
 
+@without_garbage_collection()
 def finished(plan: Plan) -> list[Record] | None:
     """The records of a plan if all its cells were measured and timed on this machine, None if work is left.
 
@@ -49,6 +50,16 @@ def tidy(out: Path) -> None:
         sweep(out)
         for trained in (out / "work").glob("base_seed*.safetensors"):
             shutil.rmtree(trained.with_suffix(""), ignore_errors=True)  # its checkpoints, which nobody needs any more
+
+
+def delete_checkpoints(out: Path, records: Iterable[Record | None]) -> None:
+    """Delete the checkpoints of measured cells, which remain where a process was killed before it deleted them."""
+    folders = {folder.name: folder for folder in (out / "work" / "cells").glob("*")}
+    for record in records if folders else ():
+        if record is not None and record.error is None:
+            folder = folders.get(Path(record.file_name).stem)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Renewed:
@@ -109,11 +120,13 @@ def conclude(plan: Plan, machine: str) -> list[Record]:
     """
     with locked(plan.out):
         store = Store.of(plan.out)
-        complete = all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells)
+        records = [found(store, machine, cell) for cell in plan.cells]
+        complete = all(is_done(record, cell, plan.recipe) for record, cell in zip(records, plan.cells))
         if complete and not others(plan.out):
             tidy(plan.out)
+            delete_checkpoints(plan.out, records)
             store.pack(machine)
-    return known(plan, machine)
+    return [record for record in records if record is not None]
 
 
 def known(plan: Plan, machine: str) -> list[Record]:

@@ -29,7 +29,7 @@ from tpbench.record.schema import (
     slug,
 )
 from tpbench.record.seal import read_json, seal, seal_file, unseal, write_json
-from tpbench.record.store import Store, read_all
+from tpbench.record.store import Store, read_all, without_garbage_collection
 
 __all__ = [
     "READABLE",
@@ -61,6 +61,7 @@ __all__ = [
     "slug",
     "sweep",
     "unseal",
+    "without_garbage_collection",
     "write",
     "write_json",
 ]

@@ -115,7 +115,7 @@ class Store:
             for name, about in _files(os.path.join(records, machine), ".json")
         ]
         found = [(name, about, name.removesuffix(".jsonl")) for name, about in _files(records, ".jsonl")] + found
-        with _without_collection():
+        with without_garbage_collection():
             parts = {file: self._part(file, about, machine) for file, about, machine in found}
         if parts != self._parts:
             self._parts = {file: part for file, part in parts.items() if part is not None}
@@ -138,12 +138,13 @@ class Store:
 
     def _read(self, file: str, machine: str, part: Part) -> None:
         packed = file.endswith(".jsonl")
-        with open(self._path(file), "rb") as content:
+        path = self._path(file)
+        with open(path, "rb") as content:
             end = 0
             for number, text in enumerate(content if packed else [content.read()], start=1):
                 start = end
                 end += len(text)
-                where = f"{self._path(file)} line {number}" if packed else self._path(file)
+                where = f"{path} line {number}" if packed else path
                 try:
                     record, sealed = parsed(text, where)
                     if record.machine != machine:
@@ -278,8 +279,8 @@ def _state(about: os.stat_result) -> tuple[int, int, int]:
 
 
 @contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Parsing makes many objects and no garbage; looking for some would take longer than parsing."""
+def without_garbage_collection() -> Iterator[None]:
+    """Pause garbage collection: reading records makes many objects and no garbage, and the search for it is slow."""
     enabled = gc.isenabled()
     gc.disable()
     try:
