@@ -468,7 +468,7 @@ def test_convergence_is_an_excess_over_the_converged_objective():
     assert good.note == "90 % of the clusterings change no more after 5 iterations"
     bad = found(study(records, starts=objectives(0.0, 0.01, 0.0, converged=0.1)), 7, "converged one, start topk")
     assert bad.verdict == FAILS, "control"
-    assert "run the recipe again" in found(study(records), 7, "objective, other starts").missing
+    assert "run the recipe again" in found(study(records), 7, "objective from other starts").missing
 
 
 def test_settings_are_equivalent_or_not_in_accuracy():
@@ -515,9 +515,9 @@ BASIC = {("none", "none"): 90.0, ("wkmedoids", MACS): 90.0, ("topk", MACS): 89.0
 
 def test_a_smoke_study_never_counts():
     smoke = study(simulated(BASIC), expected=0.0)
-    assert smoke.no_evidence == "a smoke study: recipe digits states no expected_base"
+    assert smoke.no_evidence == "smoke study (recipe digits states no expected_base)"
     assert not any(r.study for r in claims.readings([smoke]) if not r.missing)
-    assert "no evidence: a smoke study" in claims_page.described(smoke)
+    assert "no evidence: smoke study" in claims_page.described(smoke)
     assert any(r.study and r.counts for r in claims.readings([study(simulated(BASIC))])), "control"
 
 
@@ -531,7 +531,7 @@ def test_studies_that_share_their_bases_are_one_reading():
     assert many.shares_bases(few)
     both = all_found([few, many], 4, TOPK)
     assert [(r.study, r.counts) for r in both] == [(few.name, False), (many.name, True)]
-    assert both[0].shown_only == f"the same bases as {many.name}, which counts"
+    assert both[0].shown_only == f"has the same bases as {many.name}, which counts"
     apart = [replace(r, metrics=r.metrics | {"off_the_shelf_loss": 0.9}) for r in few.records]
     alone = replace(few, records=apart)
     assert not many.shares_bases(alone)
@@ -632,7 +632,7 @@ def test_the_verb_writes_its_files_and_names_what_it_cannot_read(tmp_path, capsy
     assert main(words) == DONE
     out = capsys.readouterr().out
     assert "2. Softmax attention is a low-pass filter over key space: does not hold - " in out
-    assert out.count("a smoke study") == 1
+    assert out.count("smoke study") == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"claims.md", "claims.csv", "claims.json"}
     rows = json.loads((tmp_path / "out" / "claims.json").read_text())
     assert {row["claim"] for row in rows} == set(claims.CLAIMS)

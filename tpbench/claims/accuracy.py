@@ -1,4 +1,4 @@
-"""Claims 4 and 5, and the second part of 7: row against row by top-1 after fine-tuning."""
+"""Claims 4 and 5 and the second part of claim 7: pairs of methods compared by top-1 after fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tpbench.report import published
 
 RIVALS = {"topk": "PoWER-BERT", "importance": "importance", "random": "random", "strided_conv": "convolution"}
 WEIGHTED = {"wkmedoids": "kmedoids", "wkmeans": "kmeans"}
-ROBUST = 0.5  # points: the paper gives no number for "robust" and "converges"; this one is ours
+ROBUST = 0.5  # points; our choice, since the paper gives no number for "robust" and "converges"
 EQUAL_MACS = "equal MACs"
 COSTS = {EQUAL_MACS: "macs=", "equal latency": "latency=", "equal tokens": ""}
-SECOND = "a second reading: the paper counts multiply-adds"
-DETAIL = "one schedule of several: their mean counts"
+SECOND = "the paper compares at equal multiply-adds"
+DETAIL = "one of several schedules, whose mean counts"
 
 
 class Contrast(NamedTuple):
@@ -34,29 +34,29 @@ class Contrast(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Contrasts that are decided together, and what their readings share."""
+    """Contrasts that are decided together as one family for Holm's correction, and what their readings share."""
 
     study: Study
     claim: int
-    heading: str  # what stands before a contrast's name
+    heading: str  # the prefix of each contrast's name
     rule: Rule
-    topic: str = ""  # what the summary takes them together under; "": each by its own test
+    topic: str = ""  # the name under which the summary groups them; "": each contrast is a topic of its own
 
 
 def beats_the_others(study: Study) -> Iterator[Reading]:
-    """Claim 4; the four rivals are one family."""
+    """Claim 4: Token Pooling against its four rivals, which form one family."""
     contrasts = [Contrast(POOLING, rival, f"{POOLING} minus {rival} ({name})") for rival, name in RIVALS.items()]
     yield from at_equal_cost(study, 4, contrasts)
 
 
 def weighting_helps(study: Study) -> Iterator[Reading]:
-    """Claim 5; the two algorithms are one family."""
+    """Claim 5: the weighted against the plain form of two algorithms, which form one family."""
     contrasts = [Contrast(weighted, plain, f"{weighted} minus {plain}") for weighted, plain in WEIGHTED.items()]
     yield from at_equal_cost(study, 5, contrasts)
 
 
 def at_equal_cost(study: Study, claim: int, contrasts: Sequence[Contrast]) -> Iterator[Reading]:
-    """The contrasts at equal MACs, which count, and at equal latency and equal tokens, which are shown."""
+    """The contrasts at equal MACs, which count, and at equal latency and at equal tokens, which are only shown."""
     for cost, prefix in COSTS.items():
         schedules = study.schedules(prefix) if prefix else study.schedules()
         family = Family(study=study, claim=claim, heading=f"{cost}: ", rule=Rule(low=0))
@@ -64,7 +64,7 @@ def at_equal_cost(study: Study, claim: int, contrasts: Sequence[Contrast]) -> It
         measured = []
         for reading in over_schedules(family, contrasts, schedules):
             measured.append(reading.test)
-            yield reading if reading.shown_only else replace(reading, shown_only=second)
+            yield replace(reading, shown_only=reading.shown_only or second)
         for contrast in contrasts:
             test = family.heading + contrast.name
             if cost == EQUAL_MACS and test not in measured:
@@ -87,7 +87,10 @@ def unmeasured(family: Family, *, topic: str, test: str, missing: str) -> Readin
 
 
 def over_schedules(family: Family, contrasts: Sequence[Contrast], schedules: Sequence[str]) -> Iterator[Reading]:
-    """Every contrast as the mean over the schedules at which it was measured; then each of several by itself."""
+    """Each contrast as the mean over its schedules; then, if there are several, at each schedule alone.
+
+    A schedule at which the two methods do not cost the same is shown with the reason and left out of the mean.
+    """
     usable: dict[Contrast, list[str]] = {}
     for contrast in contrasts:
         usable[contrast] = []
@@ -130,21 +133,21 @@ def _reading(family: Family, contrast: Contrast, schedules: Sequence[str]) -> Re
 
 
 def _topic(family: Family, contrast: Contrast) -> str:
-    """What the summary calls a contrast: at equal MACs, which the claims are about, by its name alone."""
+    """The name of a contrast in the summary; "equal MACs", which the claims are about, is left out."""
     if family.topic:
         return family.topic
     return contrast.name if family.heading == f"{EQUAL_MACS}: " else family.heading + contrast.name
 
 
 def paper_difference(method: str, rival: str, share: float) -> float:
-    """The paper's curves one above the other at this share of MACs; NaN where one has no point on either side."""
+    """The paper's difference in points between two methods at a share of MACs; NaN outside either curve's range."""
     base = "hull" if "kmedoids" in (method, rival) else "deit_small"
     curves = [published.curve(name, base) for name in (method, rival)]
     return accuracy_at(curves[0], share) - accuracy_at(curves[1], share)
 
 
 def accuracy_at(line: Sequence[tuple[float, float]], macs: float) -> float:
-    """A curve's accuracy at so many MACs, linear between its points; NaN outside."""
+    """A curve's accuracy at a share of MACs, interpolated linearly; NaN outside its range."""
     for (low, a), (high, b) in pairwise(line):
         if low <= macs <= high:
             return a + (b - a) * (macs - low) / (high - low)
@@ -158,7 +161,7 @@ SETTING = re.compile(rf"^{POOLING}\((init|iterations)=(\w+)\)$")
 
 
 def settings_do_not_matter(study: Study) -> Iterator[Reading]:
-    """Claim 7 by accuracy: settings of Token Pooling are equivalent to its default; one family."""
+    """Claim 7 by accuracy: other settings of Token Pooling are equivalent to its default. They form one family."""
     contrasts = []
     for method in study.methods():
         match = SETTING.match(method)

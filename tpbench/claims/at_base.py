@@ -1,4 +1,4 @@
-"""Claims 3 and 8: Token Pooling against the unreduced base, at the cost of the paper's headline."""
+"""Claims 3 and 8: Token Pooling against the unreduced base, at the cost of the paper's headline result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tpbench.report.two_way import from_outcomes
 SAVING = 42.0  # percent fewer computations at equal accuracy
 SHARE = 1 - SAVING / 100
 MARGIN = 0.6  # points: what the paper's own Token Pooling loses on DeiT-S alone at 43 % fewer computations
-PRESERVED = -10.0  # points: where the sources' "preserved" ends and their "10 to 40 points lost" begins
+PRESERVED = -10.0  # points; the boundary between "preserved" and "10 to 40 points lost" in the sources
 ONE_BASE = "on one base at 42 % fewer MACs"
 HULL = "over bases of several widths at 42 % fewer MACs"
 EACH = "one schedule, without interpolation"
@@ -31,11 +31,11 @@ NOT_INFERIOR = Rule(low=-MARGIN)
 
 
 def loss_on_one_base(study: Study) -> Iterator[Reading]:
-    """Non-inferiority by the paper's own margin; equal accuracy is the effect that may be excluded."""
+    """Claim 3 on one base: non-inferiority with the paper's own margin. The paper's effect is a difference of 0."""
     blank = Reading(
         claim=3,
         topic=ONE_BASE,
-        test=f"one base: {POOLING} at 42 % fewer MACs minus the base, equally long fine-tuned",
+        test=f"one base: {POOLING} at 42 % fewer MACs minus the base, both fine-tuned equally long",
         study=study.name,
         schedule="",
         unit="points",
@@ -44,11 +44,12 @@ def loss_on_one_base(study: Study) -> Iterator[Reading]:
         paper="-0.6 at -43 % (DeiT-S); equal at -4 %",
     )
     steps = list(_by_schedule(study, blank, FINE_TUNED))
-    yield replace(_read_off(study, blank, FINE_TUNED), note=not_inferior_down_to(steps))
+    yield replace(_at_headline_cost(study, blank, FINE_TUNED), note=not_inferior_down_to(steps))
     yield from steps
 
 
-def _read_off(study: Study, blank: Reading, stage: str) -> Reading:
+def _at_headline_cost(study: Study, blank: Reading, stage: str) -> Reading:
+    """The reading at SHARE of the base's multiply-adds, interpolated between schedules."""
     found = at_share(study, POOLING, share=SHARE, stage=stage)
     if found is None:
         return replace(blank, missing=f"records of the base and of {POOLING} at {SHARE:.0%} of its MACs or fewer")
@@ -57,7 +58,7 @@ def _read_off(study: Study, blank: Reading, stage: str) -> Reading:
 
 
 def _by_schedule(study: Study, blank: Reading, stage: str) -> Iterator[Reading]:
-    """Every schedule against the base, from the mildest to the harshest."""
+    """One reading for each schedule, from the mildest to the harshest."""
     shares = {schedule: study.macs_share(POOLING, schedule) for schedule in priced(study, POOLING, stage)}
     for schedule in sorted(shares, key=lambda text: -shares[text]):
         difference = to_base(study, POOLING, weights={schedule: 1.0}, stage=stage)
@@ -70,9 +71,10 @@ def _by_schedule(study: Study, blank: Reading, stage: str) -> Iterator[Reading]:
 
 
 def not_inferior_down_to(steps: Sequence[Reading]) -> str:
-    """The harshest schedule whose loss stays within the margin, tested from the mildest on until one does not.
+    """A sentence about the harshest schedule whose loss stays within the margin.
 
-    A fixed order needs no correction for the number of tests, and none of the schedules is chosen by its result.
+    Schedules are tested from the mildest on, up to the first whose loss does not. A fixed order needs no correction for
+    the number of tests, since no schedule is selected by its result.
     """
     last = None
     for step in steps:
@@ -82,8 +84,8 @@ def not_inferior_down_to(steps: Sequence[Reading]) -> str:
     if not steps:
         return ""
     if last is None:
-        return f"within {MARGIN} points of the base at no schedule, from the mildest on"
-    return f"within {MARGIN} points of the base down to {last.schedule}, from the mildest schedule on"
+        return f"at no schedule within {MARGIN} points of the base"
+    return f"within {MARGIN} points of the base from the mildest schedule down to {last.schedule}"
 
 
 class Row(NamedTuple):
@@ -96,7 +98,7 @@ class Row(NamedTuple):
 def loss_on_the_hull(group: Sequence[Study]) -> Reading:
     """The best pooled model over all bases at 42 % fewer MACs than the largest base, minus that base.
 
-    Which row is best is decided on all seeds but one and read on that one, in turns: no seed chooses its own luckiest.
+    For each seed, the best row is chosen by the mean over all other seeds, so that no result selects itself.
     """
     blank = Reading(
         claim=3,
@@ -134,13 +136,13 @@ def several_widths(group: Sequence[Study]) -> bool:
 
 
 def affordable(group: Sequence[Study], macs: float) -> list[Row]:
-    """The pooled rows that cost at most so many multiply-adds."""
+    """The pooled models that cost at most `macs` multiply-adds per image."""
     rows = [Row(study, schedule) for study in group for schedule in priced(study, POOLING)]
     return [row for row in rows if row.study.macs_share(POOLING, row.schedule) * row.study.base_macs <= macs]
 
 
 def chosen_by_other_seeds(table: pd.DataFrame) -> dict[int, int]:
-    """For every seed (column) the label of the row with the highest mean over the other seeds."""
+    """For each seed (column), the label of the row with the highest mean over the other seeds."""
     return {seed: table.drop(columns=seed).mean(axis=1).idxmax() for seed in table.columns}
 
 
@@ -156,7 +158,7 @@ def _of_chosen(largest: Study, chosen: dict[int, Row]) -> Difference:
 
 
 def off_the_shelf(study: Study) -> Iterator[Reading]:
-    """Token Pooling put into the trained base, against the base, neither fine-tuned."""
+    """Claim 8: Token Pooling in the trained base against the base itself, neither fine-tuned."""
     blank = Reading(
         claim=8,
         topic="off the shelf at 42 % fewer MACs",
@@ -171,5 +173,5 @@ def off_the_shelf(study: Study) -> Iterator[Reading]:
         unknown = f"the base that recipe {study.recipe} expects: only a packaged recipe states expected_base here"
         yield replace(blank, missing=unknown)
         return
-    yield _read_off(study, blank, OFF_THE_SHELF)
+    yield _at_headline_cost(study, blank, OFF_THE_SHELF)
     yield from _by_schedule(study, blank, OFF_THE_SHELF)

@@ -1,6 +1,6 @@
-"""The eight claims of the Token Pooling paper against the records. Nothing here is tuned towards the paper.
+"""The eight claims of the Token Pooling paper, tested against the records. Nothing here is tuned towards the paper.
 
-Every claim is a function from a study to its readings; here they are put together, and it is settled which count.
+Each claim is a function from a study to its readings. This module collects the readings and decides which ones count.
 """
 
 from __future__ import annotations
@@ -35,25 +35,28 @@ NO_OUTCOMES = "no per-image outcomes"
 
 
 def readings(studies: Sequence[Study]) -> list[Reading]:
-    """Every reading of every claim, in their order. Studies that are no evidence have none."""
+    """All readings, ordered by claim. A study with a `no_evidence` reason contributes none."""
     evidence = [study for study in studies if not study.no_evidence]
     found = [reading for study in evidence for claim in BY_MEASUREMENT for reading in claim(study)]
     found += [reading for study in evidence for claim in BY_ACCURACY for reading in by_accuracy(claim(study), study)]
     found += [at_base.loss_on_the_hull(group) for group in same_images(evidence) or [[]]]
-    once = counted_once(_told(found), evidence)
+    once = counted_once(_without_redundant_gaps(found), evidence)
     closed = [*closed_form.fully_connected(), *closed_form.clustering_is_cheap()]
     return sorted([*decide(closed), *once], key=lambda reading: reading.claim)
 
 
 def by_accuracy(readings: Iterable[Reading], study: Study) -> Iterator[Reading]:
-    """Readings of accuracies; those of a study without outcomes are shown only."""
+    """Readings of accuracies; without per-image outcomes they are shown but do not count."""
     for reading in readings:
         shown_only = reading.shown_only or ("" if study.has_outcomes else NO_OUTCOMES)
         yield replace(reading, shown_only=shown_only)
 
 
 def same_images(studies: Sequence[Study]) -> list[list[Study]]:
-    """Studies that can share a hull: same images and outcomes, one per recipe (the one with most records)."""
+    """Groups of studies that can share a Pareto hull: on the same images, with outcomes, one study per recipe.
+
+    Of several studies of one recipe, the one with the most records is taken.
+    """
     groups: dict[str, dict[str, Study]] = {}
     for study in studies:
         if not study.has_outcomes:
@@ -67,8 +70,11 @@ def same_images(studies: Sequence[Study]) -> list[list[Study]]:
 # ------------------------------------------------------------------------------------------ which readings count
 
 
-def _told(readings: Sequence[Reading]) -> list[Reading]:
-    """Without the studies that say nothing on a topic which another measures; where none does, the first."""
+def _without_redundant_gaps(readings: Sequence[Reading]) -> list[Reading]:
+    """The readings without those that lack measurements for a topic that another reading covers.
+
+    Where no reading measures a topic, the first of its gaps is kept, so that the table names what is missing.
+    """
     settled = {_topic(reading) for reading in readings if not reading.missing}
     kept = []
     for reading in readings:
@@ -79,7 +85,10 @@ def _told(readings: Sequence[Reading]) -> list[Reading]:
 
 
 def counted_once(readings: Sequence[Reading], studies: Sequence[Study]) -> list[Reading]:
-    """One study is one reading: of studies that share their bases, the most precise counts; the others are shown."""
+    """Readings of one test from studies that share their bases are not independent, so only the most precise counts.
+
+    The others are shown with the reason.
+    """
     by_name = {study.name: study for study in studies}
     counted: dict[tuple[int, str], list[Reading]] = {}
     settled = {}
@@ -92,7 +101,7 @@ def counted_once(readings: Sequence[Reading], studies: Sequence[Study]) -> list[
         study = by_name.get(reading.study)
         same = [other.study for other in own if _share(study, by_name.get(other.study))]
         if same:
-            settled[place] = replace(reading, shown_only=f"the same bases as {same[0]}, which counts")
+            settled[place] = replace(reading, shown_only=f"has the same bases as {same[0]}, which counts")
         else:
             own.append(reading)
     return [settled[place] for place in range(len(readings))]
@@ -111,5 +120,5 @@ def _share(study: Study | None, other: Study | None) -> bool:
 
 
 def imprecision(reading: Reading) -> float:
-    """The standard error; infinite where there is no interval."""
+    """The standard error of a reading; infinite where there is no interval."""
     return reading.ours.standard_error if reading.ours.known else inf

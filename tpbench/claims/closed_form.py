@@ -1,4 +1,4 @@
-"""Claims 1 and 6 from the shapes of the paper's models: multiply-adds per image, counted and not sampled.
+"""Claims 1 and 6 from the shapes of the paper's models: multiply-adds per image, computed in closed form.
 
 N tokens that arrive, K clusters, C width, T iterations
 """
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from math import nan
 from statistics import fmean
 
-from tpbench.claims.contrasts import of_values
+from tpbench.claims.contrasts import from_values
 from tpbench.claims.study import Study
 from tpbench.claims.verdict import Reading, Rule, decide
 from tpbench.report.estimates import Difference
 
-POOLING = "wkmedoids"  # the paper's headline
+POOLING = "wkmedoids"  # the method of the paper's headline result
 FULLY_CONNECTED = 80.0  # percent of the multiply-adds
-CLUSTERING = 3.7  # percent of the other multiply-adds, the upper of the paper's two numbers
+CLUSTERING = 3.7  # percent of the other multiply-adds, the larger of the paper's two numbers
 ITERATIONS = 5
 PIXELS = 224  # the paper's; 384 is a second reading
 CLASSES = 1000
@@ -24,8 +24,8 @@ CLASSES = 1000
 SIZES = {"DeiT-Ti": 192, "DeiT-S": 384, "DeiT-B / ViT-B": 768, "ViT-L": 1024}  # width
 DEPTH = {"ViT-L": 24}  # 12 for the others
 
-# Patch tokens after blocks 1 to 12 of DeiT-S that meet the multiply-adds of the paper's figures; its own tables are
-# not known. By GMACs without the clustering.
+# GMACs without the clustering -> patch tokens after blocks 1 to 12 of DeiT-S. The counts reproduce the multiply-adds
+# in the paper's figures; the paper does not publish its own counts.
 SCHEDULES = {
     "2.06": (192, 184, 169, 146, 113, 77, 46, 25, 13, 7, 3, 2),
     "2.53": (193, 189, 181, 168, 147, 120, 88, 59, 37, 21, 12, 7),
@@ -33,8 +33,8 @@ SCHEDULES = {
 }
 
 
-def number(value: float) -> Difference:
-    """A value that is counted: no standard error."""
+def exact_value(value: float) -> Difference:
+    """A value without a standard error, since it is computed and not sampled."""
     return Difference(value=value, standard_error=nan, df=0.0, seeds=1, a="", b="")
 
 
@@ -42,7 +42,7 @@ def number(value: float) -> Difference:
 
 
 def fully_connected() -> Iterator[Reading]:
-    """The share of the blocks' linear layers in all multiply-adds, patches of 16."""
+    """Claim 1: the share of the blocks' linear layers in all multiply-adds, with patches of 16 pixels."""
     for pixels in (PIXELS, 384):
         for name, width in SIZES.items():
             linear, total = vit_macs(width, DEPTH.get(name, 12), pixels)
@@ -54,15 +54,18 @@ def fully_connected() -> Iterator[Reading]:
                 schedule="",
                 unit="% of MACs",
                 rule=Rule(low=FULLY_CONNECTED),
-                ours=number(100 * linear / total),
+                ours=exact_value(100 * linear / total),
                 paper="above 80 %",
                 exact=True,
-                shown_only="" if pixels == PIXELS else f"a second reading: the paper's models see {PIXELS} pixels",
+                shown_only="" if pixels == PIXELS else f"the paper's models see {PIXELS} pixels",
             )
 
 
 def vit_macs(width: int, depth: int, pixels: int, patch: int = 16, classes: int = CLASSES) -> tuple[int, int]:
-    """Multiply-adds per image: of the blocks' linear layers, and altogether (MLP four times as wide, class token)."""
+    """Multiply-adds per image of a ViT: of the blocks' linear layers, and in total.
+
+    The MLP is four times as wide as the tokens, and there is one class token.
+    """
     patches = (pixels // patch) ** 2
     n = patches + 1
     linear = depth * 12 * n * width**2
@@ -74,14 +77,17 @@ def vit_macs(width: int, depth: int, pixels: int, patch: int = 16, classes: int 
 
 
 def clustering_is_cheap() -> Iterator[Reading]:
-    """Multiply-adds of the clustering over those of everything else, on DeiT-S with one layer after every attention."""
+    """Claim 6: multiply-adds of the clustering over all others, for DeiT-S with pooling after every attention."""
     width = SIZES["DeiT-S"]
     for gmacs, counts in SCHEDULES.items():
         rest = pooled_macs(width, counts)
         costs = {
             "K-Medoids": (medoids_macs(width, counts), ""),
-            "K-Means by its Gram matrix": (gram_macs(width, counts), "a remark: not the paper's way to compute it"),
-            "K-Means by the paper's count T K N C": (lloyd_macs(width, counts), "a remark: not the paper's headline"),
+            "K-Means by its Gram matrix": (gram_macs(width, counts), "not the paper's way to compute it"),
+            "K-Means by the paper's count T K N C": (
+                lloyd_macs(width, counts),
+                "not the algorithm of the paper's headline result",
+            ),
         }
         for name, (macs, remark) in costs.items():
             yield Reading(
@@ -92,7 +98,7 @@ def clustering_is_cheap() -> Iterator[Reading]:
                 schedule=",".join(map(str, counts)),
                 unit="% of MACs",
                 rule=Rule(high=CLUSTERING),
-                ours=number(100 * macs / rest),
+                ours=exact_value(100 * macs / rest),
                 paper="3.4 to 3.7 %",
                 exact=True,
                 shown_only=remark,
@@ -100,7 +106,10 @@ def clustering_is_cheap() -> Iterator[Reading]:
 
 
 def pooled_macs(width: int, counts: Sequence[int], patches: int = 196) -> int:
-    """Multiply-adds of a ViT with a pooling layer after every attention, without the pooling (patches of 16)."""
+    """Multiply-adds per image of a ViT with a pooling layer after every attention, without the pooling itself.
+
+    counts: patch tokens after each block. Patches have 16 pixels a side.
+    """
     total = patches * 3 * 16**2 * width + width * CLASSES
     for arriving, kept in zip((patches, *counts), counts):
         n = arriving + 1
@@ -109,37 +118,39 @@ def pooled_macs(width: int, counts: Sequence[int], patches: int = 196) -> int:
 
 
 def medoids_macs(width: int, counts: Sequence[int], patches: int = 196) -> int:
-    """All inner products once, and one multiply-add for each pair and iteration: N^2 (C + T)."""
+    """Multiply-adds of K-Medoids: all inner products once, then one for each pair and iteration: N^2 (C + T)."""
     return sum(n * n * (width + ITERATIONS) for n in (patches, *counts[:-1]))
 
 
 def gram_macs(width: int, counts: Sequence[int], patches: int = 196) -> int:
-    """K-Means on inner products as this suite runs it: N^2 (C + T), and K N C for the centres."""
+    """Multiply-adds of K-Means on inner products, as this suite runs it: N^2 (C + T), and K N C for the centres."""
     pairs = zip((patches, *counts), counts)
     return medoids_macs(width, counts, patches) + sum(k * n * width for n, k in pairs)
 
 
 def lloyd_macs(width: int, counts: Sequence[int], patches: int = 196) -> int:
-    """K-Means as the paper counts it: T K N C."""
+    """Multiply-adds of K-Means as the paper counts them: T K N C."""
     return ITERATIONS * sum(k * n * width for n, k in zip((patches, *counts), counts))
 
 
 def measured_costs(study: Study) -> Iterator[Reading]:
-    """The same on a study's own model: a remark, because narrow models with few channels have other proportions."""
-    remark = "a remark: the geometry of this model is not the paper's"
+    """Claim 6 on a study's own model; only shown, because narrow models differ in their proportions."""
+    why_not_counted = "this model does not have the proportions of the paper's models"
     for schedule in dict.fromkeys(record.schedule for record in study.records if record.method == POOLING):
         records = study.of(POOLING, schedule)
         counted = [100 * r.macs["reducers"] / (r.macs["total"] - r.macs["reducers"]) for r in records if r.macs]
         seconds = {r.seed: _seconds_percent(r.layers_seconds) for r in records if r.layers_seconds}
-        place = {"claim": 6, "study": study.name, "schedule": schedule, "unit": "%", "shown_only": remark}
+        place = {"claim": 6, "study": study.name, "schedule": schedule, "unit": "%", "shown_only": why_not_counted}
         about = {"rule": Rule(high=CLUSTERING), "paper": "3.4 to 3.7 % of MACs on DeiT-S"}
         if counted:
             test = "counted MACs of the reducers over the rest"
-            reading = Reading(topic=test, test=test, ours=number(fmean(counted)), exact=True, **place, **about)
+            reading = Reading(topic=test, test=test, ours=exact_value(fmean(counted)), exact=True, **place, **about)
             yield from decide([reading])
         if seconds:
             test = "measured time of the reducers over the rest, layer by layer"
-            yield from decide([Reading(topic=test, test=test, ours=of_values(seconds, POOLING, ""), **place, **about)])
+            yield from decide(
+                [Reading(topic=test, test=test, ours=from_values(seconds, POOLING, ""), **place, **about)]
+            )
 
 
 def _seconds_percent(seconds: dict[str, float]) -> float:
@@ -148,7 +159,10 @@ def _seconds_percent(seconds: dict[str, float]) -> float:
 
 
 def gram_note(study: Study, method: str, schedule: str) -> str:
-    """What a K-Means row costs against the paper's count; "" for other methods and where the shapes are not known."""
+    """A sentence about the cost of a K-Means row relative to the paper's count.
+
+    "" for other methods, and where the token counts or multiply-adds are not known.
+    """
     patches = next((record.tokens["after_block"][0] for record in study.bases if record.tokens.get("after_block")), 0)
     record = study.of(method, schedule)[0]
     counts = record.tokens.get("achieved", ())

@@ -1,6 +1,6 @@
-"""Differences between rows of a study, over seeds and, where outcomes are kept, over images.
+"""Differences between rows of a study, over seeds and, where per-image outcomes are recorded, over images.
 
-S seeds, I images
+Shapes: S seeds, I images.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tpbench.report.estimates import Difference, combined
 from tpbench.report.statistics import fit
 from tpbench.report.two_way import from_outcomes, with_images
 
-SAME_MACS = 0.01  # largest difference in MACs between rows at equal MACs, as a share of the base's
-SAME_LATENCY = 0.05  # the same of latency: `measure.latency_budget` finds it no finer
+SAME_MACS = 0.01  # rows at equal MACs may differ by this share of the base's
+SAME_LATENCY = 0.05  # the same for latency, which `measure.latency_budget` meets no more precisely
 
 
 def between(study: Study, a: str, b: str, schedules: Sequence[str], stage: str = FINE_TUNED) -> Difference | None:
-    """Row a minus row b in points, the mean over schedules; None where they share no seed at all of these.
+    """Row a minus row b in points, mean over schedules; None if no seed has both rows at all of these schedules.
 
-    The residual over seeds is that of all rows of the table (one linear model), the noise of images that several seeds
-    test is added from the outcomes of the two rows.
+    The residual over seeds is pooled over all rows of the table (one linear model). The noise of images that several
+    seeds test is estimated from the outcomes of the two rows and added.
     """
     table = mean_table([study.top1(schedule, stage) for schedule in schedules])
     if not {a, b} <= set(table.index):
@@ -44,7 +44,7 @@ def between(study: Study, a: str, b: str, schedules: Sequence[str], stage: str =
 
 
 def mean_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of several tables, cell by cell, for the cells that all of them have."""
+    """The mean of several tables, cell by cell; NaN where any of them lacks the cell."""
     total = tables[0]
     for table in tables[1:]:
         total = total + table
@@ -52,7 +52,7 @@ def mean_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def points_of(study: Study, a: str, b: str, schedule: str, stage: str, seeds: Sequence[int]) -> np.ndarray:
-    """[S, I] points of row a minus row b at a schedule, for these seeds; UsageError where outcomes are missing."""
+    """Row a minus row b in points for each image: [S, I] for these seeds. Raises UsageError if outcomes are missing."""
     rows = []
     for method in (a, b):
         place = "none" if method == study.base else schedule
@@ -64,8 +64,8 @@ def points_of(study: Study, a: str, b: str, schedule: str, stage: str, seeds: Se
     return paired(*rows)
 
 
-def of_values(values: Mapping[int, float], a: str, b: str) -> Difference:
-    """The mean of one number a seed; its standard error by the scatter over seeds."""
+def from_values(values: Mapping[int, float], a: str, b: str) -> Difference:
+    """The mean of one number per seed, with the standard error from the scatter over seeds."""
     numbers = list(values.values())
     if len(numbers) < 2:
         return Difference(
@@ -81,13 +81,13 @@ def of_values(values: Mapping[int, float], a: str, b: str) -> Difference:
     )
 
 
-def of_samples(means: Sequence[float], sds: Sequence[float], images: Sequence[int], a: str, b: str) -> Difference:
-    """The mean over seeds of means over images.
+def from_samples(means: Sequence[float], sds: Sequence[float], images: Sequence[int], a: str, b: str) -> Difference:
+    """The mean over seeds of means over images. sds: the standard deviation over the images of each seed.
 
-    The images' own variance is added as if all seeds had tested the same images; where they did not, the interval is
-    too wide and never too narrow.
+    The variance over images is added as if all seeds had tested the same images. If they did not, the interval is too
+    wide, never too narrow.
     """
-    over_seeds = of_values(dict(enumerate(means)), a, b)
+    over_seeds = from_values(dict(enumerate(means)), a, b)
     if over_seeds.seeds < 2:
         return over_seeds
     of_images = fmean(sd**2 / count for sd, count in zip(sds, images))
@@ -100,18 +100,18 @@ def of_samples(means: Sequence[float], sds: Sequence[float], images: Sequence[in
 
 
 class Place(NamedTuple):
-    """A schedule and its share of the base's multiply-adds; "" is the base itself."""
+    """A schedule and its share of the base's multiply-adds. The schedule "" is the base itself."""
 
     schedule: str
     share: float
 
 
 def at_share(study: Study, method: str, share: float, stage: str = FINE_TUNED) -> tuple[Difference, str] | None:
-    """A method minus the base at a share of the base's MACs, in points, and the schedules it was read from.
+    """A method minus the base at a share of the base's MACs, in points, and the schedules that it was read from.
 
-    Linear between the two measured schedules nearest to the share from either side, the same for all seeds; the base
-    itself is the point at the full share. None without a schedule at or below the share. Accuracy rises ever more
-    slowly with cost, so that a straight line flatters no method.
+    The value is interpolated linearly between the two nearest measured schedules below and above the share, the same
+    two for all seeds; the base itself is the point at the full share. None if no schedule lies at or below the share.
+    Accuracy is usually concave in cost, so a straight line does not flatter a method.
     """
     places = [Place(text, study.macs_share(method, text)) for text in priced(study, method, stage)]
     below = max((place for place in places if place.share <= share), key=lambda place: place.share, default=None)
@@ -127,14 +127,14 @@ def at_share(study: Study, method: str, share: float, stage: str = FINE_TUNED) -
 
 
 def priced(study: Study, method: str, stage: str = FINE_TUNED) -> list[str]:
-    """The schedules at which a method has an accuracy, and multiply-adds that do not depend on the clock."""
+    """The schedules at which a method has an accuracy and counted multiply-adds, without budgets of latency."""
     texts = [text for text in study.schedules() + study.schedules("macs=") if study.of(method, text)]
     texts = [text for text in texts if all(record.macs for record in study.of(method, text))]
     return [text for text in texts if any(f"{stage}_top1" in record.metrics for record in study.of(method, text))]
 
 
 def to_base(study: Study, method: str, weights: Mapping[str, float], stage: str) -> Difference | None:
-    """The weighted mean over schedules of a method minus the base; the base minus itself ("") is 0."""
+    """A method minus the base in points, as a weighted mean over schedules. The schedule "" is the base: it adds 0."""
     weights = {schedule: weight for schedule, weight in weights.items() if schedule and weight}
     base = study.top1("none", stage)
     tables = {schedule: study.top1(schedule, stage) for schedule in weights}
@@ -145,7 +145,7 @@ def to_base(study: Study, method: str, weights: Mapping[str, float], stage: str)
     if values.empty:
         return None
     if not study.has_outcomes:
-        return of_values(values.to_dict(), method, study.base)
+        return from_values(values.to_dict(), method, study.base)
     seeds = list(values.index)
     points = [
         weights[text] * points_of(study, method, b=study.base, schedule=text, stage=stage, seeds=seeds)
@@ -158,7 +158,7 @@ def to_base(study: Study, method: str, weights: Mapping[str, float], stage: str)
 
 
 def unequal(study: Study, a: str, b: str, schedule: str) -> str:
-    """Why two rows do not cost the same what their schedule says; "" where they do, or where tokens are equal."""
+    """Why two rows do not cost the same at a schedule that promises it; "" if they do, or if it fixes only tokens."""
     if schedule.startswith("macs="):
         off = 100 * (study.macs_share(a, schedule) - study.macs_share(b, schedule))
         return f"MACs differ by {off:+.1f} % of the base's" if abs(off) > 100 * SAME_MACS else ""
@@ -172,7 +172,7 @@ def unequal(study: Study, a: str, b: str, schedule: str) -> str:
 
 
 def _latency_ratio(study: Study, method: str, schedule: str) -> float:
-    """A row's latency at the largest batch over the base's, mean over seeds; 0 where it was not measured."""
+    """A row's latency over the base's at the largest batch, mean over seeds; 0 if it was not measured."""
     ratios = []
     for record in study.of(method, schedule):
         if record.latency:

@@ -1,4 +1,4 @@
-"""The figure of claim 3: Token Pooling on bases of several widths, each alone and all on one Pareto hull."""
+"""The figure of claim 3: Token Pooling on bases of several widths, one curve for each base and one Pareto hull."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ GIGA = 1e9
 
 
 def draw(group: Sequence[Study], path: Path) -> Path:
-    """Means over seeds against multiply-adds: the bases, the pooled models of each, and the front of all together."""
+    """Draw top-1 (mean over seeds) against multiply-adds: the bases, their pooled models, and the front of all.
+
+    Return the path.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -40,7 +43,7 @@ def draw(group: Sequence[Study], path: Path) -> Path:
 
 
 def means(study: Study, method: str) -> list[tuple[float, float]]:
-    """(GMACs, percent) of a method at each of its schedules, means over seeds."""
+    """(GMACs, top-1 in percent) of a method at each of its schedules, means over seeds."""
     points = []
     for schedule in dict.fromkeys(record.schedule for record in study.records if record.method == method):
         table = study.top1(schedule, FINE_TUNED)

@@ -1,4 +1,4 @@
-"""Claim 2 and the first part of 7: what was measured on the trained bases themselves, one file a seed."""
+"""Claim 2 and the first part of claim 7, from measurements on the trained bases: one file for each seed."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from statistics import fmean
 from typing import Any
 
 from tpbench.claims.closed_form import ITERATIONS
-from tpbench.claims.contrasts import of_samples, of_values
+from tpbench.claims.contrasts import from_samples, from_values
 from tpbench.claims.study import Study
 from tpbench.claims.verdict import Reading, Rule, decide
 
-# The paper gives no number for "robust" and "converges"; these are ours.
-SAME_OBJECTIVE = 0.05  # share by which another start may change the clustering objective
-CONVERGED = 0.01  # share by which the objective may lie above that of the converged clustering
-STARTS = "objective, other starts"
-ITERATED = f"objective, {ITERATIONS} iterations"
+# Our bounds, since the paper gives no number for "robust" and "converges".
+SAME_OBJECTIVE = 0.05  # the relative change of the clustering objective that another start may cause
+CONVERGED = 0.01  # the relative distance of the objective from that of the converged clustering
+STARTS = "objective from other starts"
+ITERATED = f"objective after {ITERATIONS} iterations"
 
 
 def low_pass(study: Study) -> Iterator[Reading]:
-    """The gain of the lowest frequencies over that of high ones, on logarithms.
+    """Claim 2: the gain of low over high frequencies, as a logarithm.
 
-    The reading is the model's own attention. With the keys as queries attention is the smoothing filter itself, up to
-    the norms of the keys: there the claim is nearly a tautology.
+    Only the model's own attention counts. With keys as queries, attention is the very filter that defines the
+    frequencies (up to the norms of the keys), so that the claim would be nearly a tautology.
     """
     tests = {
         "as_it_is": ("gain of low over high frequencies in the model's own attention", ""),
-        "one_key_norm": ("the same with all keys at one norm", "a second reading: not the model's attention"),
+        "one_key_norm": ("the same with all keys at one norm", "not the model's own attention"),
         "at_the_keys": (
             "the same with keys as queries",
             "nearly a tautology: this filter defines the frequencies",
@@ -44,7 +44,7 @@ def low_pass(study: Study) -> Iterator[Reading]:
             schedule="",
             unit="ratio",
             rule=Rule(low=0.0),
-            ours=of_values(logs, "low", "high"),
+            ours=from_values(logs, "low", "high"),
             logarithm=True,
             shown_only=shown_only,
             missing="" if logs else "spectra of the bases: run the recipe again",
@@ -53,7 +53,7 @@ def low_pass(study: Study) -> Iterator[Reading]:
 
 
 def clustering_is_robust(study: Study) -> Iterator[Reading]:
-    """The clustering objective per image, over all test images: by start, and after the default iterations."""
+    """Claim 7: the clustering objective per image, by start and after the default number of iterations."""
     if not study.starts:
         missing = "clustering objectives of the bases: run the recipe again"
         for topic, rule in ((STARTS, _same()), (ITERATED, _converged())):
@@ -112,7 +112,7 @@ def _objective(study: Study, topic: str, test: str, rule: Rule, samples: list[di
         schedule=study.starts[0]["schedule"],
         unit="ratio",
         rule=rule,
-        ours=of_samples(means, sds, images=images, a="", b=""),
+        ours=from_samples(means, sds, images=images, a="", b=""),
         paper="stated, no number",
         logarithm=True,
     )

@@ -1,4 +1,4 @@
-"""The table of claims as files: claims.md (rounded), claims.csv and claims.json (in full), and the hulls' figures."""
+"""The claims as files: claims.md (rounded), claims.csv and claims.json (unrounded), and figures of Pareto hulls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tpbench.claims import hull
 from tpbench.claims.at_base import several_widths
 from tpbench.claims.claims import CLAIMS, same_images
 from tpbench.claims.study import Study
-from tpbench.claims.summary import measured, sentences
+from tpbench.claims.summary import sentences, value_text
 from tpbench.claims.verdict import Reading, Rule
 from tpbench.record import replace_text
 from tpbench.report.markdown import table
@@ -22,21 +22,22 @@ from tpbench.report.markdown import table
 INTRODUCTION = """Made by `python -m tpbench claims` from records alone. The paper is Token Pooling in Vision
 Transformers (Marin et al., WACV 2023); its numbers are for DeiT on ImageNet.
 
-Every contrast is tested against the claim's bound and against the paper's effect. It *holds* or *does not hold* where
-it differs significantly from the bound; the paper's effect is *excluded* where the contrast lies significantly short
-of it and does not differ from the bound; otherwise the contrast is *undecided*. Intervals are those of single
-readings at 95 %, over seeds and test images; verdicts are corrected by Holm over the contrasts of one claim in one
-study. What is counted and not sampled has no interval.
+Every contrast is tested against the claim's bound and against the paper's effect. The claim *holds* or *does not hold*
+where the contrast differs significantly from the bound. The paper's effect is *excluded* where the contrast does not
+differ significantly from the bound and is significantly smaller than the effect. Otherwise the contrast is *undecided*.
+Intervals are 95 % intervals of single readings, over seeds and test images. Verdicts are corrected by Holm's procedure
+over the contrasts of one claim in one study. Computed numbers are not sampled and have no interval.
 
-The bounds were set before the results: 0 for a difference; for equal accuracy a loss of 0.6 points, the paper's own on
-one base; for what the paper states without a number 0.5 points (settings), 5 % of the clustering objective (starts),
-1 % (converged) and 10 points (preserved off the shelf). Studies that share their bases are one reading. A claim's
-verdict is the worst of its quantities', each by its most precise study."""
+The bounds were set before the results were known: 0 for a difference; for equal accuracy a loss of 0.6 points, which is
+the paper's own loss on one base; and, where the paper gives no number, 0.5 points (settings), 5 % of the clustering
+objective (starts), 1 % (convergence) and 10 points (accuracy preserved off the shelf). Of studies that share their
+bases, only the most precise counts. The verdict on a claim is the worst verdict of its quantities; each quantity is
+decided by its most precise study."""
 HEADS = ("test", "study", "schedule", "paper", "ours", "unit", "holds if", "verdict", "seeds", "remark")
 
 
 def write(folder: Path, studies: Sequence[Study], readings: Sequence[Reading]) -> list[Path]:
-    """Write the three files and the figures and return their paths."""
+    """Write the three files and the figures into a folder; return their paths."""
     rows = [row(reading) for reading in readings]
     texts = {
         "claims.md": markdown(studies, readings),
@@ -49,14 +50,14 @@ def write(folder: Path, studies: Sequence[Study], readings: Sequence[Reading]) -
 
 
 def figures(folder: Path, studies: Sequence[Study]) -> list[Path]:
-    """The hull of every group of studies on bases of several widths."""
+    """Draw the hull of every group of studies that has bases of several widths; return the paths."""
     evidence = [study for study in studies if not study.no_evidence]
     groups = [group for group in same_images(evidence) if several_widths(group)]
     return [hull.draw(group, folder / f"claims-hull-{group[0].recipe}.png") for group in groups]
 
 
 def row(reading: Reading) -> dict[str, Any]:
-    """A reading in full. NaN where nothing is known."""
+    """A reading as a row of claims.csv, unrounded; NaN where a number is not known."""
     low, high = reading.bounds
     return {
         "claim": reading.claim,
@@ -86,7 +87,7 @@ def _blank(value: Any) -> Any:
 
 
 def remark(reading: Reading) -> str:
-    """Why it does not count, what would decide it, and what else is to be known."""
+    """Why a reading does not count, what would decide it, and other notes; "" if there is nothing to say."""
     excluded = "the paper's effect is excluded" if reading.effect_excluded else ""
     shown = f"shown only: {reading.shown_only}" if reading.shown_only else ""
     return "; ".join(text for text in (shown, reading.open_because, excluded, reading.note) if text)
@@ -103,7 +104,7 @@ def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
 
 
 def described(study: Study) -> str:
-    """What was measured there, how good its base is, and why it is no evidence."""
+    """A line about a study: its records, the accuracy of its base, and why it is not evidence."""
     parts = [f"- {study.name} (`{study.folder}`): {len(study.records)} records"]
     if study.base_top1 is not None:
         parts.append(f"the base at {study.base_top1:.1f} %")
@@ -122,7 +123,7 @@ def described(study: Study) -> str:
 def _texts(reading: Reading) -> list[str]:
     place = [reading.test, reading.study, reading.schedule, reading.paper or "not given"]
     seeds = "" if reading.exact else str(reading.ours.seeds or "")
-    return [*place, measured(reading), reading.unit, _rule(reading), reading.verdict, seeds, remark(reading)]
+    return [*place, value_text(reading), reading.unit, _rule(reading), reading.verdict, seeds, remark(reading)]
 
 
 def _rule(reading: Reading) -> str:
@@ -134,7 +135,7 @@ def _shown(reading: Reading, bound: float) -> float:
 
 
 def ruled(rule: Rule) -> str:
-    """The region where a claim holds, in words."""
+    """A rule in words: "above 80", "between 0.952 and 1.05"."""
     low, high = (f"{bound:.3g}" for bound in rule)
     if rule.low == -inf:
         return f"below {high}"

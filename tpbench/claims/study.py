@@ -1,4 +1,4 @@
-"""A study: what one results folder holds of one machine, and whether it is evidence."""
+"""A study: the records of one machine in one results folder, and whether they count as evidence."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SAME_LOSS = 1e-4  # relative difference of the losses of one base, evaluated on 
 
 @dataclass(frozen=True)
 class Study:
-    """The records without failure of one folder and machine, and what was measured on its bases.
+    """The successful records of one folder and machine, and what was measured on its bases.
 
-    records: those with per-image outcomes where there are any, otherwise those without; the two are never mixed.
-    older: how many records without outcomes stand beside those with. expected: top-1 in percent that the recipe
-    expects of the base; 0 where the recipe states none, None where the recipe is not a packaged one.
+    records: those with per-image outcomes if there are any, otherwise all; the two kinds are never mixed.
+    older: the number of records without outcomes that were therefore left out. expected: the top-1 in percent that the
+    recipe expects of the base; 0 if the recipe states none, None if the recipe is not a packaged one.
     """
 
     folder: str
@@ -53,19 +53,19 @@ class Study:
 
     @property
     def images(self) -> str:
-        """Which images were trained and tested on."""
+        """The fingerprint of the images that the study trains and tests on."""
         return str(self.records[0].data.get("fingerprint", self.folder))
 
     @property
     def has_outcomes(self) -> bool:
-        """Whether it is known which test images were classified right."""
+        """Whether any record says which test images were classified correctly."""
         return any(record.outcomes for record in self.records)
 
     # ------------------------------------------------------------------------------------ the base
 
     @property
     def bases(self) -> list[Record]:
-        """The unreduced model's records, one a seed."""
+        """The records of the unreduced model, one for each seed."""
         return [record for record in self.records if record.unreduced]
 
     @property
@@ -80,24 +80,24 @@ class Study:
 
     @property
     def base_top1(self) -> float | None:
-        """Percent, the mean over seeds of the base as it was trained; None where it was not measured."""
+        """Top-1 of the trained base in percent, before fine-tuning, mean over seeds; None if it was not measured."""
         values = [100 * r.metrics[f"{OFF_THE_SHELF}_top1"] for r in self.bases if f"{OFF_THE_SHELF}_top1" in r.metrics]
         return fmean(values) if values else None
 
     @property
     def no_evidence(self) -> str:
-        """Why no claim counts this study; "" where one may."""
+        """Why no claim may count this study; "" if it is evidence."""
         if self.expected is None:
             return ""
         if not self.expected:
-            return f"a smoke study: recipe {self.recipe} states no expected_base"
+            return f"smoke study (recipe {self.recipe} states no expected_base)"
         if self.base_top1 is not None and self.base_top1 < TRAINED * self.expected:
             reached = f"its base reaches {self.base_top1:.1f} %"
             return f"{reached}, less than {TRAINED:.0%} of the {self.expected:g} % that recipe {self.recipe} expects"
         return ""
 
     def shares_bases(self, other: Study) -> bool:
-        """Whether the bases of common seeds are the same: then the two are no independent readings."""
+        """Whether the two studies have the same bases at their common seeds, so that they are not independent."""
         if self.images != other.images or self.base_macs != other.base_macs:
             return False
         theirs = {record.seed: record for record in other.bases}
@@ -107,14 +107,14 @@ class Study:
     # ------------------------------------------------------------------------------------ rows
 
     def schedules(self, *prefixes: str) -> list[str]:
-        """The schedules whose text begins with a prefix; without one, those that give tokens or keep rates."""
+        """The schedules whose text starts with one of the prefixes; without prefixes, all counts and keep rates."""
         texts = dict.fromkeys(record.schedule for record in self.records if not record.unreduced)
         if prefixes:
             return [text for text in texts if text.startswith(prefixes)]
         return [text for text in texts if not text.startswith(("macs=", "latency="))]
 
     def of(self, method: str, schedule: str) -> list[Record]:
-        """The records of a method at a schedule, of every seed that has one."""
+        """The records of a method at a schedule, over all seeds."""
         return self._rows.get((method, schedule), [])
 
     @cached_property
@@ -134,11 +134,14 @@ class Study:
         return tables
 
     def methods(self) -> list[str]:
-        """The names of the rows, in the order of the records."""
+        """The names of all methods, in the order of the records."""
         return list(dict.fromkeys(record.method for record in self.records))
 
     def top1(self, schedule: str, stage: str) -> pd.DataFrame:
-        """Percent: rows are the methods at a schedule, columns the seeds, NaN where not measured."""
+        """Top-1 in percent at a schedule: one row for each method, one column for each seed, NaN where not measured.
+
+        stage: FINE_TUNED or OFF_THE_SHELF.
+        """
         values: dict[int, dict[str, float]] = {}
         for record in self._tables.get(schedule, ()):
             top1 = record.metrics.get(f"{stage}_top1")
@@ -147,12 +150,12 @@ class Study:
         return pd.DataFrame(values, dtype=float).sort_index().sort_index(axis=1)
 
     def outcomes(self, method: str, schedule: str, stage: str) -> dict[int, Outcomes]:
-        """Which test images a row classified right, by seed."""
+        """Which test images a method classified correctly at a schedule, by seed."""
         found = self.of(method, schedule)
         return {record.seed: unpack(record.outcomes[stage]) for record in found if stage in record.outcomes}
 
     def macs_share(self, method: str, schedule: str) -> float:
-        """A row's share of the base's multiply-adds, mean over seeds."""
+        """The multiply-adds of a method at a schedule as a share of the base's, mean over seeds."""
         return fmean(record.macs["total"] / record.macs["unreduced"] for record in self.of(method, schedule))
 
 
@@ -165,7 +168,7 @@ def _same_base(a: Record, b: Record) -> bool:
 
 
 def read_studies(folders: Iterable[Path]) -> list[Study]:
-    """Every machine of every results folder."""
+    """One study for each machine of each results folder."""
     studies = []
     for folder in folders:
         for machine, records in by_machine(_records(folder)).items():
@@ -193,18 +196,19 @@ def _expected_base(name: str) -> float | None:
 
 
 def _records(folder: Path) -> Store:
-    """The records of a folder that can be read; whoever asked for the studies names the others."""
+    """The readable records of a folder. The command that asks for the studies reports the others."""
     if not (folder / "records").is_dir():
         raise UsageError(f"{folder} holds no records")
     return Store.of(folder)
 
 
 def _starts(path: Path) -> dict[str, Any]:
-    """Objectives as JSON; a file that lacks a number is refused by name."""
+    """The clustering objectives in a JSON file. Raises UsageError, with the file's name, if a number is missing."""
     try:
         found = read_json(path)
         parts = [part for by_iterations in found["starts"].values() for part in by_iterations.values()]
         parts += found["unconverged"].values()
+        # Raise KeyError here, not later, if a number is missing.
         _ = [found["images"], found["default"], *(part[name] for part in parts for name in ("mean", "sd"))]
         return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""One sentence a claim: the verdict, and the number and interval of each quantity that decides it."""
+"""One sentence for each claim: the verdict, and each quantity that decides it with its interval."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FROM_WORST = (FAILS, EXCLUDED, UNDECIDED, HOLDS)
 
 
 def sentences(readings: Sequence[Reading]) -> list[str]:
-    """The eight claims in their order."""
+    """One sentence for each of the eight claims, in order."""
     return [sentence(claim, [r for r in readings if r.claim == claim]) for claim in CLAIMS]
 
 
 def sentence(claim: int, readings: Sequence[Reading]) -> str:
-    """The most precise study decides every topic by its least favourable reading; other studies are named."""
+    """A claim with its verdict, the readings that decide it, what was not measured, and other studies' verdicts."""
     chosen = deciding(readings)
     text = f"{claim}. {CLAIMS[claim]}: {overall(readings)}"
-    parts = [part(reading, alone(reading, readings)) for reading in chosen]
-    parts += dict.fromkeys(f"not measured: {reading.missing}" for reading in absent(readings))
+    parts = [part(reading, named_by_topic=is_only_one_of_topic(reading, readings)) for reading in chosen]
+    parts += dict.fromkeys(f"not measured: {reading.missing}" for reading in not_measured(readings))
     if not chosen:
         reasons = [reading.shown_only for reading in readings if reading.shown_only and not reading.missing]
         parts += [f"nothing counts: {reason}" for reason in reasons[:1]]
@@ -31,38 +31,38 @@ def sentence(claim: int, readings: Sequence[Reading]) -> str:
 
 
 def overall(readings: Sequence[Reading]) -> str:
-    """A claim holds where each of its topics does; the worst verdict among them is the claim's."""
+    """The verdict on a claim: the worst verdict of its topics. A topic without a reading is undecided."""
     verdicts = {reading.verdict for reading in deciding(readings)}
-    if not verdicts or absent(readings):
+    if not verdicts or not_measured(readings):
         verdicts.add(UNDECIDED)
     return next(verdict for verdict in FROM_WORST if verdict in verdicts)
 
 
 def deciding(readings: Sequence[Reading]) -> list[Reading]:
-    """For every topic the least favourable reading of the study that measures it most precisely."""
+    """For each topic, the least favourable reading of the study that measures it most precisely."""
     chosen = []
     for topic in dict.fromkeys(reading.topic for reading in readings if reading.counts):
         own = [reading for reading in readings if reading.counts and reading.topic == topic]
         study = min(own, key=imprecision).study
-        chosen.append(min((reading for reading in own if reading.study == study), key=favour))
+        chosen.append(min((reading for reading in own if reading.study == study), key=favourability))
     return chosen
 
 
-def absent(readings: Sequence[Reading]) -> list[Reading]:
-    """For every topic that nothing measures, what is missing."""
+def not_measured(readings: Sequence[Reading]) -> list[Reading]:
+    """For each topic that no reading measures, a reading that says what is missing."""
     counted = {reading.topic for reading in readings if reading.counts}
     missing = {reading.topic: reading for reading in readings if reading.missing and reading.topic not in counted}
     return list(missing.values())
 
 
-def favour(reading: Reading) -> tuple[int, float]:
-    """From the least favourable reading on: by verdict, then by how far the value lies within the claim's bounds."""
+def favourability(reading: Reading) -> tuple[int, float]:
+    """The key that sorts readings from the least favourable on: by verdict, then by distance to the nearest bound."""
     value = reading.ours.value
     return FROM_WORST.index(reading.verdict), min(value - reading.rule.low, reading.rule.high - value)
 
 
-def alone(reading: Reading, readings: Sequence[Reading]) -> bool:
-    """Whether its study has no other reading of the same topic, so that the topic says which it is."""
+def is_only_one_of_topic(reading: Reading, readings: Sequence[Reading]) -> bool:
+    """Whether the study has no other reading of the topic, so that the topic identifies the reading."""
     own = [other for other in readings if other.counts and other.study == reading.study]
     return [other.topic for other in own].count(reading.topic) == 1
 
@@ -70,11 +70,11 @@ def alone(reading: Reading, readings: Sequence[Reading]) -> bool:
 def part(reading: Reading, named_by_topic: bool) -> str:
     """A reading in words, such as "wkmedoids minus topk +0.05 [-0.94, 1.04] points (undecided: ...)"."""
     name = reading.topic if named_by_topic else reading.test
-    return f"{name} {measured(reading)} {reading.unit} ({_because(reading)})"
+    return f"{name} {value_text(reading)} {reading.unit} ({_because(reading)})"
 
 
-def measured(reading: Reading) -> str:
-    """The value and its 95 % interval, the value alone where there is none."""
+def value_text(reading: Reading) -> str:
+    """The value with its 95 % interval; the value alone if there is no interval."""
     decimals = 3 if reading.unit == "ratio" else 2
     value = fixed(reading.value, decimals)
     if reading.unit == "points" and reading.value > 0:
@@ -95,7 +95,7 @@ def _because(reading: Reading) -> str:
 
 
 def _studies(readings: Sequence[Reading], chosen: Sequence[Reading]) -> str:
-    """Where the numbers come from, and what other studies say."""
+    """The studies that the numbers come from, and the verdicts of the others."""
     used = list(dict.fromkeys(reading.study for reading in chosen if reading.study))
     text = f" ({', '.join(f'{study}, {_seeds(chosen, study)}' for study in used)})" if used else ""
     counted = [reading for reading in readings if reading.counts and reading.study]

@@ -1,4 +1,4 @@
-"""How a claim is judged: a number with its interval against the claim's bound and against the paper's effect."""
+"""How a claim is judged: by a number with its interval, against the claim's bound and the paper's effect."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NO_INTERVAL = "too few seeds for an interval, or no scatter between them"
 
 
 class Rule(NamedTuple):
-    """The claim holds where the true value lies between the bounds."""
+    """The bounds of a claim: it holds if the true value lies between them."""
 
     low: float = -inf
     high: float = inf
 
     @property
     def side(self) -> int:
-        """1 where the claim is about large values, -1 where it is about small ones, 0 for equivalence."""
+        """1 if the claim asks for large values, -1 if it asks for small values, 0 for equivalence."""
         return int(isfinite(self.low)) - int(isfinite(self.high))
 
     @property
     def bound(self) -> float:
-        """The bound of a claim about one side."""
+        """The only bound of a one-sided claim."""
         return self.low if isfinite(self.low) else self.high
 
 
@@ -36,11 +36,11 @@ class Rule(NamedTuple):
 class Reading:
     """One way to test one claim on one study. `decide` gives the verdict.
 
-    topic: what the summary calls the quantity, test: what exactly was compared. ours: the value in `unit` with its
-    standard error over seeds (and images), or without one where it is counted and not sampled (exact). effect: the
-    paper's number in the same unit, NaN where it gives none; paper: in words. logarithm: value, rule and effect are
-    logarithms, and shown as ratios. missing: what would have to be measured. shown_only: why this reading does not
-    count, for instance as one schedule of several that another reading averages.
+    topic: the name of the quantity in the summary; test: what exactly was compared. ours: our value in `unit`, with
+    its standard error over seeds (and images), or without one if the value is computed and not sampled (exact).
+    effect: the paper's number in the same unit, NaN if it gives none; paper: the same in words. logarithm: whether
+    value, rule and effect are logarithms, which are shown as ratios. missing: what would have to be measured.
+    shown_only: why this reading does not count, for instance because another reading averages it with others.
     """
 
     claim: int
@@ -63,29 +63,29 @@ class Reading:
 
     @property
     def counts(self) -> bool:
-        """Whether the reading is evidence: measured, and no detail of another."""
+        """Whether the reading is evidence: it was measured and is not only shown."""
         return not self.missing and not self.shown_only
 
     @property
     def value(self) -> float:
-        """The estimate as it is shown: a ratio where the reading is on logarithms."""
+        """The estimate in the unit that is shown; logarithms are shown as ratios."""
         return self.shown(self.ours.value)
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The ends of the 95 % interval as they are shown; NaN without one."""
+        """The ends of the 95 % interval in the unit that is shown; NaN if there is no interval."""
         if self.exact:
             return nan, nan
         low, high = self.ours.bounds()
         return self.shown(low), self.shown(high)
 
     def shown(self, number: float) -> float:
-        """A number of the reading's scale as it is shown."""
+        """A number on the reading's scale, in the unit that is shown."""
         return exp(number) if self.logarithm else number
 
     @property
     def open_because(self) -> str:
-        """What would decide the reading; "" where it is decided."""
+        """What would decide the reading; "" if it is decided."""
         if self.missing:
             return self.missing
         if self.verdict != UNDECIDED:
@@ -96,22 +96,17 @@ class Reading:
 
 
 def decide(family: Sequence[Reading]) -> list[Reading]:
-    """The readings with their verdicts; the p-values are Holm's over the family, which was declared before the run.
+    """The readings with their verdicts. P-values are corrected by Holm over the family, which is declared in advance.
 
-    All rules of a family claim the same: values on one side of a bound, or equivalence (one margin for all).
-    One side: HOLDS or FAILS where the value differs from the bound to the claimed or to the other side; EXCLUDED where
-    neither is so and the value lies significantly short of the paper's effect; UNDECIDED otherwise. For a single
-    reading that is `families.against_paper`. Equivalence: HOLDS by two one-sided tests, FAILS where the value lies
-    significantly outside the margin.
+    All rules of a family are of one kind: one-sided, or equivalence with one margin for all.
+    One-sided: HOLDS if the value differs significantly from the bound on the claimed side, FAILS if it does so on the
+    other side; EXCLUDED if it does neither and is significantly smaller than the paper's effect; otherwise UNDECIDED.
+    For a single reading this is `families.against_paper`.
+    Equivalence: HOLDS by two one-sided tests, FAILS if the value lies significantly outside the margin.
     """
     sampled = [reading for reading in family if not reading.exact]
     judged = iter(_equivalent(sampled) if any(r.rule.side == 0 for r in sampled) else _one_sided(sampled))
     return [_exact(reading) if reading.exact else next(judged) for reading in family]
-
-
-def decide_each(readings: Sequence[Reading]) -> list[Reading]:
-    """Every reading as a family of its own."""
-    return [decided for reading in readings for decided in decide([reading])]
 
 
 def _exact(reading: Reading) -> Reading:
@@ -127,7 +122,7 @@ def _one_sided(family: list[Reading]) -> list[Reading]:
     decided = []
     for reading, p_bound, p_effect in zip(family, from_bound, from_effect):
         side = reading.rule.side
-        excluded = p_effect <= ALPHA  # never so with NaN
+        excluded = p_effect <= ALPHA  # False if p_effect is NaN
         verdict = UNDECIDED
         if p_bound <= ALPHA:
             verdict = HOLDS if side * (reading.ours.value - reading.rule.bound) > 0 else FAILS
@@ -138,7 +133,7 @@ def _one_sided(family: list[Reading]) -> list[Reading]:
 
 
 def _effect(reading: Reading) -> float:
-    """The paper's effect; NaN where it does not lie on the claimed side of the bound, so that it is no effect."""
+    """The paper's effect; NaN if it does not lie on the claimed side of the bound."""
     claimed = reading.rule.side * (reading.effect - reading.rule.bound) > 0
     return reading.effect if claimed else nan
 
