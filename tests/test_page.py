@@ -179,7 +179,7 @@ def test_every_row_of_every_table_is_on_the_page(tmp_path):
 
 def test_one_seed_has_no_intervals_and_the_page_says_so(tmp_path):
     text = Tags(html(folder(tmp_path, study(seeds=1)))).text
-    assert "with one seed there is no interval, and nothing is decided" in text
+    assert "with one seed there are no intervals, and nothing is decided" in text
     assert "No intervals: too few seeds." in text
     assert "Bars: 95 % intervals" not in text
     assert "Bars: 95 % intervals over 3 seeds" in Tags(html(folder(tmp_path / "more", study()))).text, "control"

@@ -615,7 +615,7 @@ def test_the_findings_are_three_to_six_sentences_with_numbers() -> None:
 def test_the_findings_follow_the_data() -> None:
     text = " ".join(findings.findings(only(STUDY)))
     assert "1 is worse (random: " in text
-    assert "smallest difference that could be seen" in text
+    assert "smallest detectable difference" in text
     better = [
         replace(r, metrics={"fine_tuned_top1": 0.99 + 0.001 * r.seed}, outcomes={})
         for r in STUDY
@@ -628,7 +628,7 @@ def test_the_findings_follow_the_data() -> None:
 def test_one_seed_decides_nothing() -> None:
     alone = [record for record in STUDY if record.seed == 0]
     text = " ".join(printed(alone).split())
-    assert "with one seed there is no interval, and nothing is decided" in text
+    assert "with one seed there are no intervals, and nothing is decided" in text
     assert "One seed: no intervals, no ranks" in text
     assert "±" not in text
     assert "worse" not in text
@@ -648,7 +648,7 @@ def test_the_first_table_has_eight_columns_in_families_by_rank() -> None:
     ]
     places = [row["rank"] for family, rows in section.groups for row in rows if family in methods.FAMILIES]
     assert places == sorted(places)
-    assert "smallest difference to wkmedoids that it can see" in section.notes[0]
+    assert "smallest detectable difference to wkmedoids" in section.notes[0]
 
 
 def test_rows_that_bring_something_are_marked() -> None:

@@ -123,7 +123,7 @@ def test_plain_differences_are_those_of_the_model():
     values = np.random.default_rng(1).uniform(50, 90, (6, 4))
     values[4, 1] = values[5, 1] = np.nan
     model = fit(pd.DataFrame(values, index=list("abcdef"), columns=range(4)))
-    alike = model.fitted.alike(np.array([4, 0]), np.array([5, 4]))
+    alike = model.fitted.same_seeds(np.array([4, 0]), np.array([5, 4]))
     assert alike.tolist() == [True, False], "measured with the same seeds; control: with others"
     for first, second in ((0, 1), (4, 5)):
         general = model._estimate({first: 1.0, second: -1.0}, np.zeros(4))

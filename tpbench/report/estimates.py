@@ -1,4 +1,4 @@
-"""Estimates with Student's t intervals and p-values: one by one, and many differences at once as arrays.
+"""Estimates with Student's t intervals and p-values: single ones, and many differences at once as arrays.
 
 Shapes: P differences.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan, nan, sqrt
+from math import nan, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -17,23 +18,49 @@ POWER = 0.8
 MIN_DF = 2  # degrees of freedom below which no interval is given
 
 
+class StudentT:
+    """Student's t-tests, of one estimate or of many at once: the three attributes are numbers or arrays [P].
+
+    Results have the same form. P-values are NaN where there is no interval.
+    """
+
+    value: Any
+    standard_error: Any
+    df: Any
+
+    @property
+    def known(self) -> Any:
+        """Whether there is an interval: at least MIN_DF degrees of freedom and a positive standard error."""
+        return (self.df >= MIN_DF) & (self.standard_error > 0) & (self.value == self.value)
+
+    def p_above(self, bound: float) -> Any:
+        """The one-sided p-value of the hypothesis that the true value is at most `bound`."""
+        return self._t_cdf(bound - self.value)
+
+    def p_below(self, bound: float) -> Any:
+        """The one-sided p-value of the hypothesis that the true value is at least `bound`."""
+        return self._t_cdf(self.value - bound)
+
+    def _t_cdf(self, distance: Any) -> Any:
+        from scipy.special import stdtr
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = np.where(self.known, stdtr(self.df, np.divide(distance, self.standard_error)), nan)
+        return p if p.ndim else p.item()
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(StudentT):
     """A value in percent or points, its standard error, and the degrees of freedom of that error.
 
-    NaN: cannot be estimated. Below MIN_DF degrees of freedom, and for a residual of exactly zero, there is no
-    interval: a ±0.00 would be a coincidence of few values.
+    NaN means that it cannot be estimated. There is no interval below MIN_DF degrees of freedom, and none for a residual
+    of exactly zero: an interval of ±0.00 would only show that few values happen to agree.
     """
 
     value: float
     standard_error: float
     df: float
     seeds: int
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval."""
-        return self.df >= MIN_DF and self.standard_error > 0 and not isnan(self.value)
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of the two-sided interval, by Student's t."""
@@ -46,20 +73,13 @@ class Estimate:
 
     def p_value(self, null: float = 0.0) -> float:
         """The two-sided p-value of the hypothesis that the true value is `null`."""
-        return 2 * min(self.p_below(null), self.p_above(null)) if self.known else nan
-
-    def p_above(self, bound: float) -> float:
-        """The one-sided p-value of the hypothesis that the true value is at most `bound`."""
-        return _t_cdf(self.df, (bound - self.value) / self.standard_error) if self.known else nan
-
-    def p_below(self, bound: float) -> float:
-        """The one-sided p-value of the hypothesis that the true value is at least `bound`."""
-        return _t_cdf(self.df, (self.value - bound) / self.standard_error) if self.known else nan
+        return 2 * min(self.p_below(null), self.p_above(null))
 
     def detectable(self, comparisons: int = 1, level: float = LEVEL, power: float = POWER) -> float:
-        """The smallest true difference from zero that a two-sided test at 1 - level finds with this power.
+        """The smallest true difference from zero that a two-sided test at 1 - level detects with this power.
 
-        Computed from the noncentral t distribution. Several comparisons are corrected by Bonferroni, Holm's first step.
+        Computed from the noncentral t distribution. Several comparisons are corrected by Bonferroni, the first step of
+        Holm's procedure.
         """
         if not self.known:
             return nan
@@ -74,10 +94,10 @@ class Estimate:
 class MeanTop1(Estimate):
     """The mean of a row over the table's seeds, percent.
 
-    The interval contains the residual alone, as Loftus and Masson (1994) propose for rows that share their seeds: it
-    serves to compare rows. How far other seeds would move all rows together is Additive.seed_sd.
-    The ends are clipped to [0, 100]. The true mean lies there, so clipping keeps the coverage exactly; an interval on
-    the logit would keep it only nearly and is undefined for a row at 100 %.
+    The interval covers the residual alone, as Loftus and Masson (1994) propose for rows that share their seeds, and
+    serves to compare rows. Additive.seed_sd says how far other seeds would move all rows together.
+    The ends are clipped to [0, 100]. The true mean lies there, so clipping preserves the coverage exactly; an interval
+    on the logit scale would preserve it only approximately and is undefined for a row at 100 %.
     """
 
     method: str
@@ -100,8 +120,8 @@ class Difference(Estimate):
 
 
 @dataclass(frozen=True, eq=False)
-class Differences(Sequence[Difference]):
-    """Many differences as arrays, [P] each: the same numbers as those of every `Difference`, by one call for all."""
+class Differences(StudentT, Sequence[Difference]):
+    """Many differences as arrays of shape [P]: one call tests all of them, with the results of each `Difference`."""
 
     a: list[str]
     b: list[str]
@@ -112,7 +132,7 @@ class Differences(Sequence[Difference]):
 
     @staticmethod
     def of(several: Sequence[Difference]) -> Differences:
-        """The same differences as arrays."""
+        """A sequence of differences as arrays."""
         if isinstance(several, Differences):
             return several
         return Differences(
@@ -138,7 +158,7 @@ class Differences(Sequence[Difference]):
         )
 
     def part(self, first: int, last: int) -> Differences:
-        """Those from one place up to another."""
+        """The differences from index `first` up to, but not including, `last`."""
         own = slice(first, last)
         return Differences(
             a=self.a[own],
@@ -149,11 +169,6 @@ class Differences(Sequence[Difference]):
             seeds=self.seeds[own],
         )
 
-    @property
-    def known(self) -> np.ndarray:
-        """[P] whether there is an interval."""
-        return (self.df >= MIN_DF) & (self.standard_error > 0) & ~np.isnan(self.value)
-
     def half_widths(self, level: float = LEVEL) -> np.ndarray:
         """[P] half the width of the two-sided intervals."""
         return t_quantiles(np.where(self.known, self.df, nan), (1 + level) / 2) * self.standard_error
@@ -162,28 +177,15 @@ class Differences(Sequence[Difference]):
         """[P] two-sided p-values of the hypotheses that the true values are 0; NaN where there is no interval."""
         return 2 * np.minimum(self.p_below(0.0), self.p_above(0.0))
 
-    def p_above(self, bound: float) -> np.ndarray:
-        """[P] one-sided p-values of the hypotheses that the true values are at most `bound`."""
-        return self._t_cdf(bound - self.value)
-
-    def p_below(self, bound: float) -> np.ndarray:
-        """[P] one-sided p-values of the hypotheses that the true values are at least `bound`."""
-        return self._t_cdf(self.value - bound)
-
-    def _t_cdf(self, distances: np.ndarray) -> np.ndarray:
-        from scipy.special import stdtr
-
-        found = np.full(len(self), nan)
-        known = self.known
-        found[known] = stdtr(self.df[known], distances[known] / self.standard_error[known])
-        return found
-
 
 # ------------------------------------------------------------------------------------------ sums of variances
 
 
 def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The standard error and Satterthwaite's degrees of freedom of a sum of independent estimates of variance."""
+    """The standard error and Satterthwaite's degrees of freedom of a sum of independent estimates of variance.
+
+    parts: (variance, degrees of freedom) of each.
+    """
     variance = sum(part for part, _ in parts)
     if not variance > 0 or min(df for _, df in parts) <= 0:
         return (0.0 if variance == 0 else nan), 0.0
@@ -193,7 +195,10 @@ def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def combined_pairs(
     first: np.ndarray, first_df: np.ndarray, second: np.ndarray, second_df: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[P] twice: `combined` of two estimates of variance each. A second one of zero counts for nothing."""
+    """`combined` for P sums of two estimates each: [P] standard errors and [P] degrees of freedom.
+
+    A second estimate of zero is left out of its sum.
+    """
     present = second != 0
     variance = first + second
     least_df = np.where(present, np.minimum(first_df, second_df), first_df)
@@ -205,12 +210,3 @@ def combined_pairs(
     df = np.zeros(len(variance))
     df[known] = variance[known] ** 2 / spread
     return standard_error, df
-
-
-# ------------------------------------------------------------------------------------------ Student's t
-
-
-def _t_cdf(df: float, t: float) -> float:
-    from scipy.special import stdtr
-
-    return float(stdtr(df, t))

@@ -1,7 +1,7 @@
 """Decisions over a declared family of differences: Holm, ranks, margins, the paper's effect, and the null row.
 
-A family is a list of differences that is declared before the run: the recipe's contrasts, or any two rows of one
-table. Holm's procedure keeps the chance of any false decision in the whole family at ALPHA.
+A family is a list of differences that is declared before the run: the recipe's contrasts, or all pairs of rows of one
+table. Holm's procedure limits the probability of any false decision in the whole family to ALPHA.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ EXCLUDED = "excluded"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: the r-th smallest of n times n - r, at least the one before, at most 1 (r from 0).
+    """Holm's adjusted p-values, in the order of the input.
 
-    NaN stays NaN and does not count as a member of the family: a missing difference cannot be a false positive.
+    The r-th smallest of n p-values (r from 0) is multiplied by n - r, made at least as large as the one before, and cut
+    at 1. NaN stays NaN and does not count as a member of the family, since a missing difference cannot be a false
+    positive.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]  # NaN sorts last
@@ -45,24 +47,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Rank(NamedTuple):
-    """The best and the worst place that the data leave a row, from 1."""
+    """The best and the worst rank that the data allow for a row, counted from 1."""
 
     best: int
     worst: int
 
 
 def ranks(differences: Sequence[Difference], alpha: float = ALPHA) -> dict[str, Rank]:
-    """Simultaneous confidence sets of the ranks: with 1 - alpha every row's true place lies in its set.
+    """Simultaneous confidence sets of ranks: with probability 1 - alpha, all true ranks lie in their sets.
 
-    Best place: 1 + the rows that are significantly better; worst: the number of rows - those significantly worse; after
-    Holm over all given differences (Mogstad, Romano, Shaikh and Wilhelm, 2024). A pair without an interval, or absent
-    from the list, counts as not separated.
+    The best rank is 1 + the number of significantly better rows, the worst the number of rows minus those that are
+    significantly worse, after Holm over all given differences (Mogstad, Romano, Shaikh and Wilhelm, 2024). A pair
+    without an interval, or missing from the list, counts as not separated.
     """
     every = Differences.of(differences)
     names = list(dict.fromkeys(name for pair in zip(every.a, every.b) for name in pair))
     above = dict.fromkeys(names, 0)
     below = dict.fromkeys(names, 0)
-    significant = np.array(holm(every.p_values())) <= alpha  # never so with NaN
+    significant = np.array(holm(every.p_values())) <= alpha  # False for NaN
     for place in np.flatnonzero(significant):
         pair = (every.a[place], every.b[place])
         upper, lower = pair if every.value[place] > 0 else reversed(pair)
@@ -75,11 +77,11 @@ def ranks(differences: Sequence[Difference], alpha: float = ALPHA) -> dict[str, 
 
 
 class Judgement(NamedTuple):
-    """One difference of a family against a margin in points. The p-values are Holm's over the family.
+    """One difference of a family, judged with a margin in points. P-values are corrected by Holm over the family.
 
-    verdict: BETTER or WORSE (two-sided, a difference from zero), else EQUIVALENT (within ± margin), else NOT_INFERIOR
-    (above -margin), else UNDECIDED. within_margin says whether a row that is better or worse is so by less than the
-    margin.
+    verdict: BETTER or WORSE (differs from zero, two-sided), otherwise EQUIVALENT (within ± margin), otherwise
+    NOT_INFERIOR (above -margin), otherwise UNDECIDED. within_margin: whether the difference lies significantly within
+    ± margin, whatever the verdict.
     """
 
     difference: Difference
@@ -92,10 +94,11 @@ class Judgement(NamedTuple):
 
 
 def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> list[Judgement]:
-    """Every difference of a declared family: superiority, equivalence (TOST) and non-inferiority, each by Holm.
+    """Test each difference of a declared family for superiority, equivalence (TOST) and non-inferiority, each by Holm.
 
-    Superiority is two-sided at alpha; the tests against a margin are one-sided at alpha, as TOST's are: at 5 % a lone
-    difference is equivalent where its 90 % interval lies within ± margin. UsageError for a margin that is not positive.
+    Superiority is two-sided at alpha. The tests against the margin are one-sided at alpha, as in TOST: a single
+    difference is equivalent at 5 % if its 90 % interval lies within ± margin. Raises UsageError unless the margin is
+    positive.
     """
     if not margin > 0:
         raise UsageError(f"a margin is a positive number of points, not {margin:g}")
@@ -132,11 +135,11 @@ def judge(family: Sequence[Difference], margin: float, alpha: float = ALPHA) -> 
 
 
 class AgainstPaper(NamedTuple):
-    """A contrast against a claim and the effect that the paper reports for it, in the difference's unit.
+    """A contrast judged against the bound of a claim and the effect that the paper reports, in the difference's unit.
 
     verdict: HOLDS (the interval lies on the claimed side of the bound), FAILS (on the other side), EXCLUDED (the
     interval contains the bound and lies short of the paper's effect), UNDECIDED (it contains both).
-    effect_excluded: whether the interval excludes the paper's effect, also where the claim's direction holds.
+    effect_excluded: whether the interval excludes the paper's effect, whatever the verdict.
     """
 
     difference: Difference
@@ -146,10 +149,10 @@ class AgainstPaper(NamedTuple):
 
 
 def against_paper(difference: Difference, effect: float, bound: float = 0.0, level: float = LEVEL) -> AgainstPaper:
-    """Whether the claimed side of `bound` holds, and whether the paper's effect is still possible.
+    """Whether the difference lies on the claimed side of `bound`, and whether the paper's effect is still possible.
 
-    The claimed side is the one of the effect; above the bound where the paper gives no number (NaN), and then nothing
-    is excluded. UsageError for an effect at the bound, which claims no direction.
+    The claimed side is that of the effect. If the paper gives no number (NaN), it is above the bound, and no effect can
+    be excluded. Raises UsageError for an effect equal to the bound, which claims no direction.
     """
     if effect == bound:
         raise UsageError(f"an effect of {effect:g} at the bound claims no direction")
@@ -157,7 +160,7 @@ def against_paper(difference: Difference, effect: float, bound: float = 0.0, lev
     side = -1 if effect < bound else 1
     nearest, farthest = sorted((side * (low - bound), side * (high - bound)))
     claimed = side * (effect - bound)
-    excluded = claimed < nearest or claimed > farthest  # never so with NaN
+    excluded = claimed < nearest or claimed > farthest  # False for NaN
     verdict = UNDECIDED
     if nearest > 0:
         verdict = HOLDS
@@ -172,7 +175,7 @@ def against_paper(difference: Difference, effect: float, bound: float = 0.0, lev
 
 
 class Rate(NamedTuple):
-    """How many of so many were called, as a share in [0, 1] with its exact (Clopper and Pearson) 95 % interval."""
+    """The share of `of` pairs that were called different, in [0, 1], with its exact 95 % interval (Clopper-Pearson)."""
 
     called: int
     of: int
@@ -182,11 +185,11 @@ class Rate(NamedTuple):
 
 
 def null_rate(nulls: Iterable[Difference], level: float = LEVEL) -> Rate:
-    """How often a table's procedure would call two fine-tunings of one method a difference.
+    """How often a table's procedure would call two fine-tunings of one method different.
 
-    nulls: the table's differences between rows that are the same method with other fine-tuning seeds, each row in one
-    pair only; pairs without an interval do not count. A pair is called different where its interval at this level
-    excludes zero. A sound table calls at most 1 - level of them, fewer where fine-tuning is only part of its residual.
+    nulls: differences between rows of the same method with different fine-tuning seeds, each row in one pair only;
+    pairs without an interval do not count. A pair is called different if its interval at this level excludes zero. In
+    a sound table at most 1 - level of the pairs are, and fewer if fine-tuning is only part of the residual.
     """
     p_values = [p for p in (difference.p_value() for difference in nulls) if not isnan(p)]
     called = sum(p < 1 - level for p in p_values)

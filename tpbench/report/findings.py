@@ -1,4 +1,4 @@
-"""Three to six sentences about one machine's records, with numbers and intervals. The records decide every one."""
+"""Three to six sentences about one machine's records, with numbers and intervals, all derived from the records."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tpbench.report.layout import Row, fixed
 from tpbench.report.methods import NULL
 from tpbench.report.standings import Standings
 
-MOST_SCHEDULES = 2  # that have a sentence: the costliest and the cheapest
-EQUAL_COST = "macs="  # how schedules begin at which all methods cost the same
+MOST_SCHEDULES = 2  # schedules with a sentence of their own: the costliest and the cheapest
+EQUAL_COST = "macs="  # the prefix of schedules at which all methods cost the same
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -35,7 +35,7 @@ def _bases(comparison: Comparison) -> set[str]:
 
 
 def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
-    """What was compared, and what could have been seen."""
+    """What was compared, and the smallest detectable difference."""
     frame = comparison.frame
     methods = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].nunique()
     seeds = len({record.seed for record in comparison.records})
@@ -45,28 +45,29 @@ def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
     smallest = [table for table in tables if not isnan(table.smallest)]
     if not smallest:
         why = "with one seed" if seeds == 1 else "with so few values"
-        return f"{said}: {why} there is no interval, and nothing is decided."
-    seen = ", ".join(
+        return f"{said}: {why} there are no intervals, and nothing is decided."
+    detectable = ", ".join(
         f"{table.smallest:.1f} points at {table.schedule} ({table.smallest_in_family:.1f} after Holm)"
         for table in smallest
     )
-    sentence = f"{said}; the smallest difference that could be seen (two-sided 5 %, power 0.8) is {seen}."
+    sentence = f"{said}; the smallest detectable difference (two-sided 5 %, power 0.8) is {detectable}."
     return sentence + _stand_in(comparison, tables)
 
 
 def _stand_in(comparison: Comparison, tables: Sequence[Standings]) -> str:
+    """A sentence about the schedules where another method replaces the reference."""
     asked = comparison.contrast.reference
     without = [table.schedule for table in tables if table.reference != asked]
     if not without:
         return ""
-    return f" The reference {asked} was not run at {', '.join(without)}; the most accurate method stands in for it."
+    return f" The reference {asked} was not run at {', '.join(without)}; the most accurate method replaces it."
 
 
 def _verdicts(comparison: Comparison, table: Standings) -> str:
-    """Who is better, worse, equivalent or undecided against the reference."""
+    """How many methods are better than the reference, worse, equivalent or undecided."""
     own = table.means[table.by].get(table.reference)
     if own is None:
-        return f"At {table.schedule} no method was measured that could serve as the reference."
+        return f"At {table.schedule} no method was measured that could be the reference."
     if not table.judgements:
         return f"At {table.schedule} {table.reference} ({_mean(own)}) is the only method."
     if not any(judgement.difference.known for judgement in table.judgements.values()):
@@ -91,7 +92,7 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
 
 
 def _highest(comparison: Comparison, table: Standings) -> str:
-    """Who has the highest mean, where nothing can be decided."""
+    """Which method has the highest mean, where nothing can be decided."""
     names = sorted({table.reference, *table.judgements})
     best = max(names, key=lambda name: table.means[table.by][name].value)
     leads = table.means[table.by][best].value
@@ -108,12 +109,14 @@ def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
 
 
 def _share(comparison: Comparison, table: Standings) -> str:
+    """The reference's share of the multiply-adds, in brackets; "" if it is not known."""
     frame = comparison.frame
     share = frame.loc[(frame["schedule"] == table.schedule) & (frame["method"] == table.reference), "macs_share"]
     return "" if share.empty or pd.isna(share.iloc[0]) else f" ({100 * share.iloc[0]:.0f} % of the MACs)"
 
 
 def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
+    """How the reference compares with the unreduced model."""
     for table in tables:
         difference = table.to_base.get(table.reference)
         base = next((table.means[table.by][name] for name in _bases(comparison) if name in table.means[table.by]), None)
@@ -134,7 +137,7 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
 
 
 def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
-    """Who is faster than the base, and by how much; ranges over seeds."""
+    """How many methods are faster than the base, and by how much; ranges are over seeds."""
     batches = batch_sizes(comparison.frame)
     if timed := timed_sizes(comparison.frame):
         yield from _session(comparison, tables, timed[-1])
@@ -152,13 +155,13 @@ def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
         times = ", ".join(f"{row['method']} takes {_time(comparison, row, name)}" for row in shown)
         faster = sum(row[name] < 1 for row in rows)
         yield (
-            f"By the clock at {table.schedule}, batch {batches[-1]}, {faster} of {len(rows)} take less time than the "
+            f"Measured at {table.schedule}, batch {batches[-1]}, {faster} of {len(rows)} take less time than the "
             f"base: {times}."
         )
 
 
 def _session(comparison: Comparison, tables: Sequence[Standings], batch: int) -> Iterator[str]:
-    """Who is surely faster than the fastest unreduced model, by the timing session."""
+    """How many methods are significantly faster than the fastest unreduced model in the timing session."""
     name = f"timed_b{batch}_speedup"
     for table in tables:
         rows = [row for row in comparison.rows if row["schedule"] == table.schedule and not isnan(row[name])]
@@ -168,7 +171,7 @@ def _session(comparison: Comparison, tables: Sequence[Standings], batch: int) ->
             times = ", ".join(f"{row['method']} {_times(row, name)}" for row in fastest)
             faster = sum(row[f"{name}_low"] > 1 for row in rows)
             yield (
-                f"By the clock at {table.schedule}, batch {batch}, {faster} of {len(rows)} are faster than the fastest "
+                f"Measured at {table.schedule}, batch {batch}, {faster} of {len(rows)} are faster than the fastest "
                 f"unreduced model: {times}."
             )
 
@@ -189,13 +192,14 @@ def _time(comparison: Comparison, row: Row, name: str) -> str:
 
 
 def _null(comparison: Comparison) -> Iterator[str]:
+    """How much the null row differs, and how often null rows are called different."""
     nulls = [(table, null) for table in comparison.tables.values() for null in table.nulls.values()]
     if not nulls:
         return
     table, null = nulls[-1]
     rate = comparison.null_rate
     called = (
-        f"; the suite would have called it a difference {rate.called} of {rate.of} times (exact 95 % interval "
+        f"; such pairs are called different {rate.called} of {rate.of} times (exact 95 % interval "
         f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %)"
     )
     yield (

@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """mean ± half_width over n values, in the values' unit; what cannot be known is NaN."""
+    """mean ± half_width of n values, in their unit; NaN if not known."""
 
     mean: float
     half_width: float
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: Iterable[float]) -> Interval:
-    """The 95 % interval of a mean, n - 1 degrees of freedom. NaN values are left out."""
+    """The 95 % interval of a mean on n - 1 degrees of freedom. NaN values are left out."""
     known = [float(value) for value in values if not isnan(value)]
     if len(known) < 2:
         return Interval(known[0] if known else nan, nan, len(known))
@@ -32,21 +32,21 @@ def interval(values: Iterable[float]) -> Interval:
 
 @cache
 def t_quantile(df: float, p: float) -> float:
-    """The value that Student's t with `df` degrees of freedom stays below with probability p."""
+    """The quantile p of Student's t distribution with `df` degrees of freedom."""
     from scipy.special import stdtrit  # scipy.stats takes far longer to import
 
-    return round(float(stdtrit(df, p)), 9)  # scipy's versions differ in the eleventh digit
+    return round(float(stdtrit(df, p)), 9)  # versions of scipy differ in the eleventh digit
 
 
 def t_quantiles(df: np.ndarray, p: float) -> np.ndarray:
-    """[P] the same for many degrees of freedom; NaN where they are NaN."""
+    """`t_quantile` for many degrees of freedom, [P]; NaN where they are NaN."""
     from scipy.special import stdtrit
 
     return np.round(stdtrit(df, p), 9)
 
 
 def percentile_95(samples: Sequence[float]) -> float:
-    """The 95th percentile, linear between neighbours as numpy's default is."""
+    """The 95th percentile, interpolated linearly as by numpy's default."""
     ordered = sorted(samples)
     low, part = divmod(0.95 * (len(ordered) - 1), 1)
     lower = ordered[int(low)]

@@ -1,9 +1,9 @@
 """Least squares for outcome ~ method + seed, and which rows may share one residual.
 
-The methods' effects are eliminated first, so that only an [S, S] matrix is inverted: the cost is linear in the number
-of methods.
+The methods' effects are eliminated first, so that only an [S, S] matrix is inverted and the cost is linear in the
+number of methods.
 
-M methods, S seeds, N measured cells
+Shapes: M methods, S seeds, N measured cells, P pairs of methods.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 OUTLYING = 0.1  # level of Cochran's test, over the rows of one step
-DECIMALS = 9  # of an estimate in points; what follows is rounding, and top-1 moves in steps of 100 over the images
-ESTIMABLE = 1e-8  # largest error of a contrast that the cells determine
+DECIMALS = 9  # of an estimate in points; later digits are rounding errors, since top-1 moves in steps of 100 / images
+ESTIMABLE = 1e-8  # the largest error of a contrast that counts as estimable
 
 
 class Scatter(NamedTuple):
@@ -29,14 +29,14 @@ class Scatter(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """The fit of the cells of [M, S] that were measured.
+    """The fit of outcome ~ method + seed to the measured cells of an [M, S] table.
 
-    rows, columns: [N] where each cell lies; outcomes: [N] percent; counts: [M] cells of a row;
-    shares: [M, S] 1 / counts where a row was measured, else 0;
-    influence: [S, N] the weight of every cell in the estimates of the seeds' effects;
-    scale: [S, S] the seeds' effects' covariance over the residual variance;
-    seed: [S] the seeds' effects, mean 0, NaN for a seed without a cell;
-    squares: [M] residual sums of squares; df: [M] what is left of every row's cells after the fit.
+    rows, columns: [N] the row and the column of each cell; outcomes: [N] percent; counts: [M] measured cells of a row;
+    shares: [M, S] 1 / counts where a row was measured, otherwise 0;
+    influence: [S, N] the weight of each cell in the estimates of the seeds' effects;
+    scale: [S, S] the covariance of the seeds' effects, divided by the residual variance;
+    seed: [S] the seeds' effects, with mean 0; NaN for a seed without a cell;
+    squares: [M] residual sums of squares; df: [M] residual degrees of freedom of each row.
     """
 
     rows: np.ndarray
@@ -51,9 +51,12 @@ class Fit:
     df: np.ndarray
 
     def contrast(self, of_rows: dict[int, float], of_seeds: np.ndarray) -> tuple[float, dict[int, float]] | None:
-        """A contrast's estimate, and by row the sum of the squared weights of its cells; None if not estimable."""
+        """A contrast's estimate, and by row the sum of the squared weights of its cells; None if it is not estimable.
+
+        of_rows: the nonzero coefficients of the methods' effects, by row; of_seeds: [S] the coefficients of the seeds.
+        """
         left = of_seeds - sum(coefficient * self.shares[row] for row, coefficient in of_rows.items())
-        if np.abs(left).max() < ESTIMABLE:  # the seeds' effects cancel: a row's plain mean is its estimate
+        if np.abs(left).max() < ESTIMABLE:  # the seeds' effects cancel, so a row's plain mean is its estimate
             value = float(sum(coefficient * self._means[row] for row, coefficient in of_rows.items()))
             return round(value, DECIMALS), {
                 row: coefficient**2 / self.counts[row] for row, coefficient in of_rows.items()
@@ -61,26 +64,26 @@ class Fit:
         weights = left @ self.influence
         for row, coefficient in of_rows.items():
             weights[self._cells(row)] += coefficient / self.counts[row]
-        if not self._reaches(weights, of_rows, of_seeds):
+        if not self._reproduces(weights, of_rows, of_seeds):
             return None
         squares = np.bincount(self.rows, weights**2, len(self.counts))
         value = round(float(weights @ self.outcomes), DECIMALS)
         return value, {int(row): squares[row] for row in np.nonzero(squares > ESTIMABLE**2)[0]}
 
     def plain_means(self) -> np.ndarray:
-        """[M] what `contrast` says of the means of rows that were measured with every seed."""
+        """[M] the rows' plain means: the estimates of `contrast` for rows that were measured with every seed."""
         return np.round(self._means, DECIMALS)
 
-    def alike(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """[P] whether two rows each were measured with the same seeds: their effects cancel in the rows' difference."""
+    def same_seeds(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """[P] whether both rows of a pair were measured with the same seeds, whose effects then cancel."""
         return self._patterns[first] == self._patterns[second]
 
     def plain_differences(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """[P] what `contrast` says of the differences of such rows, in a fraction of its time."""
+        """[P] differences of plain means: the estimates of `contrast` for pairs with the same seeds, in less time."""
         return np.round(self._means[first] - self._means[second], DECIMALS)
 
-    def _reaches(self, weights: np.ndarray, of_rows: dict[int, float], of_seeds: np.ndarray) -> bool:
-        """Whether these weights of the cells add up to the contrast's coefficients, of every row and every seed."""
+    def _reproduces(self, weights: np.ndarray, of_rows: dict[int, float], of_seeds: np.ndarray) -> bool:
+        """Whether the weights of the cells add up to the contrast's coefficients, for each row and each seed."""
         by_row = np.bincount(self.rows, weights, len(self.counts))
         for row, coefficient in of_rows.items():
             by_row[row] -= coefficient
@@ -98,17 +101,17 @@ class Fit:
 
     @cached_property
     def _patterns(self) -> np.ndarray:
-        """[M] a number for every row, the same for rows that were measured with the same seeds."""
+        """[M] a number for each row; rows that were measured with the same seeds have the same number."""
         return np.unique(self.shares > 0, axis=0, return_inverse=True)[1].reshape(-1)
 
     def scatter(self, rows: np.ndarray | None = None) -> Scatter:
-        """The residual of some rows, of all where none are given."""
+        """The residual of the given rows, by default of all."""
         df = round(float(self.df.sum() if rows is None else self.df[rows].sum()), 9)
         squares = float(self.squares.sum() if rows is None else self.squares[rows].sum())
         return Scatter(sqrt(squares / df), df) if df > ESTIMABLE else Scatter(nan, 0.0)
 
     def seed_sd(self, residual: Scatter) -> float:
-        """The standard deviation of the seeds' effects, without what the residual adds to their estimates."""
+        """The standard deviation of the seeds' effects, corrected for the residual noise in their estimates."""
         known = ~np.isnan(self.seed)
         if known.sum() < 2 or residual.df < 1:
             return nan
@@ -119,7 +122,7 @@ class Fit:
 
 
 def least_squares(values: np.ndarray) -> Fit:
-    """outcome ~ method + seed on the cells of [M, S] that are not NaN. Every row has one at least."""
+    """Fit outcome ~ method + seed to the cells of [M, S] that are not NaN. Every row must have at least one."""
     measured = ~np.isnan(values)
     rows, columns = np.nonzero(measured)
     outcomes = values[rows, columns]
@@ -133,7 +136,7 @@ def least_squares(values: np.ndarray) -> Fit:
     seed = influence @ outcomes
     method = np.bincount(rows, outcomes) / counts - shares @ seed
     residuals = outcomes - method[rows] - seed[columns]
-    residuals[np.abs(residuals) < 1e-9] = 0  # rounding; top-1 moves in steps of 100 over the images
+    residuals[np.abs(residuals) < 1e-9] = 0  # rounding errors, see DECIMALS
     leverage = 1 / counts[rows] + np.einsum("sn,sn->n", deviations, influence)
     known = np.where(measured.any(axis=0), seed, np.nan)
     return Fit(
@@ -150,8 +153,11 @@ def least_squares(values: np.ndarray) -> Fit:
     )
 
 
-def peers(values: np.ndarray, rows: list[int]) -> tuple[list[int], Scatter, Fit]:
-    """The rows whose scatter is no outlier, their residual and their fit; at least three rows stay, of fewer all."""
+def pooled_rows(values: np.ndarray, rows: list[int]) -> tuple[list[int], Scatter, Fit]:
+    """The rows left after removing outlying scatters one by one, their residual and their fit.
+
+    At least three rows are left; of three or fewer none is removed.
+    """
     while True:
         fitted = least_squares(values[rows])
         outlier = _outlier(fitted) if len(rows) > 3 else None
@@ -161,7 +167,7 @@ def peers(values: np.ndarray, rows: list[int]) -> tuple[list[int], Scatter, Fit]
 
 
 def _outlier(fitted: Fit) -> int | None:
-    """The row of the largest mean square, if Cochran's test finds it too large for the mean square of the others."""
+    """The row with the largest mean square if Cochran's test rejects it against the mean square of the others."""
     from scipy.special import fdtrc
 
     tested = fitted.df > ESTIMABLE
@@ -175,6 +181,6 @@ def _outlier(fitted: Fit) -> int | None:
 
 
 def own_scatter(values: np.ndarray) -> Scatter:
-    """The scatter of one row that the seeds' effects have been taken from."""
+    """The scatter of one row, [S], after the seeds' effects were subtracted."""
     known = values[~np.isnan(values)]
     return Scatter(float(known.std(ddof=1)), len(known) - 1.0) if len(known) > 1 else Scatter(nan, 0.0)

@@ -1,8 +1,8 @@
-"""What the statistics say of the rows that share a table: one machine and one schedule, with the base.
+"""The statistics of one table: the rows of one machine and one schedule, with the base.
 
-The family whose errors Holm's procedure bounds is declared before the run: every method of the table against the
-recipe's reference. Ranks are simultaneous over any two methods. The base, methods that only mask tokens and null rows
-take part in the linear model, which they help to estimate, and in neither family.
+Verdicts compare every method of the table with the recipe's reference; this family, whose errors Holm's procedure
+limits, is declared before the run. Ranks are simultaneous over all pairs of methods. The base, methods that only mask
+tokens, and null rows help to estimate the linear model but belong to neither family.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tpbench.report.two_way import Answers, answers, with_all_images
 
 FINE_TUNED = "fine_tuned"
 OFF_THE_SHELF = "off_the_shelf"
-MOST_RIVALS = 200  # methods of a table up to which any two are compared; of more, all with the reference
+MOST_RIVALS = 200  # with more methods in a table, each is compared with the reference alone
 UNKNOWN = Estimate(value=nan, standard_error=nan, df=0.0, seeds=0)
 
 
 def judged(records: Sequence[Record]) -> str:
-    """The accuracy that rows are compared by: fine-tuned if any record has it, or else off the shelf."""
+    """The accuracy that rows are compared by: FINE_TUNED if any record has it, otherwise OFF_THE_SHELF."""
     tuned = any("fine_tuned_top1" in record.metrics for record in records if record.error is None)
     return FINE_TUNED if tuned else OFF_THE_SHELF
 
@@ -42,9 +42,11 @@ def judged(records: Sequence[Record]) -> str:
 class Standings:
     """One table's statistics. Differences are in points of the accuracy that `by` names.
 
-    means: by accuracy and row. to_reference: Holm's family, and the null rows (uncorrected) against what they repeat.
-    to_base: by row. pairs: any two methods, or those with the reference where there are more than MOST_RIVALS.
-    left_out: rows without outcomes where others have them; they are shown and take no part.
+    means: by accuracy, then by row. judgements: Holm's family, every method against the reference. nulls: null rows
+    against the rows that they repeat, not corrected. to_base: differences to the base by row. pairs: differences of all
+    pairs of methods; of more than MOST_RIVALS methods, only those to the reference. left_out: rows without outcomes in
+    a table where others have them; they are shown but not compared. with_images: whether differences contain the noise
+    of the test images.
     """
 
     schedule: str
@@ -63,26 +65,26 @@ class Standings:
     with_images: bool = False
 
     def judgement(self, method: str) -> Judgement | None:
-        """What was decided of a row, null rows included; None where it was compared with nothing."""
+        """The judgement of a row or null row; None if the row is not compared."""
         return self.nulls.get(method) or self.judgements.get(method)
 
     @property
     def rivals(self) -> int:
-        """How many methods the reference is compared with: the size of the family."""
+        """The number of methods that are compared with the reference: the size of the family."""
         return len(self.judgements)
 
     @cached_property
     def smallest(self) -> float:
-        """The smallest difference to the reference, in points, that this table can see: two-sided 5 %, power 0.8."""
+        """The smallest difference to the reference that this table can detect, in points: two-sided 5 %, power 0.8."""
         return self._detectable(1)
 
     @cached_property
     def smallest_in_family(self) -> float:
-        """The same at Holm's first step over the table's methods."""
+        """The same for the first step of Holm's procedure over the table's methods."""
         return self._detectable(max(1, self.rivals))
 
     def _detectable(self, comparisons: int) -> float:
-        """By the median standard error of the differences to the reference."""
+        """The smallest detectable difference, from the median standard error of the differences to the reference."""
         known = [judgement.difference for judgement in self.judgements.values() if judgement.difference.known]
         if not known:
             return nan if self.model is None else self.model.detectable(comparisons)
@@ -90,35 +92,36 @@ class Standings:
         df = median(difference.df for difference in known)
         return Estimate(value=0.0, standard_error=middle, df=df, seeds=self.seeds).detectable(comparisons)
 
-    def _unlisted(self) -> str:
+    def _about_pairs(self) -> str:
+        """A sentence for tables with too many methods to compare all pairs."""
         if self.rivals < MOST_RIVALS:  # the reference is one more
             return ""
         return f" Of more than {MOST_RIVALS} methods only differences to the reference are listed, and no ranks."
 
     def resolution(self) -> str:
-        """The model, its n and the smallest difference that the table can see, in one sentence."""
+        """One sentence with the model, its n and the smallest difference that the table can detect."""
         if self.model is None:
             return "No accuracy was measured."
         rows = f"top-1 ~ method + seed over {len(self.model.methods)} rows and {len(self.model.seeds)} seeds"
         if isnan(self.smallest):
             few = "One seed" if len(self.model.seeds) == 1 else "Too few values"
-            return f"{few}: no intervals, no ranks, and nothing is decided ({rows})."
+            return f"{few}: there are no intervals and no ranks, and nothing is decided ({rows})."
         own = ", ".join(f"{method} ({scatter.sd:.1f})" for method, scatter in self.model.apart.items())
         corrected = f", {self.smallest_in_family:.2f} after Holm over {self.rivals}" if self.rivals > 1 else ""
         return (
             f"Model: {rows}; residual SD {self.model.pooled.sd:.2f} points on {self.model.pooled.df:.0f} degrees of "
-            f"freedom. The smallest difference to {self.reference} that it can see (two-sided 5 %, power 0.8) is "
+            f"freedom. The smallest detectable difference to {self.reference} (two-sided 5 %, power 0.8) is "
             f"{self.smallest:.2f} points{corrected}."
             + (f" Rows with a residual SD of their own: {own}." if own else "")
-            + self._unlisted()
+            + self._about_pairs()
         )
 
 
 def standings(schedule: str, records: Sequence[Record], by: str, contrast: Contrast) -> Standings:
     """The statistics of one schedule's records and those of the base.
 
-    Where some of the records hold outcomes, those without take no part: the noise of the images is known for the first
-    alone. UsageError where outcomes cannot be read or name different images.
+    If some records hold outcomes, those without are left out, because the noise of the test images is not known for
+    them. Raises UsageError if outcomes cannot be read or are of different images.
     """
     healthy = [record for record in records if record.error is None]
     with_images = any(by in record.outcomes for record in healthy)
@@ -177,7 +180,7 @@ class _Differences:
     answers: dict[str, Answers]
 
     def of(self, asked: dict[str, list[tuple[str, str]]]) -> dict[str, Differences]:
-        """The differences of several lists of pairs, made at once."""
+        """The differences of several lists of pairs, computed at once."""
         pairs = [pair for own in asked.values() for pair in own]
         every = with_all_images(self.model.differences(pairs), self.answers)
         ends = list(accumulate(len(own) for own in asked.values()))
@@ -185,9 +188,9 @@ class _Differences:
 
 
 def _table(records: Sequence[Record], by: str) -> pd.DataFrame | None:
-    """Top-1 in percent, methods by seeds; None where there is none.
+    """Top-1 in percent, methods by seeds; None if there are no values.
 
-    Off the shelf, methods that start untrained are left out.
+    Off the shelf, methods with untrained parameters are left out.
     """
     values: dict[str, dict[int, float]] = {}
     for record in records:
@@ -207,11 +210,11 @@ def _fitted(records: Sequence[Record], by: str) -> Additive | None:
 
 
 def _means(model: Additive | None) -> dict[str, MeanTop1]:
-    return {} if model is None else model.means()
+    return {} if model is None else model.means
 
 
 def _mean_alone(records: Sequence[Record], by: str) -> MeanTop1:
-    """A mean without an interval."""
+    """The mean of a row that takes no part in the model, without an interval."""
     known = [100 * record.metrics[f"{by}_top1"] for record in records if f"{by}_top1" in record.metrics]
     return MeanTop1(
         value=fmean(known) if known else nan, standard_error=nan, df=0.0, seeds=len(known), method=records[0].method
@@ -219,7 +222,7 @@ def _mean_alone(records: Sequence[Record], by: str) -> MeanTop1:
 
 
 def _answers(records: Sequence[Record], by: str) -> dict[str, Answers]:
-    """Every row's outcomes. One that cannot be read is refused by name."""
+    """Each row's outcomes. Raises UsageError, with the row's name, for outcomes that cannot be read."""
     rows: dict[str, dict] = {}
     for record in records:
         try:
@@ -236,7 +239,7 @@ def _pairs(rivals: Sequence[str], reference: str) -> list[tuple[str, str]]:
 
 
 def _null_pairs(nulls: Sequence[str], model: Additive) -> list[tuple[str, str]]:
-    """Every null row beside another row of its kind, each row in one pair at most."""
+    """Pairs of a null row and another row of the same method, each row in at most one pair."""
     kinds: dict[str, list[str]] = {}
     for name in nulls:
         kinds.setdefault(methods.null_of(name), []).append(name)

@@ -3,17 +3,18 @@
 top-1 of method m with seed s, in percent:   y[m, s] = method[m] + seed[s] + residual[m, s]
 
 All methods use the same seeds (split, base weights, order of images), so a seed's own effect cancels in a difference
-and only the residual remains. One pair of methods estimates it on S - 1 degrees of freedom (Student's paired t); M
-methods together estimate it on (M - 1)(S - 1). With three seeds that is the difference between t = 4.3 and t = 2.0.
+and only the residual remains. One pair of methods estimates the residual on S - 1 degrees of freedom (Student's paired
+t); M methods together estimate it on (M - 1)(S - 1). With three seeds and many methods, the critical value falls from
+4.3 to 2.0.
 
-A pooled residual is right only where the rows scatter alike. An untrained row can scatter several times as much as the
-others, and then the pooled residual is too large for the ordinary rows and too small for that one: with three rows of
-20 at five times the scatter, 0.1 % of false positives among the ordinary rows and 40 % among the three (simulated). A
-row therefore leaves the pool where Cochran's test for an outlying variance (ISO 5725-2) rejects it, the largest first,
-and keeps its own scatter (Welch and Satterthwaite). The test only selects a model, so its level is lenient: 10 % over
-the rows of a step. Where all rows scatter alike this adds at most 0.6 points to the 5 % of false positives. Limit: a
-row that scatters twice as much often goes undetected with 5 seeds, and two such rows are called different in 13 % of
-the draws. A recipe may also declare the pool.
+A pooled residual is right only if the rows scatter alike. An untrained row can scatter several times as much as the
+others. The pooled residual is then too large for the ordinary rows and too small for that one: in a simulation where 3
+of 20 rows scatter five times as much, false positives are 0.1 % among the ordinary rows and 40 % among the three.
+Therefore a row leaves the pool if Cochran's test for an outlying variance (ISO 5725-2) rejects it, the largest variance
+first, and keeps a scatter of its own (Welch and Satterthwaite). The test only selects a model, so its level is lenient:
+10 % over the rows of a step. If all rows scatter alike, this adds at most 0.6 points to the 5 % of false positives.
+Limit: with 5 seeds, a row that scatters twice as much often goes undetected, and two such rows are called different in
+13 % of the draws. A recipe may also declare the pool.
 
 M methods, S seeds
 """
@@ -31,7 +32,7 @@ import numpy as np
 
 from tpbench.errors import UsageError
 from tpbench.report.estimates import POWER, Difference, Differences, Estimate, MeanTop1, combined, combined_pairs
-from tpbench.report.least_squares import Fit, Scatter, least_squares, own_scatter, peers
+from tpbench.report.least_squares import Fit, Scatter, least_squares, own_scatter, pooled_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class _Scatters(NamedTuple):
-    """[M] of every row: whether its scatter is its own or the pooled one, its variance and its degrees of freedom."""
+    """Arrays [M]: whether a row is apart from the pool, its residual variance, and the degrees of freedom of that."""
 
     apart: np.ndarray
     variance: np.ndarray
@@ -70,23 +71,31 @@ class Additive:
 
     def mean(self, method: str) -> MeanTop1:
         """A row's mean over all seeds of the table; the model predicts the values of missing seeds."""
-        row = self._row(method)
-        value, standard_error, df = self._estimate({row: 1.0}, np.full(len(self.seeds), 1 / len(self.seeds)))
-        cells = int(self.fitted.counts[row])
-        return MeanTop1(float(np.clip(value, 0, 100)), standard_error=standard_error, df=df, seeds=cells, method=method)
+        self._row(method)
+        return self.means[method]
 
+    @cached_property
     def means(self) -> dict[str, MeanTop1]:
-        """The means of all rows; those that were measured with every seed are made at once."""
+        """The means of all rows by method. Rows that were measured with every seed are computed at once."""
         rows = self._scatters
-        value = np.clip(self.fitted.plain_means(), 0, 100)
-        nothing = np.zeros(len(value))
-        standard_error, df = combined_pairs(
-            1 / self.fitted.counts * rows.variance, first_df=rows.df, second=nothing, second_df=nothing
-        )
-        seeds = self.fitted.counts
+        counts = self.fitted.counts
+        zeros = np.zeros(len(counts))
+        value = self.fitted.plain_means()
+        standard_error, df = combined_pairs(rows.variance / counts, first_df=rows.df, second=zeros, second_df=zeros)
+        for row in np.flatnonzero(counts < len(self.seeds)).tolist():
+            value[row], standard_error[row], df[row] = self._estimate(
+                {row: 1.0}, np.full(len(self.seeds), 1 / len(self.seeds))
+            )
+        value = np.clip(value, 0, 100)
         return {
-            method: MeanTop1(*numbers, method=method) if numbers[-1] == len(self.seeds) else self.mean(method)
-            for method, *numbers in zip(self.methods, *(each.tolist() for each in (value, standard_error, df, seeds)))
+            method: MeanTop1(
+                value=float(value[row]),
+                standard_error=float(standard_error[row]),
+                df=float(df[row]),
+                seeds=int(counts[row]),
+                method=method,
+            )
+            for row, method in enumerate(self.methods)
         }
 
     def difference(self, a: str, b: str) -> Difference:
@@ -104,8 +113,9 @@ class Additive:
         value = self.fitted.plain_differences(first, second)
         standard_error, df = self._plain_spread(first, second)
         seeds = self.fitted.counts[first]
-        for number in np.flatnonzero(~self.fitted.alike(first, second)):
-            a, b = int(first[number]), int(second[number])
+        for number in np.flatnonzero(~self.fitted.same_seeds(first, second)):
+            a = int(first[number])
+            b = int(second[number])
             value[number], standard_error[number], df[number] = self._estimate(
                 {a: 1.0, b: -1.0}, np.zeros(len(self.seeds))
             )
@@ -130,13 +140,13 @@ class Additive:
         )
 
     def summary(self) -> str:
-        """The model, its n and the smallest detectable difference, in one sentence."""
+        """One sentence with the model, its n and the smallest detectable difference."""
         what = f"top-1 ~ method + seed over {len(self.methods)} rows and {len(self.seeds)} seeds"
         if isnan(self.detectable()):
             return f"{what}: too few cells for an interval"
         parts = [
             f"residual SD {self.pooled.sd:.2f} points on {self.pooled.df:.0f} degrees of freedom",
-            f"smallest difference seen {self.detectable():.2f} points (two-sided 5 %, power {POWER})",
+            f"smallest detectable difference {self.detectable():.2f} points (two-sided 5 %, power {POWER})",
         ]
         own = ", ".join(f"{method} ({scatter.sd:.2f})" for method, scatter in self.apart.items())
         return f"{what}: {'; '.join(parts)}" + (f"; rows with a residual SD of their own: {own}" if own else "")
@@ -162,7 +172,7 @@ class Additive:
         return self._rows[method]
 
     def _plain_spread(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[P] twice: what `_spread` says of the differences of pairs of rows that were measured with the same seeds."""
+        """`_spread` of P differences of rows that were measured with the same seeds: [P] standard errors, [P] df."""
         rows = self._scatters
         weight = 1 / self.fitted.counts[first]
         pooled = ~rows.apart[first] & ~rows.apart[second]
@@ -176,7 +186,7 @@ class Additive:
     def _estimate(self, of_rows: dict[int, float], of_seeds: np.ndarray) -> tuple[float, float, float]:
         """A contrast's value, standard error and degrees of freedom (Satterthwaite's if scatters differ).
 
-        of_rows: the coefficients of the methods' effects that are not 0, by row; of_seeds: [S] those of the seeds.
+        of_rows: the nonzero coefficients of the methods' effects, by row; of_seeds: [S] the coefficients of the seeds.
         """
         estimate = self.fitted.contrast(of_rows, of_seeds)
         if estimate is None:
@@ -185,7 +195,10 @@ class Additive:
         return value, *self._spread(weights)
 
     def _spread(self, weights: dict[int, float]) -> tuple[float, float]:
-        """The standard error and degrees of freedom of a contrast, from its rows' sums of squared weights."""
+        """The standard error and degrees of freedom of a contrast.
+
+        weights: by row, the sum of the squared weights of the row's cells.
+        """
         kept = 0.0
         parts = []
         for row, weight in weights.items():
@@ -200,11 +213,11 @@ class Additive:
 
 
 def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
-    """The model of a table: rows are methods, columns are seeds, values top-1 in percent, NaN where not measured.
+    """Fit the model to a table: rows are methods, columns are seeds, values top-1 in percent, NaN where not measured.
 
-    pool: the rows that may share one residual, where the recipe declares them; all otherwise. Rows and columns without
-    a value are left out. A table of one row has Student's interval. UsageError: no value at all, a row or seed twice,
-    values outside [0, 100], a pool with unknown names or with fewer than two measured rows.
+    pool: the rows that may share one residual; by default all. Rows and columns without a value are left out. A table
+    of one row has Student's interval. Raises UsageError for a table without a value, a row or seed that occurs twice,
+    values outside [0, 100], and a pool with unknown names or fewer than two measured rows.
     """
     _refuse(top1, pool)
     table = top1.to_numpy(dtype=float)
@@ -216,7 +229,7 @@ def fit(top1: pd.DataFrame, pool: Collection[str] | None = None) -> Additive:
     declared = [row for row, method in enumerate(methods) if pool is None or method in pool]
     if len(declared) < min(2, len(methods)):
         raise UsageError("a pool needs two rows that were measured; the declared one has fewer")
-    kept, pooled, effects = peers(values, declared)
+    kept, pooled, effects = pooled_rows(values, declared)
     apart = {methods[row]: own_scatter(values[row] - effects.seed) for row in set(range(len(methods))) - set(kept)}
     return Additive(
         methods=methods,

@@ -1,4 +1,4 @@
-"""Differences over seeds and images. Both are samples, and another draw of either would change the difference.
+"""Differences over seeds and images. Both are samples: another draw of either would change the difference.
 
 outcome difference, in points:   d[s, i] = difference + seed[s] + image[i] + residual[s, i]
 
@@ -6,16 +6,16 @@ outcome difference, in points:   d[s, i] = difference + seed[s] + image[i] + res
 
 The scatter contains everything that differs between seeds: the fine-tuning and, where the seed draws the test fold, the
 images. It is estimated from these seeds alone on S - 1 degrees of freedom, or taken from the table's pooled residual on
-many more. `shared` is the mean covariance of two seeds' means through the images that both tested, which the scatter
-over seeds cannot contain. It is the image variance over I where all seeds test the same I images, and zero where no
-image is tested twice. Both terms are moment estimates; Satterthwaite's formula gives the degrees of freedom of their
+many more. `shared` is the mean covariance of two seeds' means that comes from images that both seeds test; the scatter
+over seeds cannot contain it. If all seeds test the same I images, it is the image variance divided by I; if no image is
+tested twice, it is zero. Both terms are moment estimates; Satterthwaite's formula gives the degrees of freedom of their
 sum.
 
-Why no bootstrap: over few seeds its variance is too small by the factor (S - 1) / S, and its quantiles are not those of
-t. The interval is about further seeds and images with the same training images; overlap of training folds is not
-corrected.
+Why not a bootstrap: with few seeds its variance is too small by the factor (S - 1) / S, and its quantiles are not those
+of Student's t. The interval is about new seeds and new test images with the same training images; it is not corrected
+for the overlap of training folds.
 
-S seeds, I images
+Shapes: S seeds, I images, P pairs of rows, R rows.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tpbench.outcomes import Outcomes, paired, refuse_other_images
 from tpbench.report.estimates import Difference, Differences, combined, combined_pairs
 from tpbench.report.least_squares import DECIMALS
 
-AT_ONCE = 50_000  # numbers that are multiplied together: few enough for a processor's cache
+AT_ONCE = 50_000  # numbers in one block of a product, so that it fits a processor's cache
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The covariance, in points², of two seeds' mean differences through the images that both tested.
+    """The covariance of two seeds' mean differences, in points², that comes from the images that both test.
 
-    image_sd: points, the standard deviation of an image's own effect; NaN where no image was tested by two seeds.
+    image_sd: the standard deviation of the images' effects in points; NaN if no image is tested by two seeds.
     """
 
     covariance: float
@@ -52,9 +52,9 @@ NOTHING_SHARED = Shared(0.0, 0.0, nan)
 
 
 def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
-    """The difference of two rows from `outcomes.paired` alone, [S, I]: over seeds and images, S - 1 degrees or more.
+    """The difference of two rows over seeds and images, from `outcomes.paired` alone: [S, I].
 
-    Seeds count alike, however many images each has tested. One seed has no interval.
+    All seeds have the same weight, however many images each tests. With one seed there is no interval.
     """
     means = _means(points)
     seeds = len(means)
@@ -66,9 +66,9 @@ def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
 
 
 def with_images(over_seeds: Difference, points: np.ndarray) -> Difference:
-    """A difference over seeds, for instance of the pooled model, with the noise of the shared images added.
+    """A difference over seeds, for instance of the pooled model, with the noise of shared test images added.
 
-    points: [S, I] from `outcomes.paired` of the same two rows. Value and seeds stay those of the model.
+    points: [S, I] from `outcomes.paired` of the same two rows. Only the standard error and its df change.
     """
     shared = _shared_with(over_seeds, points)
     parts = [(over_seeds.standard_error**2, over_seeds.df)]
@@ -87,10 +87,11 @@ def _shared_with(over_seeds: Difference, points: np.ndarray) -> Shared:
 
 
 def shared_images(points: np.ndarray) -> Shared:
-    """The covariance of two seeds through their common images, from products of two seeds' deviations on one image.
+    """The covariance of two seeds from their common images: points [S, I].
 
-    The expectation of such a product is the image variance, whatever varies within a seed. A negative estimate counts
-    as zero. The uncertainty of the estimate comes from the spread of the products over the images.
+    The product of two seeds' deviations on one image has the image variance as its expectation, whatever else varies
+    within a seed. A negative estimate counts as zero. The spread of the products over the images gives the uncertainty
+    of the estimate.
     """
     tested = ~np.isnan(points)
     deviations = np.where(tested, points - _means(points)[:, None], 0.0)
@@ -103,14 +104,14 @@ def shared_images(points: np.ndarray) -> Shared:
 
 
 class _Overlap(NamedTuple):
-    """expected: the expectation of the sum of products over the image variance; per_variance: the mean covariance."""
+    """What the image variance contributes, per unit: to the expected sum of products, and to the mean covariance."""
 
     expected: float
     per_variance: float
 
 
 def _overlap(tested: np.ndarray) -> _Overlap:
-    """How far the images of two seeds are the same: from [S, I], which images each seed was tested on."""
+    """How much the test images of two seeds overlap. tested: [S, I] whether a seed tests an image."""
     seeds = len(tested)
     counts = tested.sum(axis=1).astype(float)  # [S]
     both = _off_diagonal(tested.astype(float) @ tested.T)  # [S, S] images that two seeds share
@@ -121,10 +122,10 @@ def _overlap(tested: np.ndarray) -> _Overlap:
 
 
 def _estimated(sums: np.ndarray, squares: np.ndarray, images: int, overlap: _Overlap) -> tuple[np.ndarray, np.ndarray]:
-    """[P] twice: the image variance in points² and its degrees of freedom, from sums over I images.
+    """The image variances in points² and their degrees of freedom, [P] each, from sums over I images.
 
-    sums, squares: of the products of two seeds' deviations, which are summed over ordered pairs of seeds, and of their
-    squares. What rounding leaves of a product that is zero counts as zero.
+    For each image, the products of two seeds' deviations are summed over ordered pairs of seeds; `sums` adds these
+    numbers over the images and `squares` their squares. Rounding errors count as zero.
     """
     variances = np.maximum(np.round(sums / overlap.expected, DECIMALS), 0.0)
     apart = (squares - sums**2 / images) * images / (images - 1)
@@ -138,7 +139,10 @@ def _estimated(sums: np.ndarray, squares: np.ndarray, images: int, overlap: _Ove
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The outcomes of one row over its seeds: deviations [S, I] of every answer in points from its seed's mean."""
+    """The outcomes of one row over its seeds.
+
+    tested: [S, I] whether a seed tests an image; deviations: [S, I] each answer minus its seed's mean, in points.
+    """
 
     outcomes: Mapping[int, Outcomes]
     seeds: tuple[int, ...]
@@ -147,17 +151,17 @@ class Answers:
 
     @cached_property
     def overlap(self) -> _Overlap:
-        """How far its seeds were tested on the same images."""
+        """How much the test images of two seeds overlap."""
         return _overlap(self.tested)
 
     @property
-    def asked(self) -> tuple[tuple[int, ...], frozenset[str], bytes]:
-        """Seeds, the set of images, and which of them each seed was tested on."""
+    def design(self) -> tuple[tuple[int, ...], frozenset[str], bytes]:
+        """The seeds, the set of images, and which images each seed tests; rows of one design are computed at once."""
         return self.seeds, frozenset(outcome.images for outcome in self.outcomes.values()), self.tested.tobytes()
 
 
 def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
-    """The outcomes of one row, by seed. UsageError where they are not all of one set of images."""
+    """The outcomes of one row, by seed. Raises UsageError if they are not all of the same set of images."""
     seeds = tuple(sorted(by_seed))
     refuse_other_images(by_seed.values())
     tested = np.stack([by_seed[seed].tested for seed in seeds])
@@ -169,10 +173,13 @@ def answers(by_seed: Mapping[int, Outcomes]) -> Answers:
 
 
 def with_all_images(over_seeds: Differences, rows: Mapping[str, Answers]) -> Differences:
-    """`with_images` for many differences. Rows without answers, and rows without a common seed, keep theirs."""
-    groups: dict[tuple, int] = {}  # of rows that were asked the same
-    group_of = {name: groups.setdefault(row.asked, len(groups)) for name, row in rows.items()}
-    together: dict[int, list[int]] = {}
+    """`with_images` for many differences at once.
+
+    Differences of rows without answers or without a common seed stay as they are.
+    """
+    groups: dict[tuple, int] = {}  # design -> number of the group
+    group_of = {name: groups.setdefault(row.design, len(groups)) for name, row in rows.items()}
+    together: dict[int, list[int]] = {}  # group -> differences within it
     covariance = np.zeros(len(over_seeds))
     df = np.ones(len(over_seeds))
     for number, (a, b, seeds) in enumerate(zip(over_seeds.a, over_seeds.b, over_seeds.seeds.tolist())):
@@ -197,7 +204,7 @@ def with_all_images(over_seeds: Differences, rows: Mapping[str, Answers]) -> Dif
 
 
 def _shared_by_all(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Answers]) -> tuple[np.ndarray, np.ndarray]:
-    """[P] twice: the covariance of two seeds' means and its degrees of freedom, of pairs of rows asked the same."""
+    """The covariances of two seeds' means and their degrees of freedom, [P] each, for pairs of rows of one design."""
     overlap = rows[pairs[0][0]].overlap
     if not overlap.expected > 0:
         return np.zeros(len(pairs)), np.ones(len(pairs))
@@ -213,12 +220,12 @@ def _shared_by_all(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Answers]
 
 
 def _moments(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[A, B] twice: over images, the sum of p and the sum of p², of every row of one side minus every row of the other.
+    """The sums over images of p and of p², [A, B] each, for every row of `left` minus every row of `right`.
 
     p is the product of two seeds' differences d on one image, summed over ordered pairs of seeds: (sum of d)² minus the
-    sum of d². In an orthonormal basis of the seeds that begins with their mean, p = sum over k of weight[k] d[k]², and
-    with d = a - b this is own(a) + own(b) - 2 cross, where own(a) = sum of weight[k] a[k]² and cross = sum of
-    weight[k] a[k] b[k]. All that is left of p and p² are products of matrices over the images.
+    sum of d². In an orthonormal basis of the seeds that begins with their mean, p = sum over k of weight[k] d[k]². With
+    d = a - b this is own(a) + own(b) - 2 cross, where own(a) = sum of weight[k] a[k]² and cross = sum of
+    weight[k] a[k] b[k]. The sums of p and p² are therefore matrix products over the images.
 
     left: [A, S, I] deviations in points; right: [B, S, I].
     """
@@ -226,7 +233,7 @@ def _moments(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
     basis = np.linalg.qr(np.column_stack([np.ones(seeds), np.eye(seeds)[:, 1:]]))[0].T
     weights = np.full(seeds, -1.0)
     weights[0] += seeds
-    common = left.mean(axis=0)  # no difference contains it, and smaller numbers are rounded less
+    common = left.mean(axis=0)  # cancels in every difference; subtracting it reduces rounding errors
     sums = np.zeros((len(left), len(right)))
     squares = np.zeros_like(sums)
     step = max(1, AT_ONCE // ((len(left) + len(right)) * seeds**2))
@@ -242,7 +249,10 @@ def _moments(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 class _Side(NamedTuple):
-    """What `_moments` multiplies of one side: [R, i] own, [R, S i] plain and weighted, [R, S (S + 1) / 2 i] pairs."""
+    """The factors of `_moments` for one side and i images.
+
+    own: [R, i]; plain, weighted, weighted_by_own: [R, S i]; pairs, weighted_pairs: [R, S (S + 1) / 2 i].
+    """
 
     own: np.ndarray
     plain: np.ndarray
@@ -253,7 +263,7 @@ class _Side(NamedTuple):
 
     @staticmethod
     def of(rows: np.ndarray, weights: np.ndarray) -> _Side:
-        """From [R, S, i] deviations in the basis of the weights."""
+        """The factors from deviations in the basis of the weights: [R, S, i]."""
         weighted = weights[:, None] * rows
         own = (weighted * rows).sum(axis=1)
         first, second = np.triu_indices(len(weights))
@@ -271,9 +281,9 @@ class _Side(NamedTuple):
 
 
 def _means(points: np.ndarray) -> np.ndarray:
-    """[S] mean differences. A seed without images is refused."""
+    """[S] the mean over images of each seed. Raises UsageError if a seed has no images."""
     if points.ndim != 2 or np.isnan(points).all(axis=1).any():
-        raise UsageError("paired outcomes are one row a seed, and every seed has tested images")
+        raise UsageError("paired outcomes need one row per seed, and tested images in every row")
     return np.nanmean(points, axis=1)
 
 
