@@ -152,12 +152,12 @@ def session(factor: float = 1.0, rounds: int = 40, seed: int = 0) -> Session:
 
 def test_speed_is_the_change_of_the_time_relative_to_the_unreduced_model() -> None:
     compared = changes(records(), records(), (session(), session(1.10, seed=3)))
-    (slower,) = row(compared, "topk").slower
-    low, high = slower.bounds_percent
+    (change,) = row(compared, "topk").times
+    low, high = change.bounds_percent
     assert low < 10 < high
     assert high - low < 6
-    assert not row(compared, "tome").slower
-    (same,) = row(changes(records(), records(), (session(), session(seed=3))), "topk").slower
+    assert not row(compared, "tome").times
+    (same,) = row(changes(records(), records(), (session(), session(seed=3))), "topk").times
     assert same.bounds_percent[0] < 0 < same.bounds_percent[1], "control: the same speed"
     text = compare_text.findings(compared)
     assert any("1 slower: topk at 0.5@0,1,2: time at batch 32, float32, eager +" in sentence for sentence in text)
@@ -168,10 +168,10 @@ def test_speed_is_the_change_of_the_time_relative_to_the_unreduced_model() -> No
 def test_a_speed_interval_covers_the_truth() -> None:
     """Forty pairs of sessions of equal speed: about two of the intervals miss zero."""
     several = [session(rounds=20, seed=number) for number in range(80)]
-    found = [compare.times(a, b)[SCHEDULE, "topk"][0] for a, b in zip(several[::2], several[1::2])]
-    missed = sum(not slower.bounds_percent[0] < 0 < slower.bounds_percent[1] for slower in found)
+    found = [compare.time_changes(a, b)[SCHEDULE, "topk"][0] for a, b in zip(several[::2], several[1::2])]
+    missed = sum(not change.bounds_percent[0] < 0 < change.bounds_percent[1] for change in found)
     assert missed <= 6
-    assert max(slower.bounds_percent[1] - slower.bounds_percent[0] for slower in found) < 8, "and they are narrow"
+    assert max(change.bounds_percent[1] - change.bounds_percent[0] for change in found) < 8, "and they are narrow"
 
 
 # ------------------------------------------------------------------------------------------ what fails
@@ -279,7 +279,7 @@ def test_other_recipes_are_said_and_never_fail_a_build(tmp_path: Path, capsys: p
     assert "The recipes differ" in shown(a, b)
     assert "The recipes differ" not in shown(a, a)
     assert main(["compare", str(a), str(b), "--fail-above", "2%"]) == 2
-    assert "compares one recipe with itself" in capsys.readouterr().err
+    assert "needs the same recipe on both sides" in capsys.readouterr().err
     mixed = store(tmp_path / "b", [replace(records()[0], seed=9)])
     assert main(["compare", str(a), str(mixed)]) == 2
     assert "records of several recipes" in capsys.readouterr().err
@@ -298,10 +298,10 @@ def test_machines_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_folder_may_hold_the_signs_in_its_name(tmp_path: Path) -> None:
     odd = store(tmp_path / "run@home:1", records())
-    assert sides.spelled(str(odd)) == (odd, "", "")
-    assert sides.spelled(f"{odd}:m") == (odd, "", "m")
-    assert sides.spelled("results/digits@HEAD~1:m") == (Path("results/digits"), "HEAD~1", "m")
-    assert sides.spelled("gone@main") == (Path("gone"), "main", "")
+    assert sides.parse(str(odd)) == (odd, "", "")
+    assert sides.parse(f"{odd}:m") == (odd, "", "m")
+    assert sides.parse("results/digits@HEAD~1:m") == (Path("results/digits"), "HEAD~1", "m")
+    assert sides.parse("gone@main") == (Path("gone"), "main", "")
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_what_was_not_timed_is_said(tmp_path):
 def test_a_session_of_another_model_is_not_joined(tmp_path):
     made = timed(folder(tmp_path, study()), study(), weights="recipe ffffffffffff")
     text = Tags(html(made)).text
-    assert "another model than this" in text
+    assert "times another model: " in text
     assert "Accuracy against latency" not in text
 
 
@@ -317,7 +317,7 @@ def test_pictures_are_within_the_page_as_long_as_there_is_room(tmp_path, monkeyp
         Image.effect_noise((64, 64), 90).save(made / "pictures" / f"{name}.png")
     one = len(page_files.compressed(made / "pictures" / "a.png"))
     assert html(made).count("data:image/webp;base64,") == 2
-    monkeypatch.setattr(page_files, "ROOM", one + 1)
+    monkeypatch.setattr(page_files, "MOST_BYTES", one + 1)
     found = html(made)
     assert found.count("data:image/webp;base64,") == 1
     assert '<a href="pictures/b.png">b</a>, not in this file' in found

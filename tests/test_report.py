@@ -513,7 +513,7 @@ def test_a_null_row_takes_no_place_and_is_counted() -> None:
     assert pd.isna(null["rank"])
     assert compared(STUDY)["random", SCHEDULE]["rank_worst"] == 3  # of three methods
     assert (comparison.null_rate.called, comparison.null_rate.of) == (0, 1)
-    assert "would have called it a difference 0 of 1 times" in " ".join(findings.findings(comparison))
+    assert "such pairs are called different 0 of 1 times" in " ".join(findings.findings(comparison))
     shifted = [replace(r, method="wkmedoids(finetune_seed=1)") if r.method == "random" else r for r in STUDY]
     shifted = [r for r in shifted if r.method != "wkmedoids(finetune_seed=1)" or r.metrics["fine_tuned_top1"] < 0.9]
     assert only(shifted).null_rate.called == 1  # control

@@ -110,7 +110,7 @@ def test_the_tables_have_whom_they_can_compare():
     text = "\n".join(overlap.tables(rows))
     assert r"| a\|b |  | 0.67 |" in text
     assert "| Method | medoids | means | soft |" in text
-    assert "Neither: fused." in text
+    assert "In neither table: fused." in text
     assert "soft (" not in text
 
 

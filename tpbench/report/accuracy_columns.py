@@ -1,4 +1,4 @@
-"""The columns that say who a row is, how accurate it is, and what the statistics make of that."""
+"""The columns that identify a row, and those of its accuracy and statistics."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF
 
 
 def columns() -> list[Column]:
-    """In the order of the CSV file."""
+    """The columns in the order of the CSV file."""
     return [*_identity(), *_training(), *_ranks(), *_seeds(), *_top1(), *_differences()]
 
 
 def _identity() -> list[Column]:
     return [
-        cell("machine", "where it was measured; records of several machines are never averaged"),
+        cell("machine", "the machine that measured it; records of different machines are never averaged"),
         cell("recipe", "the recipe's name"),
         cell("recipe_digest", "twelve hexadecimal digits of everything in the recipe that can change a result"),
         cell("schedule", "the token budget as the recipe writes it", head="Schedule", text=lambda row: row["schedule"]),
         cell("method", "the method's name", head="Method", text=layout.marked, brief=_brief_method),
         Column(
             "family",
-            "clustering, merging, pruning, learned queries, grid or trivial; null row: the method of its name again, "
-            "fine-tuned with another seed",
+            "clustering, merging, pruning, learned queries, grid or trivial; null row: a method that is measured "
+            "again, fine-tuned with another seed",
             lambda source: (
                 "" if source.first["unreduced"] else NULL if null_of(source.method) else family(source.method)
             ),
@@ -42,14 +42,14 @@ def _identity() -> list[Column]:
         cell("site", "where in a block the method reduces: mid (before the MLP) or end"),
         cell(
             "count",
-            "exact: the requested tokens are met; at_most: fewer may be kept; masked: none is removed, about as many "
-            "as requested live",
+            "exact: the method keeps the requested number of tokens; at_most: it may keep fewer; masked: it removes "
+            "none, and about the requested number are not masked",
         ),
     ]
 
 
 def _brief_method(row: layout.Row) -> str:
-    """A null row by the row that it repeats."""
+    """The name in the first table; a null row is named after the row that it repeats."""
     return f"{null_of(row['method'])} again" if row["family"] == NULL else layout.marked(row)
 
 
@@ -57,7 +57,8 @@ def _training() -> list[Column]:
     return [
         Column(
             "new_parameters",
-            "parameters of the method's own, which start untrained; records of schema 1 do not say and count as 0",
+            "number of parameters that the method adds, which start untrained; 0 for records of schema 1, which do "
+            "not hold it",
             lambda source: max(cell["new_parameters"] for cell in source.cells),
         ),
         Column(
@@ -67,13 +68,13 @@ def _training() -> list[Column]:
         ),
         Column(
             "loss_fall_nats",
-            "by how many nats the mean training loss of the last epoch lies below that of the epoch before, mean over "
-            "seeds; a row above 0.05 would gain from longer fine-tuning",
+            "fall of the mean training loss in the last epoch, in nats, mean over seeds; a row above 0.05 would gain "
+            "from longer fine-tuning",
             lambda source: source.mean("training_loss_fall"),
         ),
         cell(
             "tuned",
-            "lines of the fine-tuning that were tuned for the method; blank where it has the recipe's",
+            "settings of the fine-tuning that were tuned for the method; blank if it has the recipe's",
             head="Tuned",
             unit="of fine-tuning",
             text=lambda row: row["tuned"],
@@ -86,21 +87,21 @@ def _ranks() -> list[Column]:
     return [
         Column(
             "rank",
-            "the best place that the data leave the method in its schedule: 1 + the methods that are significantly "
-            "better, after Holm over any two methods. Sets of ranks are simultaneous at 95 %. Blank below 2 degrees of "
-            "freedom",
+            "the best rank that the data allow for the method at its schedule: 1 + the number of significantly better "
+            "methods, after Holm over all pairs of methods. Sets of ranks are simultaneous at 95 %. Blank below 2 "
+            "degrees of freedom",
             lambda source: source.table.ranks[source.method].best if source.method in source.table.ranks else pd.NA,
             head="Rank",
             text=layout.rank,
         ),
         Column(
             "rank_worst",
-            "the worst place: the number of methods minus those that are significantly worse",
+            "the worst rank: the number of methods minus those that are significantly worse",
             lambda source: source.table.ranks[source.method].worst if source.method in source.table.ranks else pd.NA,
         ),
         Column(
             "stands_alone",
-            "True where the method is significantly better than every other of its schedule",
+            "True if the method is significantly better than every other method at its schedule",
             lambda source: source.method in source.table.ranks and source.table.ranks[source.method].worst == 1,
         ),
     ]
@@ -110,12 +111,12 @@ def _seeds() -> list[Column]:
     return [
         Column(
             "seeds",
-            "n: seeds measured without failure",
+            "n: the number of seeds measured without failure",
             lambda source: sum(cell["error"] == "" for cell in source.cells),
             head="Seeds",
             text=layout.seeds,
         ),
-        Column("seeds_expected", "seeds met anywhere on this machine", lambda source: source.machine_seeds),
+        Column("seeds_expected", "number of seeds of all records of this machine", lambda source: source.machine_seeds),
     ]
 
 
@@ -123,8 +124,8 @@ def _top1() -> list[Column]:
     return [
         *_estimated(
             "off_the_shelf_top1_percent",
-            "top-1 with the base's weights as they are, percent, mean over seeds; blank where the method's own weights "
-            "are random",
+            "top-1 with the base's weights and no fine-tuning, percent, mean over seeds; blank if the method adds "
+            "untrained parameters",
             lambda source: source.top1(OFF_THE_SHELF),
             head="Off the shelf",
             unit="top-1 %",
@@ -133,7 +134,7 @@ def _top1() -> list[Column]:
         *_estimated(
             "fine_tuned_top1_percent",
             "top-1 after fine-tuning with tokens reduced, percent, mean over the table's seeds (for a seed that the "
-            "row lacks the model's prediction counts)",
+            "row lacks, the prediction of the linear model is used)",
             lambda source: source.top1(FINE_TUNED),
             head="Fine-tuned",
             unit="top-1 %",
@@ -153,8 +154,8 @@ def _differences() -> list[Column]:
         ),
         Column(
             "reference",
-            "what the next difference is to: the recipe's reference, or the most accurate method where "
-            "that was not run; for a null row, the row that it repeats",
+            "the row that the next difference is to: the recipe's reference, or the most accurate method if the "
+            "reference was not run; for a null row, the row that it repeats",
             _reference,
         ),
         *_estimated(
@@ -173,13 +174,14 @@ def _verdicts() -> list[Column]:
     return [
         Column(
             "p_holm",
-            "two-sided p-value of that difference, by Holm over the schedule's methods; a null row's is its own",
+            "two-sided p-value of that difference, after Holm over the schedule's methods; not corrected for a null "
+            "row",
             lambda source: significant_p(_judged(source, "p_difference", nan)),
         ),
         Column(
             "verdict",
-            "after Holm at 5 %: better or worse than the reference, else equivalent (within the margin), else not "
-            "inferior (above minus the margin), else undecided",
+            "after Holm at 5 %: better or worse than the reference, otherwise equivalent (within the margin), "
+            "otherwise not inferior (above minus the margin), otherwise undecided",
             _verdict,
             head="Verdict",
             text=lambda row: row["verdict"],
@@ -188,13 +190,13 @@ def _verdicts() -> list[Column]:
         Column("margin_points", "the recipe's margin, percentage points", lambda source: source.table.margin),
         Column(
             "smallest_difference_points",
-            "the smallest difference to the reference that the schedule's table can see: two-sided 5 %, power 0.8, for "
-            "one comparison, percentage points",
+            "the smallest difference to the reference that the schedule's table can detect: two-sided 5 %, power 0.8, "
+            "for one comparison, percentage points",
             lambda source: nan if source.first["unreduced"] else source.table.smallest,
         ),
         Column(
             "smallest_difference_in_family_points",
-            "the same at Holm's first step over the schedule's methods",
+            "the same for the first step of Holm's procedure over the schedule's methods",
             lambda source: nan if source.first["unreduced"] else source.table.smallest_in_family,
         ),
     ]
@@ -210,7 +212,7 @@ def _estimated(
     sign: str = "",
     interval: bool = True,
 ) -> list[Column]:
-    """A value with its half-width and n; interval: whether the first table shows the half-width."""
+    """Three columns: a value, its half-width and its n. interval: whether the first table shows the half-width."""
     stem = name.removesuffix("_top1_percent").removesuffix("_points")
     return [
         Column(
@@ -227,7 +229,7 @@ def _estimated(
             "half-width of its 95 % interval, percentage points; blank below 2 degrees of freedom",
             lambda source: estimate(source).half_width(),
         ),
-        Column(f"{stem}_seeds", "seeds that it rests on", lambda source: estimate(source).seeds),
+        Column(f"{stem}_seeds", "number of seeds that it is based on", lambda source: estimate(source).seeds),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What `tpbench advise` prints: a ranked table, where reduction pays, and two lines of Python."""
+"""The output of `tpbench advise`: the ranked methods, where the best one is faster, and two lines of Python."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from tpbench.measure.advice import Advice, Choice, Place
 
-PIPE_WIDTH = 120  # characters at least, where the output is no terminal
-SHOWN = 8  # methods; `--json` has all
+PIPE_WIDTH = 120  # characters at least, if the output is not a terminal
+SHOWN = 8  # methods in the table; `--json` has all
 
 
 def show(advice: Advice, console: Console) -> None:
@@ -43,12 +43,12 @@ def _table(console: Console, rows: list[list[str]]) -> None:
 
 
 def head(advice: Advice) -> Iterator[str]:
-    """What was asked, on what machine, and how sure the clock is."""
+    """Lines about the request, the machine and the noise of the measurement."""
     device = advice.environment["device"]
     yield f"{advice.model}, weights {advice.weights}, on {device}, {advice.facts['threads']} threads"
     yield (
-        f"asked: {advice.latency:g} of the unreduced model's latency, a speed-up of {1 / advice.latency:.2f}, at batch"
-        f" {advice.batch}, {advice.dtype}, eager; {advice.rounds} rounds in turns"
+        f"requested: {advice.latency:g} of the unreduced model's latency, a speed-up of {1 / advice.latency:.2f}, at"
+        f" batch {advice.batch}, {advice.dtype}, eager; {advice.rounds} rounds in turns"
     )
     same = advice.same_model_twice
     distrust = "" if same.includes_one else ", which should include 1: the machine was too busy"
@@ -56,7 +56,7 @@ def head(advice: Advice) -> Iterator[str]:
 
 
 def ranking(advice: Advice) -> list[list[str]]:
-    """The heads and the best methods, by accuracy or by tokens kept."""
+    """The headings and the rows of the best methods, by accuracy or by tokens kept."""
     heads = ["Method", "Schedule", "Tokens kept %", "Speed-up", "95 % interval"]
     if advice.images:
         heads.insert(2, "Top-1 %")
@@ -74,23 +74,23 @@ def _choice(choice: Choice, advice: Advice) -> list[str]:
 
 
 def below(advice: Advice) -> Iterator[str]:
-    """How the ranking is to be read."""
+    """Lines that explain the ranking."""
     if advice.images:
         yield (
             f"Ranked by top-1 off the shelf on {advice.images} images; differences below"
             f" {100 * advice.visible:.1f} points are within chance."
         )
     else:
-        yield "No accuracy was measured: ranked by how many tokens a method keeps at this latency (mean over blocks),"
-        yield "which says nothing of which ones. With --pretrained and --data DIR they are ranked by top-1."
+        yield "No accuracy was measured: methods are ranked by how many tokens they keep at this latency (mean over"
+        yield "blocks), not by which ones. With --pretrained and --data DIR they are ranked by top-1."
     if any(choice.marked for choice in advice.choices[:SHOWN]):
-        yield "* misses the latency that was asked for by more than 2 %."
+        yield "* misses the requested latency by more than 2 %."
     if len(advice.choices) > SHOWN:
         yield f"{len(advice.choices) - SHOWN} more methods were timed; --json shows them."
     if advice.behind:
-        yield f"Keep fewer tokens at this latency, and were not timed to the end: {', '.join(advice.behind)}."
+        yield f"Not timed to the end, because they keep fewer tokens at this latency: {', '.join(advice.behind)}."
     if advice.unmet:
-        yield f"Cannot meet it: {', '.join(advice.unmet)}."
+        yield f"Cannot meet this latency: {', '.join(advice.unmet)}."
 
 
 def places(advice: Advice) -> list[list[str]]:

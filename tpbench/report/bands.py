@@ -1,8 +1,9 @@
-"""Rows grouped by what they cost, whatever their schedules: by MACs, and by the clock.
+"""Rows of all schedules grouped by cost: by MACs, or by measured latency.
 
-A band holds all rows whose cost, as a share of the unreduced model's, rounds to the same ten percent. In a band a
-method stands once, by its most accurate row; its place is 1 + the number of methods above it. A row shows its places in
-both groupings, so that a winner by MACs that loses by latency is seen. Places are by the mean; see the intervals.
+A band holds all rows whose cost, as a share of the unreduced model's, rounds to the same multiple of ten percent. Each
+method appears in a band once, with its most accurate row; its place is 1 + the number of methods above it. A row shows
+its places in both groupings, so that a method that wins by MACs and loses by latency is visible. Places are by the mean
+and do not take the intervals into account.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tpbench.report.columns import chosen
 from tpbench.report.frame import Comparison, batch_sizes
 from tpbench.report.layout import Row
 
-WIDTH = 0.1  # of a band, as a share of the unreduced model's cost
+WIDTH = 0.1  # width of a band, as a share of the unreduced model's cost
 
 
 class Shown(NamedTuple):
@@ -34,7 +35,7 @@ class Shown(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What rows are grouped by: the name on the command line, the column, and what to call it."""
+    """A cost to group rows by: its name on the command line, its column, and its name in titles."""
 
     name: str
     column: str
@@ -42,7 +43,7 @@ class Axis(NamedTuple):
 
 
 def axes(frame: pd.DataFrame) -> dict[str, Axis]:
-    """The groupings that a comparison allows, by name."""
+    """The groupings that are possible for a comparison frame, by name."""
     found = [Axis("macs", "macs_share", "multiply-adds")]
     if batches := batch_sizes(frame):
         found.append(Axis("latency", f"latency_b{max(batches)}_ratio", f"latency at batch {max(batches)}"))
@@ -50,9 +51,9 @@ def axes(frame: pd.DataFrame) -> dict[str, Axis]:
 
 
 def banded(comparison: Comparison, by: str) -> Iterator[tuple[str, list[Row]]]:
-    """(title, rows) of one machine's comparison, from the cheapest band on; the most accurate row first.
+    """(title, rows) of one machine's comparison, from the cheapest band on; the most accurate row comes first.
 
-    Rows carry `places`: for every axis (place, methods in its band there).
+    Rows have an entry `places`: for each axis, (place, number of methods in the band).
     """
     every = axes(comparison.frame)
     top1 = comparison.top1
@@ -88,7 +89,7 @@ def _band(row: Row, axis: Axis) -> int:
 
 
 def _bands(rows: list[Row], axis: Axis, top1: str) -> dict[int, dict[str, Row]]:
-    """The most accurate row of every method in every band."""
+    """The most accurate row of each method in each band."""
     bands: dict[int, dict[str, Row]] = {}
     for row in sorted(rows, key=lambda row: row[top1]):
         if not isnan(row[axis.column]):

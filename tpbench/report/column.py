@@ -1,4 +1,4 @@
-"""A column of a comparison, and what its values are made from."""
+"""A column of a comparison, and the source of its values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ Cell = dict[str, Any]
 
 
 class Source(NamedTuple):
-    """What a row is made from: its seeds' cells, the statistics of its table, and what is known of its machine.
+    """The source of a row: its seeds' cells, the statistics of its table, and facts about its machine.
 
-    timed: how fast the timing session found the row, by batch size.
+    machine_seeds: the number of seeds of all records of the machine. timed: the row's speed in the timing session, by
+    batch size.
     """
 
     cells: Sequence[Cell]
@@ -42,7 +43,7 @@ class Source(NamedTuple):
         return self.first["method"]
 
     def mean(self, name: str, over: str | None = None) -> float:
-        """The mean over seeds of a quantity, or of its ratio to another; NaN where nothing was measured."""
+        """The mean over seeds of a quantity, or of its ratio to another one; NaN if nothing was measured."""
         values = [cell[name] if over is None else cell[name] / cell[over] for cell in self.cells]
         known = [value for value in values if not isnan(value)]
         return fmean(known) if known else nan
@@ -65,10 +66,10 @@ class Source(NamedTuple):
 class Column:
     """One column.
 
-    name, meaning: in CSV files, with the unit there. value: from what a row is made of, unrounded.
-    head, unit: the two lines of its heading in readable tables; columns without a head are in CSV files alone.
-    text: a row's value as readable tables show it; brief, brief_unit: the same in the first table.
-    narrow: whether LaTeX, where a line holds 500 points, has it too.
+    name, meaning: in CSV files, where the meaning states the unit. value: unrounded, from the source of a row.
+    head, unit: the two lines of its heading in readable tables; columns without a head appear only in CSV files.
+    text: a row's value in readable tables; brief, brief_unit: value and unit in the first table.
+    narrow: whether the column also appears in LaTeX tables, which are at most 500 points wide.
     """
 
     name: str
@@ -102,5 +103,5 @@ def cell(name: str, meaning: str, **shown: Any) -> Column:
 
 
 def significant_p(p: float) -> float:
-    """A p-value to six digits: scipy's versions differ in later ones."""
+    """A p-value rounded to six digits, since versions of scipy differ in later ones."""
     return float(f"{p:.6g}")

@@ -2,14 +2,13 @@
 
 A row is a method at a schedule. Changes are B minus A.
 
-Accuracy: the difference over the seeds that both sides have. Where both hold the outcomes of the same images it is
-paired image by image and its interval covers seeds and images (`two_way.from_outcomes`); otherwise it is paired by
-seed (`statistics.fit` of the two rows). Each row has a scatter of its own: a change of the base moves all methods of a
-seed together, so that a residual pooled over the methods would be too small. All rows of a machine are one family:
-verdicts are after Holm.
-MACs and tokens are counts: they are equal or they are not.
-Speed: from the timing sessions of both sides, the change of the time relative to the unreduced model of the same
-session. Its interval covers the rounds of both sessions, not what differs between one sitting and the next.
+Accuracy: the difference over the seeds that both sides have. If both hold the outcomes of the same images, it is paired
+by image and its interval covers seeds and images (`two_way.from_outcomes`); otherwise it is paired by seed
+(`statistics.fit` of the two rows). Each row has its own residual: a change of the base moves all methods of a seed
+together, so a residual pooled over the methods would be too small. All rows of a machine form one family for Holm.
+MACs and tokens: counts, which are equal or not.
+Speed: the change of the time relative to the unreduced model of the same timing session. Its interval covers the rounds
+of both sessions, but not what differs between one sitting and the next.
 """
 
 from __future__ import annotations
@@ -46,34 +45,35 @@ BySeed = dict[int, Record]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row costs on one side. macs: multiply-adds per image, the mean over seeds; tokens: achieved, as text."""
+    """The cost of a row on one side. macs: multiply-adds per image, mean over seeds; tokens: achieved, as text."""
 
     macs: float
     tokens: str
 
 
 @dataclass(frozen=True)
-class Slower:
-    """How a row's time changed at one batch size, dtype and mode, relative to the unreduced model of its session.
+class TimeChange:
+    """The change of a row's time at one batch size, dtype and mode, relative to the unreduced model of its session.
 
-    a, b: the speed-ups. log_time: the logarithm of time B over time A, as an estimate; positive is slower.
+    a, b: the speed-ups of the two sides. log_ratio: an estimate of the logarithm of time B over time A; if it is
+    positive, B is slower.
     """
 
     group: str
     mode: str
     a: Ratio
     b: Ratio
-    log_time: Estimate
+    log_ratio: Estimate
 
     @property
     def percent(self) -> float:
         """The increase of the row's time, in percent."""
-        return 100 * (exp(self.log_time.value) - 1)
+        return 100 * (exp(self.log_ratio.value) - 1)
 
     @property
     def bounds_percent(self) -> tuple[float, float]:
         """The 95 % interval of the change of time, in percent."""
-        low, high = self.log_time.bounds()
+        low, high = self.log_ratio.bounds()
         return 100 * (exp(low) - 1), 100 * (exp(high) - 1)
 
 
@@ -82,8 +82,9 @@ class Change:
     """A row that both sides have.
 
     top1: mean top-1 of A and B in percent over the seeds that both have; difference: B minus A in points; paired: by
-    IMAGES or by SEEDS. identical: every image of every seed was answered alike. no_numbers: the side, or both, on which
-    the row failed or was unreachable, with the reasons. notes: what else differs, such as settings.
+    IMAGES or by SEEDS. identical: whether both sides classify every image of every seed alike. times: changes of time.
+    no_numbers: the sides on which the row failed or was unreachable, with the reasons. notes: what else differs, such
+    as settings.
     """
 
     method: str
@@ -95,7 +96,7 @@ class Change:
     identical: bool = False
     judgement: Judgement | None = None
     costs: tuple[Cost, Cost] | None = None
-    slower: tuple[Slower, ...] = ()
+    times: tuple[TimeChange, ...] = ()
     no_numbers: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -115,7 +116,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """The comparison of two machines (often the same one). only: by side, the rows that the other side lacks."""
+    """The comparison of two machines, which are often the same. only: by side, the rows that the other side lacks."""
 
     machines: tuple[str, str]
     recipes: tuple[str, str]  # name and digest
@@ -139,13 +140,13 @@ class Changes:
 def changes(
     a: list[Record], b: list[Record], sessions: tuple[Session | None, Session | None] = (None, None)
 ) -> Changes:
-    """Compare the records of two machines. sessions: the timing sessions of the two."""
+    """Compare the records of two machines. sessions: their timing sessions, None where there is none."""
     by = FINE_TUNED if judged(a) == judged(b) == FINE_TUNED else OFF_THE_SHELF
     margin = declared(b[0].recipe).margin
     first = grouped(a)
     second = grouped(b)
-    slower = times(*sessions)
-    rows = [_row(key, a=first[key], b=second[key], by=by, slower=slower.get(key, ())) for key in first if key in second]
+    times = time_changes(*sessions)
+    rows = [_row(key, a=first[key], b=second[key], by=by, times=times.get(key, ())) for key in first if key in second]
     known = [row for row in rows if row.paired]
     judgements = judge([row.difference for row in known], margin)
     found = {row.name: judgement for row, judgement in zip(known, judgements)}
@@ -168,9 +169,9 @@ def grouped(records: Sequence[Record]) -> dict[Key, BySeed]:
     return rows
 
 
-def _row(key: Key, a: BySeed, b: BySeed, by: str, slower: tuple[Slower, ...]) -> Change:
+def _row(key: Key, a: BySeed, b: BySeed, by: str, times: tuple[TimeChange, ...]) -> Change:
     schedule, method = key
-    blank = Change(method=method, schedule=schedule, family=family(method), slower=slower)
+    blank = Change(method=method, schedule=schedule, family=family(method), times=times)
     healthy = {name: _healthy(own) for name, own in ((A, a), (B, b))}
     without = {name: _reason(own) for name, own in ((A, a), (B, b)) if not healthy[name]}
     if without:
@@ -191,10 +192,10 @@ def _reason(records: BySeed) -> str:
 
 
 def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
-    """The row with the difference of its accuracies, if both sides have a common seed."""
+    """The row with the difference of its accuracies, if the sides have a seed in common."""
     name = f"{by}_top1"
     if by == OFF_THE_SHELF and any(record.new_parameters for record in (*a.values(), *b.values())):
-        return row  # untrained parameters: a random number
+        return row  # with untrained parameters, the accuracy means nothing
     seeds = [seed for seed in sorted(a.keys() & b.keys()) if name in a[seed].metrics and name in b[seed].metrics]
     if not seeds:
         return replace(row, notes=(*row.notes, "no seed in common"))
@@ -211,13 +212,13 @@ def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
 
 
 def _points(a: BySeed, b: BySeed, seeds: Sequence[int], by: str) -> tuple[np.ndarray | None, str]:
-    """B minus A by image, [S, I] in points; or None and why images cannot be paired ("" without outcomes)."""
+    """B minus A in points by image, [S, I]; or None and why images cannot be paired ("" without outcomes)."""
     if not all(by in side[seed].outcomes for side in (a, b) for seed in seeds):
         return None, ""
     try:
         return paired(_outcomes(b, seeds, by), _outcomes(a, seeds, by)), ""
     except UsageError as error:
-        return None, f"paired by seed alone: {error}"
+        return None, f"paired by seed only: {error}"
 
 
 def _outcomes(records: BySeed, seeds: Sequence[int], by: str) -> dict[int, Outcomes]:
@@ -234,7 +235,7 @@ def _cost(records: BySeed) -> Cost:
 
 
 def _notes(a: BySeed, b: BySeed) -> list[str]:
-    """What differs besides the code: the settings of the method, the tuned lines of its fine-tuning, the images."""
+    """What differs apart from the code: the method's settings, its tuned fine-tuning, the images."""
     first = next(iter(a.values()))
     second = next(iter(b.values()))
     found = []
@@ -251,32 +252,32 @@ def _notes(a: BySeed, b: BySeed) -> list[str]:
     return found
 
 
-def times(a: Session | None, b: Session | None) -> dict[Key, tuple[Slower, ...]]:
-    """The change of every row that both sessions timed at the same batch size, dtype and mode."""
+def time_changes(a: Session | None, b: Session | None) -> dict[Key, tuple[TimeChange, ...]]:
+    """The changes of every row that both sessions timed at the same batch size, dtype and mode."""
     if a is None or b is None:
         return {}
-    found: dict[Key, list[Slower]] = {}
+    found: dict[Key, list[TimeChange]] = {}
     before = {speed.row.key: speed for group in a.groups for speed in speeds.speeds(a, group)}
     after = {speed.row.key: speed for group in b.groups for speed in speeds.speeds(b, group)}
     for key, speed in before.items():
         if key.role != "reduced" or key not in after:
             continue
         other = after[key]
-        change = Slower(
+        change = TimeChange(
             group=str(speed.row.group),
             mode=key.mode,
             a=speed.speedup,
             b=other.speedup,
-            log_time=log_time(speed.speedup, rounds_a=speed.samples, b=other.speedup, rounds_b=other.samples),
+            log_ratio=log_time_ratio(speed.speedup, rounds_a=speed.samples, b=other.speedup, rounds_b=other.samples),
         )
         found.setdefault((key.schedule, key.method), []).append(change)
     return {key: tuple(own) for key, own in found.items()}
 
 
-def log_time(a: Ratio, rounds_a: int, b: Ratio, rounds_b: int) -> Estimate:
-    """The logarithm of time B over time A from two speed-ups of independent sessions.
+def log_time_ratio(a: Ratio, rounds_a: int, b: Ratio, rounds_b: int) -> Estimate:
+    """The logarithm of time B over time A from the speed-ups in two independent sessions.
 
-    Standard errors follow from the speed-ups' two-sided 95 % intervals, under a normal distribution.
+    Standard errors are derived from the speed-ups' two-sided 95 % intervals, assuming a normal distribution.
     """
     parts = [(_log_error(ratio) ** 2, rounds - 1.0) for ratio, rounds in ((a, rounds_a), (b, rounds_b))]
     standard_error, df = combined([part for part in parts if part[0] > 0])

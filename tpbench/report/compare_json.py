@@ -13,7 +13,7 @@ from tpbench.report.sides import Side
 
 
 def document(a: Side, b: Side, compared: Sequence[Changes]) -> dict[str, Any]:
-    """Everything as JSON values; what is not known is null."""
+    """The comparison as JSON values, with null for unknown numbers."""
     return plain(
         {
             "a": a.text,
@@ -59,13 +59,13 @@ def _object(row: Change) -> dict[str, Any]:
         "tokens": None if row.costs is None else [cost.tokens for cost in row.costs],
         "time": [
             {
-                "group": slower.group,
-                "mode": slower.mode,
-                "speedup": [asdict(slower.a), asdict(slower.b)],
-                "percent": slower.percent,
-                "interval_percent": slower.bounds_percent,
+                "group": change.group,
+                "mode": change.mode,
+                "speedup": [asdict(change.a), asdict(change.b)],
+                "percent": change.percent,
+                "interval_percent": change.bounds_percent,
             }
-            for slower in row.slower
+            for change in row.times
         ],
         "no_numbers": row.no_numbers,
         "notes": row.notes,

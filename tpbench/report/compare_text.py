@@ -1,4 +1,4 @@
-"""A comparison of two sides as sentences and as a table of at most 100 columns; see `compare_json` for the document."""
+"""A comparison of two sides as sentences and as tables of at most 100 characters; `compare_json` makes the document."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED,
 from tpbench.report.layout import Row, fixed
 from tpbench.report.sides import Side
 from tpbench.report.standings import FINE_TUNED
-from tpbench.report.terminal import Shown, room, tabulate
+from tpbench.report.terminal import Shown, line_width, tabulate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST_NAMED = 6  # rows that a sentence names; of more, the number
+MOST_NAMED = 6  # a sentence names so many rows and counts the rest
 SAME = "same"
 
 
 def show(a: Side, b: Side, compared: Sequence[Changes], console: Console) -> None:
-    """Print what was compared, the findings, and for every schedule a table of the rows that are not identical."""
+    """Print what was compared, the findings, and for each schedule a table of the rows that changed."""
     for changes in compared:
         for sentence in [*heads(a, b, changes), *findings(changes)]:
-            _print(console, fill(f"- {sentence}", room(console), subsequent_indent="  "))
+            _print(console, fill(f"- {sentence}", line_width(console), subsequent_indent="  "))
         _print(console, "")
         for schedule in dict.fromkeys(row.schedule for row in changes.rows):
             rows = [_texts(row) for row in _ordered(changes, schedule)]
@@ -47,7 +47,7 @@ def _print(console: Console, text: str) -> None:
 
 
 def heads(a: Side, b: Side, changes: Changes) -> Iterator[str]:
-    """What the two sides are."""
+    """One sentence about each side, and one if the recipes differ."""
     sides = zip((A, B), (a, b), changes.machines, changes.recipes, changes.records)
     for name, side, machine, recipe, records in sides:
         schemas = sorted({record.schema for record in records})
@@ -56,28 +56,28 @@ def heads(a: Side, b: Side, changes: Changes) -> Iterator[str]:
         code = f", measured with {_listed(commits, 'commit')}" if commits else ""
         yield f"{name}: {side.text}, {machine}, recipe {recipe}, {len(records)} records{schema}{code}."
     if not changes.same_recipe:
-        yield "The recipes differ: every change below contains what the recipe changes."
+        yield "The recipes differ: the changes below include the effect of the recipe."
 
 
 def findings(changes: Changes) -> list[str]:
     """What changed, the most important first."""
     if not changes.rows:
-        return ["No row is on both sides.", *_alone(changes)]
-    return [*_accuracy(changes), *_macs(changes), *_tokens(changes), *_speed(changes), *_holes(changes)]
+        return ["The sides have no row in common.", *_only_on_one_side(changes)]
+    return [*_accuracy(changes), *_macs(changes), *_tokens(changes), *_speed(changes), *_gaps(changes)]
 
 
 def _accuracy(changes: Changes) -> Iterator[str]:
     rows = [row for row in changes.rows if row.paired]
     stage = "fine-tuned" if changes.by == FINE_TUNED else "off the shelf"
     if not rows:
-        yield f"No row has an accuracy ({stage}) with a seed that both sides have."
+        yield f"No row has an accuracy ({stage}) for a seed that both sides have."
         return
     counts = [row.difference.seeds for row in rows]
     seeds = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     moved = [row for row in rows if not row.identical]
     what = f"Top-1 ({stage}), B minus A, over {seeds} common seed{'s' * (max(counts) != 1)}"
     if len(moved) < len(rows):
-        yield f"{what}: {_rows(len(rows) - len(moved))} of {len(rows)} answer every image alike."
+        yield f"{what}: {_rows(len(rows) - len(moved))} of {len(rows)} classify every image alike."
     if moved:
         yield f"{what}: of {_rows(len(moved))}, {', '.join(_verdicts(changes, moved))}."
     judged = changes.judged
@@ -86,16 +86,16 @@ def _accuracy(changes: Changes) -> Iterator[str]:
         usual = Estimate(0.0, standard_error=error, df=median(row.difference.df for row in judged), seeds=0)
         corrected = f", {usual.detectable(len(judged)):.1f} after Holm over {len(judged)}" if len(judged) > 1 else ""
         yield (
-            f"The smallest change that the median row can show (two-sided 5 %, power 0.8) is {usual.detectable():.1f} "
+            f"The smallest detectable change of a typical row (two-sided 5 %, power 0.8) is {usual.detectable():.1f} "
             f"points{corrected}."
         )
     by_seed = sum(row.paired != IMAGES for row in rows)
     if by_seed:
-        yield f"{_rows(by_seed)} are paired by seed and not by image: the noise of the test images is left out."
+        yield f"{_rows(by_seed)} are paired by seed, not by image: intervals leave out the noise of the test images."
 
 
 def _verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
-    """How many rows are better, worse, equivalent or undecided, and the farthest."""
+    """How many rows are better, worse, equivalent or undecided, with the largest changes."""
     for verdict in (BETTER, WORSE):
         own = [row for row in rows if row.judgement.verdict == verdict]
         if not own:
@@ -135,12 +135,12 @@ def _tokens(changes: Changes) -> Iterator[str]:
 
 
 def _speed(changes: Changes) -> Iterator[str]:
-    timed = [(row, slower) for row in changes.rows for slower in row.slower]
+    timed = [(row, change) for row in changes.rows for change in row.times]
     if not timed:
         yield "Speed is not compared: no row was timed in a timing session of both sides."
         return
-    longer = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[0] > 0]
-    shorter = [f"{row.name}: {worse.speed(slower)}" for row, slower in timed if slower.log_time.bounds()[1] < 0]
+    longer = [f"{row.name}: {worse.speed(change)}" for row, change in timed if change.log_ratio.bounds()[0] > 0]
+    shorter = [f"{row.name}: {worse.speed(change)}" for row, change in timed if change.log_ratio.bounds()[1] < 0]
     listed = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
     yield (
         f"Time relative to the unreduced model of the same session, {len(timed)} timed rows (95 % intervals over "
@@ -148,18 +148,19 @@ def _speed(changes: Changes) -> Iterator[str]:
     )
 
 
-def _holes(changes: Changes) -> Iterator[str]:
+def _gaps(changes: Changes) -> Iterator[str]:
+    """Rows without numbers, notes, and rows that only one side has."""
     for row in changes.rows:
         for reason in dict.fromkeys(row.no_numbers.values()):
             sides = " and ".join(side for side, own in row.no_numbers.items() if own == reason)
             yield f"{row.name} has no numbers in {sides}: {reason}"
     notes = [f"{row.name}: {note}" for row in changes.rows for note in row.notes]
     if notes:
-        yield f"Not set or paired alike: {_listed(notes, 'note')}."
-    yield from _alone(changes)
+        yield f"Differences in settings or pairing: {_listed(notes, 'note')}."
+    yield from _only_on_one_side(changes)
 
 
-def _alone(changes: Changes) -> Iterator[str]:
+def _only_on_one_side(changes: Changes) -> Iterator[str]:
     for side, keys in changes.only.items():
         for schedule in dict.fromkeys(schedule for schedule, _ in keys):
             names = [method for own, method in keys if own == schedule]
@@ -189,26 +190,26 @@ def _percent(value: float) -> str:
 
 
 def unchanged(row: Change) -> bool:
-    """Whether a row has the same outcomes, MACs and tokens, and no time to show; also one without numbers on a side."""
-    if row.slower or A in row.no_numbers or B in row.no_numbers:
-        return not row.slower
+    """Whether a row is left out of the tables: it was not timed, and nothing changed or a side has no numbers."""
+    if row.times or A in row.no_numbers or B in row.no_numbers:
+        return not row.times
     return row.identical and _macs_text(row) in ("", SAME) and _tokens_text(row) in ("", SAME)
 
 
 def _ordered(changes: Changes, schedule: str) -> list[Change]:
-    """The rows of a schedule, those that lost most first; rows without a difference last."""
+    """The rows of a schedule to show, the largest loss first; rows without a difference come last."""
     rows = [row for row in changes.rows if row.schedule == schedule and not unchanged(row)]
     return sorted(rows, key=lambda row: (isnan(row.difference.value), row.difference.value, row.method))
 
 
 def _texts(row: Change) -> Row:
-    """A row's texts by heading, and what `tabulate` styles rows by."""
+    """A row's texts by heading, with the entries by which `tabulate` chooses the style."""
     before, after = (fixed(value, 1) for value in row.top1)
     texts = {"Method": row.method, "A": before, "B": after, "Change": _change(row), "Verdict": verdict(row)}
     texts |= {"MACs": _macs_text(row), "Tokens": _tokens_text(row)}
-    for slower in row.slower:
-        low, high = (fixed(end, 1, "+") for end in slower.bounds_percent)
-        texts[f"Time|{slower.group}, {slower.mode}"] = f"{fixed(slower.percent, 1, '+')} [{low}, {high}]"
+    for change in row.times:
+        low, high = (fixed(end, 1, "+") for end in change.bounds_percent)
+        texts[f"Time|{change.group}, {change.mode}"] = f"{fixed(change.percent, 1, '+')} [{low}, {high}]"
     return texts | {"unreduced": False, "stands_alone": verdict(row) in (BETTER, WORSE)}
 
 
@@ -220,7 +221,7 @@ def _change(row: Change) -> str:
 
 
 def verdict(row: Change) -> str:
-    """What is decided of a row's accuracy; "identical" where every image was answered alike."""
+    """The verdict on a row's accuracy; "identical" if both sides classify every image alike."""
     if row.identical:
         return "identical"
     return "" if row.judgement is None else row.judgement.verdict
@@ -240,7 +241,7 @@ def _tokens_text(row: Change) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> list[Shown]:
-    """The columns that say something; counts that are the same in all rows are said in a sentence."""
+    """The columns of a table. Counts that are the same in all rows have no column: a sentence says so."""
     units = {"Method": "", "A": "top-1 %", "B": "top-1 %", "Change": "points", "Verdict": "", "MACs": "", "Tokens": ""}
     names = [
         name for name in units if name not in ("MACs", "Tokens") or any(row[name] not in ("", SAME) for row in rows)

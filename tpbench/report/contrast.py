@@ -1,4 +1,4 @@
-"""What a recipe declares before its run: which method the others are compared with, and which margin is small."""
+"""What a recipe declares before its run: the method that the others are compared with, and the margin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Contrast(NamedTuple):
 
 @cache
 def declared(name: str) -> Contrast:
-    """The contrast of a packaged recipe, its lines overridden or not; for any other name, a recipe's defaults."""
+    """The contrast of a packaged recipe, with or without overridden fields; for other names, a recipe's defaults."""
     packaged = name.partition(recipe.OVERRIDDEN)[0]
     if packaged in recipe.names():
         known = recipe.load(packaged)
@@ -36,14 +36,14 @@ def declared(name: str) -> Contrast:
 
 
 def declare(folder: Path, asked: recipe.Recipe) -> None:
-    """Keep the contrast of a recipe that is not packaged in its results folder, where reports find it."""
+    """Write the contrast of a recipe that is not packaged into its results folder, where reports read it."""
     if asked.name.partition(recipe.OVERRIDDEN)[0] not in recipe.names():
         contrast = Contrast(asked.reference, asked.margin)
         replace_text(folder / FILE, json.dumps(contrast._asdict(), indent=1) + "\n")
 
 
 def of(folder: Path) -> Contrast | None:
-    """The contrast that a results folder keeps; None where it keeps none. Raises UsageError for a damaged file."""
+    """The contrast in a results folder; None if there is none. Raises UsageError for a damaged file."""
     path = folder / FILE
     if not path.exists():
         return None

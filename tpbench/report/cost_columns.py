@@ -1,4 +1,4 @@
-"""The columns that say what a row keeps and costs: tokens, multiply-adds, seconds, bytes; and the published numbers."""
+"""The columns of what a row keeps and costs: tokens, multiply-adds, seconds and bytes; and published numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def columns(batches: Sequence[int | str]) -> list[Column]:
-    """In the order of the CSV file."""
+    """The columns in the order of the CSV file. batches: the batch sizes at which latency was measured."""
     latencies = [column for batch in batches for column in latency(batch)]
     return [*_tokens(), *_macs(), *latencies, *_speed(batches), *_memory(), *_fine_tuning(), *_paper(), _error()]
 
@@ -22,7 +22,7 @@ def _tokens() -> list[Column]:
     return [
         Column(
             "tokens_requested",
-            "body tokens after each reducing block; a-b is a range over seeds",
+            "body tokens after each reducing block, as requested; a-b is a range over seeds",
             lambda source: _spans([cell["tokens_requested"] for cell in source.cells]),
         ),
         Column(
@@ -35,7 +35,7 @@ def _tokens() -> list[Column]:
         ),
         Column(
             "tokens_live",
-            "those of them that are no padding and not hidden, mean over images and seeds; blank where all live",
+            "those of them that are neither padding nor masked, mean over images and seeds; blank if all are",
             lambda source: _means([cell["tokens_live"] for cell in source.cells]),
         ),
     ]
@@ -53,7 +53,7 @@ def _macs() -> list[Column]:
         ),
         Column(
             "macs_share",
-            "share of the unreduced model's multiply-adds, 1 is all",
+            "multiply-adds as a share of the unreduced model's, from 0 to 1",
             lambda source: source.mean("macs_total", over="macs_unreduced"),
             head="MACs",
             unit="% of base",
@@ -63,12 +63,12 @@ def _macs() -> list[Column]:
         ),
         Column(
             "live_macs_share",
-            "the same if neither padding nor hidden tokens were computed; blank where there are none",
+            "the same if neither padding nor masked tokens were computed; blank if there are none",
             lambda source: source.mean("macs_live", over="macs_unreduced"),
         ),
         Column(
             "reducer_share",
-            "share of the method's own multiply-adds that goes into reducing",
+            "share of the row's multiply-adds that the reducers take",
             lambda source: source.mean("macs_reducers", over="macs_total"),
             head="Reducer",
             unit="% of MACs",
@@ -97,7 +97,7 @@ def latency(batch: int | str) -> list[Column]:
         ),
         Column(
             f"{name}_ratio",
-            "that median over the unreduced model's, sampled in turns with it, mean over seeds",
+            "that median over the unreduced model's, with which it took turns, mean over seeds",
             lambda source: source.mean(f"{name}_ratio"),
             head=f"Batch {batch}",
             unit="time, % of base",
@@ -113,10 +113,10 @@ def _speed(batches: Sequence[int | str]) -> list[Column]:
     sizes = [batch for batch in batches if isinstance(batch, int)]
     at = f"at batch {max(sizes)}" if sizes else "at largest batch"
     return [
-        Column("largest_batch", "the largest B, images", lambda source: max(source.batches, default=nan)),
+        Column("largest_batch", "the largest batch size B, images", lambda source: max(source.batches, default=nan)),
         Column(
             "speedup_promised",
-            "what multiply-adds promise: 1 / macs_share",
+            "the speed-up that multiply-adds promise: 1 / macs_share",
             _promised,
             head="Speed-up",
             unit="promised",
@@ -124,7 +124,7 @@ def _speed(batches: Sequence[int | str]) -> list[Column]:
         ),
         Column(
             "speedup_reached",
-            "what the clock says at the largest batch: 1 / latency_bB_ratio",
+            "the measured speed-up at the largest batch: 1 / latency_bB_ratio",
             _reached,
             head="Speed-up",
             unit=at,
@@ -166,7 +166,7 @@ def _memory() -> list[Column]:
     return [
         Column(
             "peak_memory_mib",
-            "most memory held in one forward pass beyond weights and inputs, MiB (2^20 bytes)",
+            "peak memory of one forward pass beyond weights and inputs, MiB (2^20 bytes)",
             lambda source: source.mean("peak_memory_bytes_reduced") / MIB,
             head="Peak memory",
             unit="MiB",
@@ -196,13 +196,13 @@ def _fine_tuning() -> list[Column]:
         ),
         Column(
             "images_trained",
-            "images seen in fine-tuning, all epochs together, mean over seeds",
+            "images seen in fine-tuning over all epochs, mean over seeds",
             lambda source: source.mean("training_images"),
         ),
         Column(
             "training_images_per_second",
-            "pace of fine-tuning, images per second over its timed steps, mean over seeds; blank where too few steps "
-            "were timed. Not sampled in turns: cells train one after the other",
+            "images per second of fine-tuning over its timed steps, mean over seeds; blank if too few steps were "
+            "timed. Not sampled in turns: cells train one after the other",
             lambda source: source.mean("training_images_per_second"),
             head="Fine-tuning",
             unit="images/s",
@@ -211,10 +211,10 @@ def _fine_tuning() -> list[Column]:
         ),
         Column(
             "training_outside_model_share",
-            "share of that time outside the model's forward and backward pass, mean over seeds",
+            "share of the timed steps outside the model's forward and backward passes, mean over seeds",
             lambda source: source.mean("training_outside_model_share"),
         ),
-        Column("images_evaluated", "test images, mean over seeds", lambda source: source.mean("test_images")),
+        Column("images_evaluated", "number of test images, mean over seeds", lambda source: source.mean("test_images")),
     ]
 
 
@@ -222,8 +222,8 @@ def _paper() -> list[Column]:
     return [
         Column(
             "paper_top1",
-            "published ImageNet top-1, percent, on DeiT-S at the nearest share of its 4.599 GMACs, blank if none lies "
-            "within 0.05 (kmedoids: on the hull over several widths, the only ones published)",
+            "published ImageNet top-1 of DeiT-S, percent, at the nearest share of its 4.599 GMACs; blank if no share "
+            "lies within 0.05 (kmedoids: on the hull over several widths, since nothing else is published)",
             lambda source: _published(source).top1,
             head="Paper",
             unit="top-1 %",
@@ -231,7 +231,7 @@ def _paper() -> list[Column]:
         ),
         Column(
             "paper_share",
-            "that point's share of DeiT-S' multiply-adds",
+            "the multiply-adds of that published point as a share of DeiT-S'",
             lambda source: _published(source).share,
             head="Paper",
             unit="MACs, % of base",
@@ -251,11 +251,11 @@ def _published(source: Source) -> published.Point:
 
 
 def _error() -> Column:
-    return Column("error", "why seeds failed; a row whose seeds all failed has no numbers", _reasons)
+    return Column("error", "why seeds failed; a row has no numbers if all its seeds failed", _reasons)
 
 
 def _reasons(source: Source) -> str:
-    """Why seeds failed: the one reason if all failed for it, or seed by seed."""
+    """Why seeds failed: one reason if it is the same for all seeds, otherwise a reason for each seed."""
     failed = [cell for cell in source.cells if cell["error"]]
     if len(failed) == len(source.cells) and len({cell["error"] for cell in failed}) == 1:
         return failed[0]["error"]
@@ -275,6 +275,6 @@ def _spans(texts: Sequence[str]) -> str:
 
 
 def _means(texts: Sequence[str]) -> str:
-    """Mean token counts over seeds, to a tenth: "45.1,30.8"."""
+    """Mean token counts over seeds, with one decimal: "45.1,30.8"."""
     lists = [[float(count) for count in text.split(",")] for text in texts if text]
     return ",".join(f"{sum(counts) / len(counts):.1f}" for counts in zip(*lists))

@@ -1,4 +1,4 @@
-"""A report as one JSON document, for `--json`: findings, every row in full floats, and where the files are."""
+"""A report as one JSON document, for `--json`: the findings and all rows, unrounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tpbench.report.frame import Comparison
 
 
 def document(folder: Path, comparisons: Sequence[Comparison], unread: Sequence[str] = ()) -> dict[str, Any]:
-    """Every machine's findings and rows; columns are those of tables/MACHINE.csv, null where blank."""
+    """The findings and rows of each machine. Rows have the columns of tables/MACHINE.csv, with null for blanks."""
     machines = [
         {
             "machine": comparison.machine,
@@ -33,7 +33,7 @@ def document(folder: Path, comparisons: Sequence[Comparison], unread: Sequence[s
 
 
 def plain(value: Any) -> Any:
-    """The same as Python's own values, with null for what is blank or not finite: JSON has no number for it."""
+    """A value in the types of JSON. Blanks and infinite numbers become None (null)."""
     if isinstance(value, dict):
         return {name: plain(own) for name, own in value.items()}
     if isinstance(value, (list, tuple)):

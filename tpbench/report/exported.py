@@ -1,4 +1,4 @@
-"""The table of `tpbench export`: which methods go through which route, and why the others do not."""
+"""The table of `tpbench export`: which methods work with which route, and why the others do not."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from tpbench.record import replace_text
 from tpbench.report.markdown import table
 
 NOTE = """\
-yes: the result gives the eager model's logits on images it was not made from (largest difference in brackets, as a
-share of the largest logit); yes*: it runs, and the method draws at random, so that its logits cannot be compared.
+yes: on images that were not used to make it, the result gives the same logits as the eager model (in brackets, the
+largest difference as a share of the largest logit). yes*: it runs, but the method draws at random, so that its logits
+cannot be compared.
 
-Programs of torch.export call tpbench's own operators where a method clusters or reads the attention received: whoever
-runs one imports `tpbench.vit` first. ONNX files need nothing of ours."""
+Programs of torch.export call tpbench's own operators if a method clusters or reads the attention received: import
+`tpbench.vit` before you run one. ONNX files run without tpbench."""
 REASON_CHARACTERS = 240
 
 
 def write(folder: Path, survey: Mapping[str, Any]) -> list[Path]:
-    """folder/export.json and, made from it alone, folder/README.md."""
+    """Write folder/export.json and folder/README.md, which is made from it; return the paths."""
     texts = {"export.json": json.dumps(survey, indent=1) + "\n", "README.md": markdown(survey)}
     for name, text in texts.items():
         replace_text(folder / name, text)
@@ -29,7 +30,7 @@ def write(folder: Path, survey: Mapping[str, Any]) -> list[Path]:
 
 
 def markdown(survey: Mapping[str, Any]) -> str:
-    """Methods by routes, then the reasons."""
+    """The page: a table of methods by routes, then the reasons for failures."""
     routes = list(next(iter(survey["methods"].values())))
     packages = survey["environment"]["packages"] | survey["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", *survey["packages"]))
@@ -44,11 +45,13 @@ def markdown(survey: Mapping[str, Any]) -> str:
 
 
 def cell(outcome: Mapping[str, Any]) -> str:
-    """The text of an outcome: whether the route works, and the largest difference of the logits."""
+    """The text of an outcome: whether the route works, and the largest difference of logits."""
     if not outcome["works"]:
         return "no"
     difference = outcome["difference"]
-    return "yes*" if difference is None else "yes" if difference == 0 else f"yes ({difference:.0e})"
+    if difference is None:
+        return "yes*"
+    return "yes" if difference == 0 else f"yes ({difference:.0e})"
 
 
 def why_not(survey: Mapping[str, Any]) -> Iterator[str]:

@@ -131,7 +131,7 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
         if not difference.known:
             verb = "is compared without an interval with"
         yield (
-            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(base)}), trained alike: "
+            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(base)}), trained equally long: "
             f"{_points(difference)}."
         )
 
@@ -155,7 +155,7 @@ def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
         times = ", ".join(f"{row['method']} takes {_time(comparison, row, name)}" for row in shown)
         faster = sum(row[name] < 1 for row in rows)
         yield (
-            f"Measured at {table.schedule}, batch {batches[-1]}, {faster} of {len(rows)} take less time than the "
+            f"In measured time at {table.schedule}, batch {batches[-1]}, {faster} of {len(rows)} are faster than the "
             f"base: {times}."
         )
 
@@ -171,8 +171,8 @@ def _session(comparison: Comparison, tables: Sequence[Standings], batch: int) ->
             times = ", ".join(f"{row['method']} {_times(row, name)}" for row in fastest)
             faster = sum(row[f"{name}_low"] > 1 for row in rows)
             yield (
-                f"Measured at {table.schedule}, batch {batch}, {faster} of {len(rows)} are faster than the fastest "
-                f"unreduced model: {times}."
+                f"In measured time at {table.schedule}, batch {batch}, {faster} of {len(rows)} are faster than the "
+                f"fastest unreduced model: {times}."
             )
 
 

@@ -1,6 +1,6 @@
-"""What a reader sees first: a table of at most eight columns for every schedule, in families, ordered by rank.
+"""The first tables of a report: for each schedule at most eight columns, with rows grouped by family, in order of rank.
 
-The same sections are printed in the terminal and written to OUT/README.md. Wide tables are files of their own.
+The same sections are printed on the terminal and written to OUT/README.md. Wide tables are separate files.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from tpbench.report.layout import sections as schedules
 from tpbench.report.methods import NULL
 from tpbench.report.timed_columns import marked
 
-MOST_SCHEDULES = 6  # of more, the first ones are shown and the others are in the files
+MOST_SCHEDULES = 6  # further schedules are only in the files
 MOST_ROWS = 60  # of one schedule
-PADDED = 0.98  # a share of MACs this much lower without padding is worth saying
+PADDED = 0.98  # a note says so if the MACs without padding are less than this share of those with it
 MARKS = (
-    f"{NEW_PARAMETERS}: brings parameters that start untrained; {TEACHER}: learns from the unreduced model; "
+    f"{NEW_PARAMETERS}: adds parameters that start untrained; {TEACHER}: learns from the unreduced model; "
     f"{STILL_FALLING}: the training loss fell by more than {STEEP} nats in the last epoch, so longer fine-tuning would "
     "help this row."
 )
 NOT_COUNTED = (
-    "Counted as MACs are matrix products, convolutions and the reducers' own operators. Not counted: additions (the "
-    "means of merging are sums), norms, softmax, scores that need no product, sorting and gathering."
+    "MACs count matrix products, convolutions and the reducers' own operators. They do not count additions (such as "
+    "the means of merging), norms, softmax, scores without a matrix product, sorting and gathering."
 )
 
 
 TIMED = (
     "Milliseconds and speed-ups are medians of one timing session, in which all rows took turns; ± is the wider side "
-    "of the 95 % interval over its rounds. A speed-up is against timm's unreduced model in its fastest mode; promised "
-    "is what multiply-adds alone would give."
+    "of the 95 % interval over its rounds. A speed-up is relative to timm's unreduced model in its fastest mode; the "
+    "promised speed-up is that of multiply-adds alone."
 )
-MISSED = "* misses the latency that was asked for by more than 2 %."
+MISSED = "* misses the requested latency by more than 2 %."
 
 
 class Section(NamedTuple):
-    """One schedule. groups: (family, rows), the base first under ""; notes: sentences about this table."""
+    """The table of one schedule. groups: (family, rows), first the base under ""; notes: sentences about the table."""
 
     title: str
     columns: list[Column]
@@ -60,7 +60,7 @@ class Section(NamedTuple):
 
 
 def sections(comparison: Comparison) -> list[Section]:
-    """The first schedules, from costly to cheap."""
+    """The tables of at most MOST_SCHEDULES schedules, from costly to cheap."""
     frame = comparison.frame
     found = []
     for schedule, rows in schedules(comparison.rows)[:MOST_SCHEDULES]:
@@ -74,9 +74,9 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
-    """At most eight, without those that have nothing to say.
+    """At most eight columns, without those that are blank in all rows.
 
-    With a timing session, the share of MACs makes room: the promised speed-up says the same.
+    With a timing session the share of MACs is left out, because the promised speed-up is its inverse.
     """
     batches = batch_sizes(frame)
     timed = timed_sizes(frame)
@@ -91,7 +91,7 @@ def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
 
 
 def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """By family, the family of the best row first; null rows last."""
+    """The rows by family; the family of the best row comes first, null rows last."""
     families: dict[str, list[Row]] = {}
     for row in sorted(rows, key=_order):
         families.setdefault(row["family"], []).append(row)
@@ -99,7 +99,7 @@ def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _order(row: Row) -> tuple[bool, float, float, float, str]:
-    """The base first, then by the best place, the worst place and the mean; rows without a rank last."""
+    """The sorting key: the base first, then by best rank, worst rank and mean; rows without a rank last."""
     best = float("inf") if pd.isna(row["rank"]) else float(row["rank"])
     worst = float("inf") if pd.isna(row["rank_worst"]) else float(row["rank_worst"])
     mean = (
@@ -108,11 +108,11 @@ def _order(row: Row) -> tuple[bool, float, float, float, str]:
     return not row["unreduced"], best, worst, float("inf") if pd.isna(mean) else -mean, row["method"]
 
 
-# ------------------------------------------------------------------------------------------ what to know beside it
+# ------------------------------------------------------------------------------------------ notes and remarks
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Rows that live below the budget, and rows without numbers."""
+    """Sentences about rows that compute padding, and rows without numbers."""
     for row in rows:
         if row["live_macs_share"] < PADDED * row["macs_share"] and row["count"] != "masked":
             living = f"{row['tokens_live']} tokens and " if row["tokens_live"] else ""
@@ -124,7 +124,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What holds for all of a machine's tables."""
+    """Sentences about all tables of a machine."""
     frame = comparison.frame
     found = [*_saves_nothing(frame), *_about_records(comparison)]
     if left_out(comparison.rows):
@@ -144,7 +144,7 @@ def _saves_nothing(frame: pd.DataFrame) -> Iterator[str]:
     masked = frame[frame["count"] == "masked"]
     for method, own in masked.groupby("method", sort=False):
         texts = [_accuracies(row) for row in own[own["seeds"] > 0].to_dict("records")]
-        yield f"Saves nothing: {method}, which hides tokens and removes none; {'; '.join(texts) or 'not run'}."
+        yield f"Saves nothing: {method}, which masks tokens and removes none; {'; '.join(texts) or 'not run'}."
 
 
 def _accuracies(row: Row) -> str:
@@ -156,14 +156,16 @@ def _accuracies(row: Row) -> str:
 
 
 def _about_records(comparison: Comparison) -> Iterator[str]:
-    """Which records hold no outcomes, said once."""
+    """Sentences about records that take no part in comparisons."""
     healthy = [record for record in comparison.records if record.error is None]
     without = [record for record in healthy if not record.outcomes]
     old = (
-        "" if all(record.schema > 1 for record in healthy) else " Records of schema 1 do not say what a method brings."
+        ""
+        if all(record.schema > 1 for record in healthy)
+        else " Records of schema 1 do not say which parameters a method adds."
     )
     if without and len(without) == len(healthy):
-        yield f"No record holds outcomes: intervals are over seeds and leave out the noise of the test images.{old}"
+        yield f"No record holds outcomes: intervals are over seeds, without the noise of the test images.{old}"
     elif without:
         yield (
             f"{len(without)} of {len(healthy)} records hold no outcomes. Their rows are shown without intervals and "
@@ -171,6 +173,6 @@ def _about_records(comparison: Comparison) -> Iterator[str]:
         )
     if shelf := [record for record in healthy if record.outcomes and comparison.by not in record.outcomes]:
         yield (
-            f"{len(shelf)} of {len(healthy)} records are off the shelf alone. Where other rows of their schedule are "
-            "fine-tuned, they take no part in differences, verdicts and ranks."
+            f"{len(shelf)} of {len(healthy)} records were not fine-tuned. If other rows of their schedule were, they "
+            "take no part in differences, verdicts and ranks."
         )

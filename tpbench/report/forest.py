@@ -1,4 +1,4 @@
-"""The forest plot: every method's difference to the reference with its interval, grouped by family."""
+"""The forest plot: each method's difference to the reference with its interval, grouped by family."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 PANELS = 3  # schedules side by side
 ROW_INCHES = 0.2
 DECIDED = (BETTER, WORSE, EQUIVALENT)
-Place = tuple[str, str]  # family, method; the method "" is the family's heading
+Place = tuple[str, str]  # (family, method) of a line; the method "" stands for the family's heading
 
 
 def draw(comparison: Comparison, path: Path) -> Path | None:
-    """A PNG, and a PDF beside it, with one panel for each of the first three schedules; None without a comparison."""
+    """Draw a PNG, and a PDF beside it, with one panel for each of the first three schedules.
+
+    Return the path, or None if there are no differences to draw.
+    """
     sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
     sections = sections[:PANELS]
     if not sections:
         return None
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot: it draws by Agg and keeps no state
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
     places = _places(sections)
     with rc_context(STYLE):
@@ -49,7 +52,7 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
 
 
 def _places(sections: Sequence[first.Section]) -> list[Place]:
-    """The lines from the top down: families in the first panel's order, each headed by its name."""
+    """The lines from top to bottom: families in the order of the first panel, each with a heading."""
     families: dict[str, list[str]] = {}
     for section in sections:
         for family, rows in section.groups:
@@ -78,7 +81,7 @@ def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[t
 
 
 def _line(panel: Axes, row: Row, height: int, colour: str) -> None:
-    """A mean with its 95 % interval; filled where Holm's procedure decides, hollow where it does not."""
+    """Draw a mean with its 95 % interval; the marker is filled if the verdict is decided after Holm, else hollow."""
     mean = row["reference_difference_points"]
     half_width = row["reference_difference_half_width_points"]
     if half_width == half_width:
@@ -98,6 +101,6 @@ def _names(panel: Axes, places: Sequence[Place]) -> None:
 
 def _title(figure: Figure, comparison: Comparison) -> None:
     about = f"{comparison.records[0].recipe} on {comparison.machine}"
-    how = "95 % intervals, not corrected; filled: decided after Holm; grey: within the margin; cut at the frame"
+    how = "95 % intervals, not corrected; filled: decided after Holm; grey: the margin; long intervals are cut off"
     figure.suptitle(about, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     figure.supxlabel(how, fontsize=8.5, color=GREY)

@@ -1,4 +1,4 @@
-"""Tables in LaTeX, to \\input into a document that loads booktabs."""
+"""Tables in LaTeX, for \\input in a document that loads booktabs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRANSLATED = str.maketrans(TEX)
 
 
 def latex(comparison: Comparison, accuracy: Sequence[Column], cost: Sequence[Column], note: str) -> str:
-    """Two floats, accuracy and cost."""
+    """Two floats of one machine: accuracy, with the note in its caption, and cost."""
     frame = comparison.frame
     about = f"{frame['machine'].iloc[0]}, recipe {frame['recipe'].iloc[0]}"
     partial = "".join(f" Seeds left out: {line}." for line in left_out(comparison.rows))
@@ -65,7 +65,7 @@ def _row(row: Row, columns: Sequence[Column]) -> str:
 
 
 def _line(texts: Iterable[str]) -> str:
-    """A line of a table. After the end of one, [ and * would be read as its options."""
+    """A line of a table. LaTeX would read [ or * at its start as an option of the line break before it."""
     line = " & ".join(texts)
     return f"{'{}' if line.startswith(('[', '*')) else ''}{line} \\\\"
 

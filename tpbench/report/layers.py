@@ -1,4 +1,4 @@
-"""What every row keeps and costs layer by layer, means over seeds, from the records themselves."""
+"""Tokens and cost of each row by layer, as means over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import fmean
 from tpbench.record import Record
 
 KINDS = {"attn": "attention", "reducer": "reducer", "mlp": "MLP"}
-OTHER = "other"  # whatever is in no block: the patch embedding, the head, and time between layers
+OTHER = "other"  # what lies outside the blocks: the patch embedding, the head, and time between layers
 BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)")
 
 
@@ -33,7 +33,7 @@ class Row:
 
 
 def rows(records: Iterable[Record]) -> dict[tuple[str, str], Row]:
-    """By (schedule, method); rows without a measured record are left out."""
+    """The layers of each row, by (schedule, method). Rows without a successful record are left out."""
     grouped: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.error is None:
@@ -61,7 +61,7 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _by_name(measured: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every layer over the records that have it."""
+    """The mean of each layer over the records that have it."""
     values: dict[str, list[float]] = {}
     for record in measured:
         for name, value in record.items():
@@ -70,5 +70,5 @@ def _by_name(measured: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _means(counts: Sequence[Sequence[float]]) -> list[float]:
-    """Place by place; lists of several lengths, which one row's seeds never have, are cut to the shortest."""
+    """The mean of each element over the lists, which have one length for the seeds of a row."""
     return [fmean(own) for own in zip(*filter(None, counts))]

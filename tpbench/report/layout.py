@@ -1,4 +1,4 @@
-"""How the numbers of a row become rounded text, and how rows are grouped into tables."""
+"""Rounded texts of a row's numbers, and the grouping of rows into tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG_LIST = 4  # longer lists of token counts are abbreviated
 NEW_PARAMETERS = "†"  # marks beside a method's name
 TEACHER = "‡"
 STILL_FALLING = "↓"
-STEEP = 0.05  # nats by which the mean training loss of the last epoch lies below that of the one before
+STEEP = 0.05  # nats; if the training loss falls by more in the last epoch, the row is marked
 
 Row = dict[str, Any]
 
@@ -40,22 +40,22 @@ def significant(value: float, digits: int) -> str:
 
 
 def as_fixed(name: str, decimals: int, scale: float = 1.0) -> Callable[[Row], str]:
-    """A column's text: its number times `scale`, with `decimals` decimals."""
+    """A function that gives a column's text: its number times `scale`, with `decimals` decimals."""
     return lambda row: fixed(scale * row[name], decimals)
 
 
 def as_significant(name: str, digits: int) -> Callable[[Row], str]:
-    """A column's text: its number with `digits` significant digits."""
+    """A function that gives a column's text: its number with `digits` significant digits."""
     return lambda row: significant(row[name], digits)
 
 
 def as_interval(name: str, sign: str = "") -> Callable[[Row], str]:
-    """A column's text: mean ± half-width."""
+    """A function that gives a column's text: mean ± half-width."""
     return lambda row: plus_minus(row, name, sign)
 
 
 def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
-    """The interval with one decimal: "95.6 ±0.8", or "99.1 +0.9-1.2" if it is clipped at 100 %."""
+    """A function that gives the interval with one decimal: "95.6 ±0.8", or "99.1 +0.9-1.2" if clipped at 100 %."""
 
     def text(row: Row) -> str:
         mean = row[name]
@@ -73,7 +73,7 @@ def as_short_interval(name: str, sign: str = "") -> Callable[[Row], str]:
 
 
 def plus_minus(row: Row, name: str, sign: str = "") -> str:
-    """mean ± half-width; the mean alone without an interval; mean [low, high] if it is clipped at 0 or 100 %."""
+    """mean ± half-width; mean [low, high] if the interval is clipped at 0 or 100 %; the mean alone if there is none."""
     mean = row[name]
     half_width = row[half_width_of(name)]
     if blank(half_width):
@@ -99,7 +99,7 @@ def _cut(row: Row, name: str) -> bool:
 
 @cache
 def half_width_of(name: str) -> str:
-    """The column of a mean's half-width."""
+    """The name of the column that holds the half-width of a mean."""
     return re.sub("(_top1_percent|_points)$", "_half_width_points", name)
 
 
@@ -139,13 +139,13 @@ def macs(row: Row) -> str:
 
 
 def brief(counts: str) -> str:
-    """Token counts; of a long list only the ends: "184..41 (12)"."""
+    """Token counts; a long list is shortened to its ends and its length: "184..41 (12)"."""
     listed = counts.split(",")
     return counts if len(listed) <= LONG_LIST else f"{listed[0]}..{listed[-1]} ({len(listed)})"
 
 
 def latency(batch: int | str) -> Callable[[Row], str]:
-    """Milliseconds at a batch size: median (95th percentile)."""
+    """A function that gives milliseconds at a batch size: median (95th percentile)."""
 
     def text(row: Row) -> str:
         middle, late = (significant(row[f"latency_b{batch}_{name}_ms"], 3) for name in ("median", "p95"))
@@ -161,7 +161,7 @@ def seeds(row: Row) -> str:
     return str(n) if n == expected else f"{n} of {expected}"
 
 
-# ------------------------------------------------------------------------------------------ groups and holes
+# ------------------------------------------------------------------------------------------ groups, failed rows
 
 
 def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
@@ -187,11 +187,11 @@ def failure(row: Row) -> str:
     if row["seeds"]:
         return ""
     if row["count"] == "masked":
-        return "saves nothing: it hides tokens and removes none, so that it meets no budget of cost"
+        return "saves nothing: it masks tokens and removes none, so it cannot meet a budget"
     return row["error"] if row["error"].startswith("unreachable: ") else f"failed: {row['error']}"
 
 
 def left_out(rows: Iterable[Row]) -> list[str]:
-    """The rows of which some seeds failed, with the reason."""
+    """A line for each row of which only some seeds failed, with the reason."""
     failed = [row for row in rows if row["seeds"] > 0 and row["error"]]
     return [f"{row['method']}, {row['schedule']}: {row['error']}" for row in failed]

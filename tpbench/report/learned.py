@@ -1,4 +1,4 @@
-"""Learned counts: what a search found, in a line and as a figure of K against depth."""
+"""Learned counts: the result of a search as a sentence, and as a figure of K against depth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tpbench.report.saved import save
 
 
 def summary(found: Learned) -> str:
-    """What was learned, in one line."""
+    """The result of a search in one line."""
     counts = ", ".join(map(str, found.counts))
     judged = found.off_the_shelf
     return (
@@ -21,7 +21,10 @@ def summary(found: Learned) -> str:
 
 
 def draw(folder: Path) -> Path | None:
-    """FOLDER/figures/learned.png: K after every block of everything in FOLDER/learned; None where there is nothing."""
+    """Draw K after each block for all files of FOLDER/learned into FOLDER/figures/learned.png.
+
+    Return the path, or None if there are no files.
+    """
     found = {path.stem: read_learned(path) for path in sorted((folder / "learned").glob("*.json"))}
     if not found:
         return None
@@ -38,7 +41,7 @@ def draw(folder: Path) -> Path | None:
             panel.plot(range(1, len(one.kept) + 1), one.kept, "_", color=look["color"], markersize=12, alpha=0.6)
         ticks = range(len(one.counts) + 1)
         panel.set_xticks(ticks, ["input", *(f"block {block}" for block in ticks[:-1])], rotation=45 * (len(ticks) > 7))
-        panel.set_ylabel("K: body tokens that leave (dash: as learned)")
+        panel.set_ylabel("K: body tokens after the block (dash: as learned)")
         panel.set_ylim(bottom=0)
         panel.legend()
         path = folder / "figures" / "learned.png"

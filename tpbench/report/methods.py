@@ -1,4 +1,4 @@
-"""What a report knows of a method beside its records: its family, and whether its row is a null row."""
+"""What a report knows about a method apart from its records: its family, and whether its row is a null row."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SETTING = "finetune_seed"
 
 
 def family(method: str) -> str:
-    """The family of a row's method, by its card; "other" where it has none or names no family."""
+    """The family of a row's method, from its card; "other" if the card is missing or names no family."""
     card = _cards().get(method.partition("(")[0])
     return card.family if card is not None and card.family else OTHER
 
 
 def is_token_pooling(method: str) -> bool:
-    """Whether a row's method is one of Token Pooling's own, which live in a room of theirs."""
+    """Whether a row's method is a form of Token Pooling: its module lies in `tpbench.pooling`."""
     card = _cards().get(method.partition("(")[0])
     return card is not None and card.module.startswith("tpbench.pooling")
 
@@ -31,7 +31,7 @@ def is_token_pooling(method: str) -> bool:
 def _cards() -> dict[str, cards.Card]:
     try:
         return registry.catalogue()[0]
-    except UsageError:  # a report can be made where no method is installed
+    except UsageError:  # reports work where no method is installed
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Which methods keep the same tokens, and which group patches alike: tables from the stages that `pictures` draws."""
+"""Which methods keep the same tokens, and which group patches alike: tables from the stages of `pictures`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from tpbench.record import replace_text
 from tpbench.report.pictures import Stage
 
 KEPT = """\
-Tokens kept in common: of the patches that two methods keep as tokens of their own, how many both keep, as a share of
-the fewer; mean over the images. By chance it is {chance}. In brackets, how many each method keeps."""
+Tokens kept in common: the number of patches that both methods keep as separate tokens, divided by the smaller of the
+two numbers that they keep; mean over the images. For random tokens it would be {chance}. The number in brackets is how
+many a method keeps."""
 GROUPED = """\
-Patches grouped alike: the adjusted Rand index of two groupings, mean over the images; 1 is the same grouping, 0 what
-chance gives. Of methods that drop nothing."""
+Patches grouped alike: the adjusted Rand index of two groupings, mean over the images. 1 means the same grouping, and 0
+is expected for random groupings. Only methods that drop no patch are compared."""
 
 
 def write(folder: Path, rows: Mapping[str, Sequence[Stage]], about: str) -> Path:
-    """FOLDER/overlap.md: the tables behind every block."""
+    """Write FOLDER/overlap.md, the tables after each block; return its path. rows: the stages of each method."""
     lines = ["# Which methods keep the same tokens", "", f"{about}.", ""]
     for number, stage in enumerate(next(iter(rows.values()))):
         here = {name: stages[number] for name, stages in rows.items() if number < len(stages)}
@@ -42,12 +43,12 @@ def tables(rows: Mapping[str, Stage]) -> list[str]:
         lines += [*GROUPED.splitlines(), "", *matrix(grouping, {name: name for name in grouping}, grouped_alike), ""]
     without = [name for name in rows if name not in keeping and name not in grouping]
     if without:
-        lines += [f"Neither: {', '.join(without)}.", ""]
+        lines += [f"In neither table: {', '.join(without)}.", ""]
     return lines
 
 
 def matrix(rows: Mapping[str, Stage], heads: Mapping[str, str], measure: Callable[[Stage, Stage], float]) -> list[str]:
-    """A row and a column for every method."""
+    """A table with a row and a column for each method. heads: the columns' headings."""
     lines = [f"| Method | {' | '.join(map(escaped, heads.values()))} |", f"| :-- |{' --: |' * len(rows)}"]
     for name, stage in rows.items():
         cells = ["" if other is stage else f"{measure(stage, other):.2f}" for other in rows.values()]
@@ -61,17 +62,17 @@ def escaped(name: str) -> str:
 
 
 def kept(stage: Stage, image: int) -> np.ndarray:
-    """The patches that are tokens of their own still."""
+    """The patches of an image that are still separate tokens."""
     return stage.patch[image][stage.patch[image] >= 0]
 
 
 def kept_count(stage: Stage) -> float:
-    """Patches that are tokens of their own still, mean over the images."""
+    """The number of patches that are still separate tokens, mean over the images."""
     return float((stage.patch >= 0).sum(axis=1).mean())
 
 
 def chance(stages: Sequence[Stage]) -> str:
-    """What two methods have in common that draw as many patches at random as the methods here keep."""
+    """What two methods would have in common if they kept as many patches, drawn at random."""
     shares = [kept_count(stage) / stage.owner.shape[1] for stage in stages]
     low = min(shares)
     high = max(shares)
@@ -79,7 +80,7 @@ def chance(stages: Sequence[Stage]) -> str:
 
 
 def kept_in_common(one: Stage, other: Stage) -> float:
-    """Of the patches kept by both, the share of what the one that keeps fewer keeps; mean over the images with any."""
+    """The patches that both keep, as a share of the smaller number kept; mean over the images where both keep any."""
     shares = []
     for image in range(len(one.patch)):
         ours = kept(one, image)
@@ -90,7 +91,7 @@ def kept_in_common(one: Stage, other: Stage) -> float:
 
 
 def grouped_alike(one: Stage, other: Stage) -> float:
-    """Adjusted Rand index of the groups of patches, mean over the images."""
+    """The adjusted Rand index of two groupings of patches, mean over the images."""
     from sklearn.metrics import adjusted_rand_score
 
     return float(np.mean([adjusted_rand_score(a, b) for a, b in zip(one.owner, other.owner)]))

@@ -1,8 +1,8 @@
 """The report as one HTML file that opens without a network: findings, charts, table, pictures, and how to repeat it.
 
-Everything is made from the comparisons and columns that the tables are made from. Scripts, styles, data and pictures
-are within the file, and its content security policy forbids it to load anything else. Charts are Vega-Lite by way of
-altair; the browser draws them when they come into view.
+It shows the same comparisons and columns as the tables. Scripts, styles, data and pictures are inside the file, and its
+content security policy forbids it to load anything else. altair describes the charts for Vega-Lite; the browser draws
+them when they come into view.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def write(
 ) -> Path:
     """Write the page of one results folder, or of several side by side, and return its path.
 
-    results: those of one of the folders, if it was compared before.
-    Raises UsageError where a folder holds no records or is given twice, or where altair is not installed.
+    results: the results of one of the folders, if they were already read and compared.
+    Raises UsageError if a folder holds no records or is given twice, and if altair is not installed.
     """
     folders = list(folders)
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -49,7 +49,7 @@ def write(
 
 
 def html(folders: Sequence[Path], path: Path, contrast: Contrast | None = None, results: Results | None = None) -> str:
-    """The text of the page, whose links are as seen from its path."""
+    """The text of the page. Its links are relative to `path`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     studies = page_rows.studies(folders, contrast, results)
@@ -104,7 +104,7 @@ def sections(figures: Sequence[Any], claims: bool) -> list[tuple[str, str]]:
 
 
 def families(lines: Sequence[page_table.Line]) -> list[tuple[str, str]]:
-    """The families that have rows, each with the outline of its symbol."""
+    """(name, outline of its symbol) of each family that has rows."""
     from tpbench.report.page_figures import GLYPHS, SYMBOLS
 
     present = {line.row["family"] for line in lines}
@@ -112,14 +112,14 @@ def families(lines: Sequence[page_table.Line]) -> list[tuple[str, str]]:
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    """JSON that is safe inside a script element: it can neither end the element nor open a comment."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 @cache
 def vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, from the package that draws altair's charts offline."""
+    """Vega, Vega-Lite and Vega-Embed as one script, from vl-convert-python."""
     try:
         import vl_convert
 

@@ -1,9 +1,9 @@
-"""The charts of the report page as Vega-Lite specifications. The page gives them their data and their colours.
+"""The charts of the report page as Vega-Lite specifications. The page supplies their data and colours.
 
 Charts read named data: `rows` (a study's rows), `front` (those on its Pareto front), `chosen` (the rows of one
-schedule), `tokens` and `layers`. The parameter `on` is false, or an object that names the chosen rows: the others fade.
-Families have the colours and symbols of the page's theme, in the order of FAMILIES_SHOWN. What a row says when it is
-pointed at is its `tooltip`, which the page takes from its table.
+schedule), `tokens` and `layers`. The parameter `on` is false, or an object whose keys are the chosen rows; all others
+then fade. Families have the colours and symbols of the page's theme, in the order of FAMILIES_SHOWN. The `tooltip` of a
+row is taken from the page's table.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tpbench.report.layers import OTHER
 from tpbench.report.methods import FAMILIES_SHOWN
 
 KIND_COLOURS = {"attention": "#56B4E9", "reducer": "#D55E00", "MLP": "#9AA3AD", OTHER: "#6B7280"}
-QUIET = 0.4  # opacities
-FADED = 0.07  # opacities
+QUIET = 0.4  # opacity of rows that are not emphasised
+FADED = 0.07  # opacity of rows that are not chosen
 CHOSEN = "(on === false || on[datum.id] === true)"
 LOUD = "(datum.ours === true || datum.base === true || isValid(datum.front))"
 DECIDED = [BETTER, WORSE, EQUIVALENT]
 TOOLTIP = alt.ExprRef("datum.tooltip")
 HEIGHT = 340  # pixels
-LOW = 240  # pixels
+LOW_HEIGHT = 240  # pixels
 STAR = "M0,-1L.25,-.31L.95,-.31L.38,.12L.59,.81L0,.38L-.59,.81L-.38,.12L-.95,-.31L-.25,-.31Z"
-STEP = 17  # a line of a list of methods
+STEP = 17  # pixels of a line in a list of methods
 Range = tuple[float, float]
 
 
 class Cost(NamedTuple):
-    """What accuracy is shown against: a field of the rows, the words at the axis, and whether less of it is better."""
+    """The cost that accuracy is drawn against: a field of the rows, the title of the axis, and its direction."""
 
     field: str
     title: str
@@ -40,12 +40,15 @@ class Cost(NamedTuple):
 
 
 def schema() -> str:
-    """The version of Vega-Lite that these charts are written for, such as "6.4"."""
+    """The version of Vega-Lite that the charts are made for, such as "6.4"."""
     return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, Any]:
-    """Top-1 against a cost: a point a row with its interval, if any has one, the front as a line, a few names."""
+    """Top-1 against a cost: a point for each row, the Pareto front as a line, and a few names.
+
+    top1: the title of the vertical axis; shown: its limits; intervals: whether any row has one.
+    """
     rows = alt.Chart(alt.NamedData("rows")).transform_filter("datum.base !== true")
     base = alt.Chart(alt.NamedData("rows")).transform_filter("datum.base === true")
     x = alt.X(cost.field, type="quantitative", title=cost.title, scale=alt.Scale(zero=False, nice=False, padding=24))
@@ -74,7 +77,10 @@ def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, 
 
 
 def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, intervals: bool) -> dict[str, Any]:
-    """Every method's difference to the reference at a schedule, in this order, filled where it is decided."""
+    """The difference of each method to the reference at a schedule, filled if the verdict is decided.
+
+    methods: their order from top to bottom; shown: the limits of the axis in points.
+    """
     rows = alt.Chart(alt.NamedData("chosen"))
     y = alt.Y("method:N", title=None, scale=alt.Scale(domain=list(methods)))
     scale = alt.Scale(domain=list(shown), zero=False, nice=False)
@@ -105,7 +111,7 @@ def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, 
 
 
 def speedup(intervals: bool) -> dict[str, Any]:
-    """What multiply-adds promise against what the clock says; on the broad line a promise is kept."""
+    """Measured against promised speed-up; rows on the broad line reach what multiply-adds promise."""
     known = "isValid(datum.promised) && isValid(datum.reached)"
     rows = alt.Chart(alt.NamedData("rows")).transform_filter(f"{known} && datum.base !== true")
     base = alt.Chart(alt.NamedData("rows")).transform_filter(f"{known} && datum.base === true")
@@ -129,7 +135,7 @@ def speedup(intervals: bool) -> dict[str, Any]:
 
 
 def tokens() -> dict[str, Any]:
-    """Tokens behind every block, a line a method."""
+    """Tokens after each block, one line for each method."""
     rows = alt.Chart(alt.NamedData("tokens"))
     x = alt.X("block:O", title="after block", axis=alt.Axis(labelAngle=0))
     y = alt.Y("tokens:Q", title="tokens (patches)")
@@ -138,12 +144,12 @@ def tokens() -> dict[str, Any]:
     return _chart(
         line.encode(x=x, y=y, detail="id:N", color=_family(), opacity=_opacity()),
         points.encode(x=x, y=y, color=_family(), opacity=_opacity()),
-        height=LOW,
+        height=LOW_HEIGHT,
     )
 
 
 def layers(field: str, title: str) -> dict[str, Any]:
-    """A quantity of one method, block by block, stacked by kind of layer; ticks show the unreduced model's."""
+    """A quantity of one method by block, stacked by kind of layer; ticks show the unreduced model."""
     rows = alt.Chart(alt.NamedData("layers"))
     x = alt.X("block:O", title="block", sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True))
     kinds = alt.Scale(domain=list(KIND_COLOURS), range=list(KIND_COLOURS.values()))
@@ -154,12 +160,12 @@ def layers(field: str, title: str) -> dict[str, Any]:
     return _chart(
         bars.encode(x=x, y=y, color=colour, order=alt.Order("order:Q")),
         ticks.encode(x=x, y=alt.Y(field, type="quantitative", aggregate="sum")),
-        height=LOW,
+        height=LOW_HEIGHT,
     )
 
 
 def reducers(most: int) -> dict[str, Any]:
-    """The reducer's share of every method's multiply-adds at a schedule. most: rows at any schedule."""
+    """The reducer's share of each method's multiply-adds at a schedule. most: the largest number of rows."""
     rows = alt.Chart(alt.NamedData("chosen")).transform_filter("datum.reducer > 0")
     x = alt.X("reducer:Q", title="reducer, % of the model's multiply-adds")
     bars = rows.mark_bar(height=9, tooltip=TOOLTIP)
@@ -168,7 +174,7 @@ def reducers(most: int) -> dict[str, Any]:
 
 
 def _chart(*parts: alt.Chart, height: Any) -> dict[str, Any]:
-    """One chart as wide as its place on the page."""
+    """Layers as one chart that is as wide as its place on the page."""
     chart = alt.layer(*parts).add_params(alt.param(name="on", value=False))
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     spec = chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False)
@@ -185,6 +191,6 @@ def _symbol() -> Any:
 
 
 def _opacity(quiet: float = QUIET) -> Any:
-    """Full for Token Pooling, the base and the front, less for the rest, next to nothing for what is not chosen."""
+    """Full opacity for Token Pooling, the base and the front, less for other rows, and little for rows not chosen."""
     faded = alt.when(f"!{CHOSEN}").then(alt.value(FADED))
     return faded.when(LOUD).then(alt.value(1.0)).otherwise(alt.value(quiet))

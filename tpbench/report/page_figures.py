@@ -1,4 +1,4 @@
-"""Which charts the page shows of its studies, in which section, and the data behind them."""
+"""The charts of the page, by study and section, and their data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tpbench.report.page_rows import Study, drawn, number
 from tpbench.report.page_table import Line
 from tpbench.report.pareto import family_colour
 
-MOST_LAYERED = 800  # rows of all studies whose layers are in the page
+MOST_LAYERED = 800  # rows, over all studies, whose layers are in the page
 MEGA = 1e6
 DARK = {"#7A4B1E": "#C48A52", "#0072B2": "#3E9BDC", "#777777": "#9AA3AD"}  # colours that are too dark on black
-# Vega's own: what differs in colour differs in shape too.
+# Vega's names of symbols, so that families differ in shape as well as in colour.
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
-GLYPHS = {  # the same for the buttons, in a box from -1 to 1
+GLYPHS = {  # the outlines of these symbols for the buttons, in a box from -1 to 1
     "circle": "M0,-.9A.9,.9,0,1,1,0,.9A.9,.9,0,1,1,0,-.9Z",
     "square": "M-.8,-.8H.8V.8H-.8Z",
     "triangle-up": "M0,-.9L.9,.8H-.9Z",
@@ -32,10 +32,9 @@ GLYPHS = {  # the same for the buttons, in a box from -1 to 1
 
 
 class Figure(NamedTuple):
-    """A chart in its place.
+    """A chart and its place on the page.
 
-    about: what it shows, for those who do not see it. parts: the data that its study's selects decide. schedule: the
-    one that a chart is of.
+    about: a description for readers who cannot see it. schedule: the schedule that the chart shows, if it is only one.
     """
 
     id: str
@@ -49,7 +48,7 @@ class Figure(NamedTuple):
 
 
 def figures(studies: Sequence[Study]) -> list[Figure]:
-    """Every chart, in the order of the page."""
+    """All charts, in the order of the page."""
     found: list[Figure] = []
     for study in studies:
         found += [*_accuracy(study), *_forests(study), *_layers(study), *_speedup(study)]
@@ -67,7 +66,7 @@ def _accuracy(study: Study) -> Iterator[Figure]:
     words = "top-1, fine-tuned (%)" if comparison.by == "fine_tuned" else "top-1, off the shelf (%)"
     seeds = max((table.seeds for table in comparison.tables.values()), default=0)
     bars = f"Bars: 95 % intervals over {seeds} seeds, cut at the frame." if study.has_intervals else NO_INTERVALS
-    note = f"{bars} Broad line: the Pareto front. Full colour: Token Pooling and the front."
+    note = f"{bars} Broad line: the Pareto front. In full colour: Token Pooling and the front."
     yield Figure(
         f"macs-{study.number}",
         section="accuracy",
@@ -77,7 +76,7 @@ def _accuracy(study: Study) -> Iterator[Figure]:
         note=note,
         spec=page_charts.accuracy(macs, top1=words, shown=shown, intervals=study.has_intervals),
     )
-    batch, clock = clock_of(study)
+    batch, timing = timing_of(study)
     if batch is None:
         return
     for cost, title in _timed_costs(batch):
@@ -89,13 +88,13 @@ def _accuracy(study: Study) -> Iterator[Figure]:
             study=study.number,
             title=title,
             about=about,
-            note=f"{note} {clock}",
+            note=f"{note} {timing}",
             spec=spec,
         )
 
 
 def _timed_costs(batch: int) -> Iterator[tuple[Cost, str]]:
-    """The axes that take the clock, and the titles of their charts."""
+    """The horizontal axes that need measured time, and the titles of their charts."""
     yield Cost("ms", f"milliseconds, batch {batch}"), "Accuracy against latency"
     yield Cost("ips", f"images per second, batch {batch}", less_is_better=False), "Accuracy against throughput"
 
@@ -103,12 +102,12 @@ def _timed_costs(batch: int) -> Iterator[tuple[Cost, str]]:
 NO_INTERVALS = "No intervals: too few seeds."
 
 
-def clock_of(study: Study) -> tuple[int | None, str]:
-    """The batch size at which a study was timed, and how; (None, "") where it was not."""
+def timing_of(study: Study) -> tuple[int | None, str]:
+    """The batch size at which a study was timed, and a sentence about how; (None, "") if it was not timed."""
     if study.speeds:
         return next(iter(study.speeds.values())).row.batch, f"Timed in turns: {study.timed_at}."
     if study.batch is not None:
-        return study.batch, "Times are those of the records: each row beside the base, not beside the other rows."
+        return study.batch, "Times come from the records: each row took turns with the base, not with the other rows."
     return None, ""
 
 
@@ -140,7 +139,7 @@ def _forests(study: Study) -> Iterator[Figure]:
 
 
 def _points_shown(rows: Sequence[dict[str, Any]], margin: float) -> Range:
-    """By the means: a wide interval may leave the frame."""
+    """The limits of a forest plot in points. They are set by the means, so a wide interval may leave the frame."""
     means = [row["reference_difference_points"] for row in rows]
     widths = [row["reference_difference_half_width_points"] for row in rows]
     means = [mean for mean in means if mean == mean]
@@ -156,7 +155,7 @@ def _layers(study: Study) -> Iterator[Figure]:
     about = f"at the chosen schedule, {study.label}."
     one = "Ticks: the unreduced model."
     shown = [
-        ("tokens", "Tokens behind every block", "All methods.", page_charts.tokens()),
+        ("tokens", "Tokens after each block", "All methods.", page_charts.tokens()),
         ("mmacs", "Multiply-adds by block", one, page_charts.layers("mmacs", "million multiply-adds per image")),
     ]
     if timed:
@@ -165,7 +164,7 @@ def _layers(study: Study) -> Iterator[Figure]:
     frame = study.comparison.frame
     most = int((frame["reducer_share"] > 0).groupby(frame["schedule"]).sum().max())
     if most:
-        note = "Rows whose reducer multiplies and adds."
+        note = "Rows whose reducer takes multiply-adds."
         shown.append(("reducer", "The reducer's share", note, page_charts.reducers(most)))
     for name, title, note, spec in shown:
         yield Figure(
@@ -180,12 +179,10 @@ def _layers(study: Study) -> Iterator[Figure]:
 
 
 def _speedup(study: Study) -> Iterator[Figure]:
-    batch, clock = clock_of(study)
+    batch, timing = timing_of(study)
     if batch is None:
         return
-    note = (
-        f"On the broad line the clock keeps what multiply-adds promise; below the dashed line a row is slower. {clock}"
-    )
+    note = f"Rows on the broad line reach what multiply-adds promise; rows below the dashed line are slower. {timing}"
     about = f"Measured against promised speed-up of every row at batch {batch}, {study.label}."
     spec = page_charts.speedup(intervals=bool(study.speeds))
     yield Figure(
@@ -203,7 +200,7 @@ def _speedup(study: Study) -> Iterator[Figure]:
 
 
 def data(studies: Sequence[Study], lines: Sequence[Line], shown: Sequence[Figure]) -> dict[str, Any]:
-    """What the page's scripts read: rows by their number in the table, layers, specifications and the theme."""
+    """The data of the page's scripts: rows by their number in the table, layers, specifications and the theme."""
     rows = []
     for study in studies:
         own = [line.id for line in lines if line.study == study.number]
@@ -216,7 +213,10 @@ def data(studies: Sequence[Study], lines: Sequence[Line], shown: Sequence[Figure
 
 
 def _by_layer(studies: Sequence[Study], lines: Sequence[Line]) -> dict[str, Any]:
-    """tokens: by row; layers: by row (place in `places`, million multiply-adds, milliseconds); the first rows only."""
+    """Tokens and layers by row, for the first MOST_LAYERED rows.
+
+    A layer is [index in `places`, million multiply-adds, milliseconds].
+    """
     places: dict[tuple[str, str], int] = {}
     tokens: dict[int, list[float | None]] = {}
     layered: dict[int, list[list[float | None]]] = {}

@@ -1,4 +1,4 @@
-"""Files in and beside a results folder that the page shows or links: pictures, traces, sessions, claims."""
+"""Files in or beside a results folder that the page shows or links: pictures, traces, sessions, claims."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from urllib.parse import quote
 from tpbench.errors import UsageError
 from tpbench.report.layout import significant
 
-ROOM = 2_000_000  # bytes of pictures within the page; the others are linked
-QUALITY = 85
+MOST_BYTES = 2_000_000  # of pictures inside the page; further pictures are linked
+QUALITY = 85  # of WebP
 TRACES = "*.pt.trace.json"
 
 
 class Picture(NamedTuple):
-    """A picture of `tpbench show`. source: its data as a URL, or a link to the file if the page is full."""
+    """A picture of `tpbench show`. link: the address of its file; source: its data as a URL, "" if only linked."""
 
     name: str
     link: str
@@ -29,7 +29,7 @@ class Picture(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One of the paper's claims with its readings, and how many readings hold or do not."""
+    """One of the paper's claims with its readings. verdicts: the number of counting readings by verdict."""
 
     number: int
     statement: str
@@ -46,16 +46,17 @@ def link(path: Path, page: Path) -> str:
 
 
 def pictures(folders: Sequence[Path], page: Path) -> list[Picture]:
-    """The pictures of all folders, as WebP within the page up to ROOM bytes."""
+    """The pictures of all folders; the first ones, up to MOST_BYTES, with their data as WebP."""
     found = []
-    left = ROOM
+    left = MOST_BYTES
     for folder in folders:
         for path in sorted((folder / "pictures").glob("*.png")):
             data = compressed(path)
             inside = len(data) <= left
-            left -= len(data) if inside else 0
+            if inside:
+                left -= len(data)
             source = f"data:image/webp;base64,{b64encode(data).decode()}" if inside else ""
-            found.append(Picture(path.stem, link(path, page), source))
+            found.append(Picture(path.stem, link=link(path, page), source=source))
     return found
 
 
@@ -92,16 +93,16 @@ def profiles(folders: Iterable[Path], page: Path) -> list[tuple[str, str]]:
 
 
 def claims(folders: Iterable[Path], page: Path) -> tuple[list[Claim], list[tuple[str, str]]]:
-    """The claims tested in a folder or beside it, and (text, address) of the pages that explain them."""
+    """The claims in claims.json in or beside each folder, and (text, address) of the pages that explain them."""
     paths = [path for folder in folders for path in (folder / "claims.json", folder.resolve().parent / "claims.json")]
     paths = list(dict.fromkeys(path.resolve() for path in paths if path.exists()))
     found = [claim for path in paths for claim in _claims(path)]
     pages = [path.with_suffix(".md") for path in paths]
-    return found, [(pages_name(path), link(path, page)) for path in pages if path.exists()]
+    return found, [(short_name(path), link(path, page)) for path in pages if path.exists()]
 
 
-def pages_name(path: Path) -> str:
-    """A file's name as the page shows it: its folder and its own name."""
+def short_name(path: Path) -> str:
+    """The name of a file with its folder, as the page shows it."""
     return f"{path.parent.name}/{path.name}"
 
 
@@ -122,7 +123,7 @@ def _claim(readings: Sequence[dict[str, Any]]) -> Claim:
     return Claim(
         number=readings[0]["claim"],
         statement=readings[0]["statement"],
-        verdicts=verdicts or "nothing that counts was measured",
+        verdicts=verdicts or "no reading that counts",
         readings=[_reading(reading) for reading in readings],
     )
 

@@ -1,4 +1,4 @@
-"""How to make results again: the environment of a study, and the commands that lead to it."""
+"""How to reproduce the results of a study: its environment and its commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYTHON = "python -m tpbench"
 
 
 class About(NamedTuple):
-    """What the page says of a study in words: findings, notes beside its rows, where it ran, how to repeat it."""
+    """The texts of the page about a study: findings, notes, machines, and how to repeat it. caution: see `caution`."""
 
     findings: list[str]
     notes: list[str]
@@ -27,7 +27,7 @@ class About(NamedTuple):
 
 
 def about(study: Study) -> About:
-    """What the page says of a study beside its charts and table."""
+    """The texts of the page about a study."""
     comparison = study.comparison
     notes = [f"{section.title}: {note}" for section in first.sections(comparison) for note in section.notes]
     return About(
@@ -40,7 +40,7 @@ def about(study: Study) -> About:
 
 
 def commands(study: Study) -> list[str]:
-    """The commit, if all records have the same one, and the run."""
+    """The commands that repeat a study: check out the commit, if all records share one, and run."""
     records = study.comparison.records
     first_record = records[0]
     commits = {record.git["commit"] for record in records if record.git.get("commit")}
@@ -56,23 +56,23 @@ def commands(study: Study) -> list[str]:
 
 
 def caution(study: Study) -> str:
-    """What stands between the command and the same records; nothing where nothing does."""
+    """Why the commands may not give the same records; "" if no reason is known."""
     records = study.comparison.records
     about = records[0]
     changed = any(record.git.get("changed") for record in records)
     several = len({record.git.get("commit") for record in records}) > 1
     said = []
     if about.recipe not in recipe.names():
-        said.append(f"The recipe {about.recipe} is no packaged one: give its file to --recipe.")
+        said.append(f"The recipe {about.recipe} is not a packaged one: pass its file to --recipe.")
     elif recipe.load(about.recipe).digest != about.recipe_digest:
         said.append(f"The recipe {about.recipe} has changed since these records ({about.recipe_digest}).")
     if several:
-        said.append("The records are of several commits.")
+        said.append("The records were measured with several commits.")
     if changed:
         said.append("Files had been changed since the commit.")
     return " ".join(said)
 
 
 def page_command(folders: Sequence[Path], path: Path) -> str:
-    """What makes the page again from the records alone."""
+    """The command that makes the page again from the records."""
     return f"{PYTHON} report {shlex.join([*map(str, folders), '--html', '--out', str(path)])}"

@@ -1,4 +1,4 @@
-"""The rows of the report page: those of every comparison, with the results of its timing session."""
+"""The rows of the report page: the rows of each comparison, with the results of its timing session."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tpbench.report.methods import is_token_pooling
 from tpbench.report.pareto import front
 from tpbench.report.results import Results
 
-COSTS = ("macs", "ms", "ips")  # horizontal axes of the accuracy charts; a higher ips is cheaper
-LABELS = 8  # labelled rows per study
+COSTS = ("macs", "ms", "ips")  # horizontal axes of the accuracy charts; ips is images per second, more is better
+LABELS = 8  # labelled rows of a study
 DIGITS = 5  # significant digits: enough for charts, and small for thousands of rows
 Key = tuple[str, str]  # schedule, method
 
@@ -41,9 +41,10 @@ MEGA = Unit("MMACs", 1e-3)
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One recipe on one machine in one folder; studies appear side by side on the page.
+    """One recipe on one machine in one folder.
 
-    speeds: by schedule and method, of the session `timed_at` says; empty where there is none.
+    speeds: by schedule and method, from the timing session; empty if there is none. timed_at: the group and the number
+    of rounds of that session, in words.
     """
 
     number: int
@@ -56,12 +57,12 @@ class Study:
 
     @property
     def batch(self) -> int | None:
-        """The largest batch size whose latency is in the records themselves."""
+        """The largest batch size at which the records hold latencies; None if there are none."""
         return max(batch_sizes(self.comparison.frame), default=None)
 
     @property
     def macs_unit(self) -> Unit:
-        """The unit of multiply-adds: millions for small models, otherwise 1e9."""
+        """The unit of multiply-adds: 1e6 for small models, otherwise 1e9."""
         return MEGA if self.comparison.frame["gmacs"].max() < 0.1 else GIGA
 
     @property
@@ -72,9 +73,10 @@ class Study:
 
 
 def studies(folders: Sequence[Path], contrast: Contrast | None = None, results: Results | None = None) -> list[Study]:
-    """The studies of all folders. Several recipes on one machine become several studies with a remark.
+    """The studies of all folders. Several recipes on one machine become several studies, each with a remark.
 
-    results: those of one of the folders, if it was compared before.
+    results: the results of one of the folders, if they were already read and compared. Raises UsageError if a folder
+    holds no records.
     """
     found: list[Study] = []
     for folder in folders:
@@ -115,7 +117,7 @@ def studies(folders: Sequence[Path], contrast: Contrast | None = None, results: 
 def _mixture(grouped: dict[tuple[str, str, str], list[Record]], machine: str, digest: str) -> Iterator[str]:
     others = [f"{recipe} ({other})" for own, recipe, other in grouped if own == machine and other != digest]
     if others:
-        yield f"The folder holds other records of {machine} too, which are kept apart: {', '.join(others)}."
+        yield f"The folder also holds other records of {machine}, which are kept apart: {', '.join(others)}."
 
 
 def _study(number: int, folder: Path, label: str, comparison: Comparison, remarks: list[str]) -> Study:
@@ -126,7 +128,7 @@ def _study(number: int, folder: Path, label: str, comparison: Comparison, remark
     session = timings.read(path)
     about = comparison.records[0]
     if session.model != about.recipe or session.weights != f"recipe {about.recipe_digest}":
-        remarks.append(f"The session {path.name} times {session.model}, {session.weights}: another model than this.")
+        remarks.append(f"The session {path.name} times another model: {session.model}, {session.weights}.")
         return study
     if not session.rounds:
         remarks.append(f"The session {path.name} has no complete round yet.")
@@ -145,7 +147,7 @@ def _study(number: int, folder: Path, label: str, comparison: Comparison, remark
 
 
 def _fastest(found: Sequence[Speed]) -> dict[Key, Speed]:
-    """Every row in its fastest mode; timm's own model is the reference and not a row."""
+    """The speed of each row in its fastest mode, without timm's own model, which is the reference."""
     rows: dict[Key, Speed] = {}
     for speed in sorted(found, key=lambda speed: -speed.median):
         if speed.row.role == "reduced":
@@ -153,11 +155,11 @@ def _fastest(found: Sequence[Speed]) -> dict[Key, Speed]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------ what charts draw
+# ------------------------------------------------------------------------------------------ rows for the charts
 
 
 def drawn(study: Study) -> list[dict[str, Any]]:
-    """Every row as the charts read it: numbers of five digits or None, and the tables' texts."""
+    """All rows as the charts read them: numbers with five digits, and names."""
     comparison = study.comparison
     rows = [_drawn(study, row) for row in comparison.rows]
     for cost in COSTS:
@@ -221,7 +223,7 @@ def _timed(study: Study, row: Row) -> dict[str, Any]:
 
 
 def _on_front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
-    """The rows on the Pareto front of cost and accuracy, without rows that save nothing."""
+    """The rows on the Pareto front of cost and accuracy, without masked rows, which save nothing."""
     sign = -1 if cost == "ips" else 1
     found = [row for row in rows if row[cost] is not None and row["top1"] is not None and not row["masked"]]
     known = {(sign * row[cost], row["top1"]): row for row in found}
@@ -248,7 +250,7 @@ def _named(rows: Sequence[dict[str, Any]], reference: str) -> Iterator[dict[str,
 
 
 def number(value: Any) -> float | None:
-    """A number of five significant digits; None for a blank."""
+    """A number with DIGITS significant digits; None for a blank or infinite one."""
     if value is None or pd.isna(value) or not isfinite(value):
         return None
     return float(f"{float(value):.{DIGITS}g}")

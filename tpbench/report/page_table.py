@@ -1,4 +1,4 @@
-"""The table of the report page: declared columns, and the timing session's, over the rows of all studies."""
+"""The table of the report page: declared columns and those of timing sessions, for the rows of all studies."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ACCURACY = (
 )
 CLOCK = ("speedup_promised", "speedup_reached", "images_per_second")
 LAST = ("seeds",)
-NAMING = ("method", "study", "schedule")  # the first columns, which a row without numbers has too
-TEXTS = ("method", "family", "schedule", "verdict", "study")  # the rest sort by their numbers
+NAMING = ("method", "study", "schedule")  # the columns that a failed row has too
+TEXTS = ("method", "family", "schedule", "verdict", "study")  # all other columns sort by number
 Text = Callable[[Study, Row], str]
 
 
 class Shown(NamedTuple):
-    """A column of the page. unit: the second line of its heading; meaning: what it is, in a sentence."""
+    """A column of the page. unit: the second line of its heading; meaning: a sentence that explains it."""
 
     name: str
     head: str
@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """ "text" or "number", by which the page sorts and filters the column."""
+        """How the page sorts and filters the column: as "text" or "number"."""
         return "text" if self.name in TEXTS else "number"
 
     @property
@@ -54,7 +54,7 @@ class Shown(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of the table: its texts by column; one that failed has those that name it, and the reason."""
+    """A row of the table: its texts by column. A failed row has only the texts of NAMING, and the reason."""
 
     id: int
     study: int
@@ -64,7 +64,7 @@ class Line(NamedTuple):
 
 
 def table(studies: Sequence[Study]) -> tuple[list[Shown], list[Line]]:
-    """The columns in which any row says something, and all rows: study by study in their own order."""
+    """The columns that are not blank in all rows, and all rows, study by study."""
     rows = [(study, row) for study in studies for row in study.comparison.rows]
     columns = [column for column in _columns(studies) if any(column.text(study, row) for study, row in rows)]
     naming = [column for column in columns if column.name in NAMING]
@@ -93,7 +93,7 @@ def _columns(studies: Sequence[Study]) -> list[Shown]:
 
 
 def _declared(column: Column, clock: bool) -> Shown:
-    """A column of the report. clock: whether a timing session, where there is one, says it better."""
+    """A declared column. clock: whether it is blank for studies with a timing session, which has better numbers."""
 
     def text(study: Study, row: Row) -> str:
         if column.name not in row or failure(row) or (clock and study.speeds):
@@ -104,7 +104,7 @@ def _declared(column: Column, clock: bool) -> Shown:
 
 
 def _session(studies: Sequence[Study]) -> list[Shown]:
-    """The columns of timing sessions, by batch size; the texts are those of the session's own tables."""
+    """The columns of timing sessions, by batch size, with the same texts as the session's own tables."""
     found = []
     for batch in dict.fromkeys(speed.row.batch for study in studies for speed in study.speeds.values()):
         at = f"at batch {batch}"
@@ -114,34 +114,36 @@ def _session(studies: Sequence[Study]) -> list[Shown]:
                 head="Time",
                 unit=f"ms {at} (p95)",
                 meaning="median time of one forward pass",
-                text=_said("ms", batch),
+                text=_session_text("ms", batch),
             ),
             Shown(
                 "session_speedup",
                 head="Speed-up",
                 unit=at,
-                meaning="over timm's fastest unreduced model",
-                text=_said("speedup", batch),
+                meaning="relative to timm's fastest unreduced model",
+                text=_session_text("speedup", batch),
             ),
             Shown(
                 "session_interval",
                 head="Speed-up",
                 unit="95 % interval",
-                meaning="resampled rounds",
-                text=_said("interval", batch),
+                meaning="interval of the speed-up, by resampling rounds",
+                text=_session_text("interval", batch),
             ),
             Shown(
                 "session_promised",
                 head="Speed-up",
                 unit="promised",
-                meaning="by multiply-adds alone",
-                text=_said("promised", batch),
+                meaning="the speed-up that multiply-adds alone would give",
+                text=_session_text("promised", batch),
             ),
         ]
     return found
 
 
-def _said(name: str, batch: int) -> Text:
+def _session_text(name: str, batch: int) -> Text:
+    """A function that gives the text of a session's column; "" if a row was not timed at the batch size."""
+
     def text(study: Study, row: Row) -> str:
         speed = study.speeds.get((row["schedule"], row["method"]))
         return _timed(speed)[name] if speed is not None and speed.row.batch == batch else ""
@@ -150,7 +152,7 @@ def _said(name: str, batch: int) -> Text:
 
 
 def _timed(speed: Speed) -> dict[str, str]:
-    """A timed row's texts."""
+    """The texts of a timed row, by column."""
     tail = "" if speed.p95 is None else f" ({timed.milliseconds(speed.p95)})"
     return {
         "ms": timed.milliseconds(speed.median) + tail,

@@ -1,7 +1,7 @@
-"""The figure: accuracy against multiply-adds and against the clock, for a screen and for print.
+"""The figure of accuracy against multiply-adds and against measured latency, for screen and print.
 
 At most eight methods are labelled beside their points: the reference, those on the front, and the best of each family.
-Each is a line through its schedules, in the colour and marker of its family. All other methods are grey points.
+Each is drawn as a line through its schedules, with the colour and marker of its family. Other methods are grey points.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ STYLE = {
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text, as journals require
 }
-MASKED = "masked"  # the count of rows that hide tokens without removing them; they cost no less and are not drawn
+MASKED = "masked"  # `count` of rows that mask tokens without removing them; they save nothing and are not drawn
 COST = "cost"  # the column of the panel's horizontal axis
 PANEL_INCHES = (6.2, 5.0)
 CAPTION_LETTERS = 95  # per line of the caption under one panel
-LABEL_SHARE = 0.55  # of the points' width, kept free for the labels beside them
-LINE_SHARE = 0.052  # of the panel's height, from one label to the next
-SHOWN_BELOW = 1.5  # height of the frame, in spans of the upper nine tenths of the means
+LABEL_SHARE = 0.55  # space for labels on the right, as a share of the points' width
+LINE_SHARE = 0.052  # distance between labels, as a share of the panel's height
+SHOWN_BELOW = 1.5  # height of the frame, relative to the span of the upper nine tenths of the means
 
 
 class Axis(NamedTuple):
@@ -85,7 +85,7 @@ def family_marker(family: str) -> str:
 
 
 def draw(comparison: Comparison, path: Path) -> Path:
-    """One machine's comparison as a PNG, and as a PDF beside it: one panel for every cost that was measured."""
+    """Draw one machine's comparison as a PNG, and a PDF beside it, with one panel for each measured cost."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
@@ -116,11 +116,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
-    """Multiply-adds, and latency where it was measured: in a timing session, or else next to the training."""
+    """The horizontal axes: multiply-adds, and latency from a timing session or else from the records."""
     share = 100 * frame["macs_share"]
     if share.notna().any():
         base = frame.loc[frame["unreduced"], "gmacs"].dropna()
-        per_image = f" ({1000 * base.iloc[0]:.3g} M an image)" if len(base) else ""
+        per_image = f" ({1000 * base.iloc[0]:.3g} M per image)" if len(base) else ""
         yield Axis(share, f"multiply-adds, % of the unreduced model's{per_image}")
     timed = {int(match[1]): name for name in frame if (match := re.fullmatch(r"timed_b(\d+)_speedup", name))}
     if timed:
@@ -128,7 +128,7 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
         batch = max(timed)
     elif batch_sizes(frame):
         batch = max(batch_sizes(frame))
-        # The ratio, not milliseconds: its samples were taken in turns, so load on the machine affects both alike.
+        # The ratio, not milliseconds: its samples were taken in turns, so other load affects both models alike.
         values = 100 * frame[f"latency_b{batch}_ratio"]
     else:
         return
@@ -255,7 +255,7 @@ def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) ->
 
 
 def spread(heights: Sequence[float], apart: float, top: float) -> list[float]:
-    """Rising heights, moved so that neighbours are at least `apart` from each other and none lies above `top`."""
+    """Ascending heights, moved so that neighbours are at least `apart` from each other and none lies above `top`."""
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + apart) if moved else height)

@@ -1,7 +1,7 @@
-"""Pictures of tokens: what each method keeps, drops and merges of an image, method by method and block by block.
+"""Pictures of tokens: which patches of an image each method keeps, drops and merges, block by block.
 
-As in figure 1c of the Token Pooling paper: kept patches as they are, dropped ones dimmed, merged ones outlined and in
-their mean colour; a dot marks the patch whose token stands for its cluster unchanged.
+As in figure 1c of the Token Pooling paper, kept patches are shown as they are, dropped ones dimmed, and merged ones
+outlined in their mean colour. A dot marks a patch whose token represents its cluster unchanged.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PATCH_PIXELS = 16  # at least so many for a patch, so that outlines are thin beside it
-FAINT = 0.15  # what is left of a dropped patch; the rest is white
+PATCH_PIXELS = 16  # minimum width of a patch, so that outlines are thin beside it
+FAINT = 0.15  # opacity of a dropped patch on white
 LINE = "#111111"
-NOTE = "Dimmed: dropped. Outlined: merged, in their mean colour. Dot: the patch whose own token stands for its cluster."
+NOTE = "Dimmed: dropped. Outlined: merged, in their mean colour. Dot: the patch whose own token represents its cluster."
 
 
 class Stage(NamedTuple):
-    """What became of the patches of B images behind one block.
+    """The patches and tokens of B images after one block, for M patches and N tokens.
 
-    owner [B, M] int  the token that each patch has gone into, -1 if it was dropped
-    patch [B, N] int  the patch that each token has come from alone, -1 if it is made of several
-    exact             False where a soft method is shown by the strongest part of each patch
+    owner [B, M] int  the token that represents each patch, -1 if the patch was dropped
+    patch [B, N] int  the patch that each token comes from, -1 if it is made of several patches
+    exact             False for soft methods, where each patch is assigned to the token that it contributes most to
     """
 
     block: int
@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     exact: bool
 
     def standing(self, image: int) -> int:
-        """Tokens that stand for at least one patch of an image."""
+        """The number of tokens that represent at least one patch of an image."""
         owner = self.owner[image]
         return len(np.unique(owner[owner >= 0]))
 
@@ -50,9 +50,12 @@ Row = Sequence[Stage] | str  # the stages of a method, or why there are none
 
 
 def draw(pixels: np.ndarray, rows: Mapping[str, Row], image: int, about: str, path: Path) -> Path:
-    """One image under every method: pixels [H, W, 3] in 0..1, rows by method. Written to path as a PNG."""
+    """Draw one image under every method as a PNG; return its path.
+
+    pixels: [H, W, 3] in 0..1; rows: by method; image: the index of the image in the stages.
+    """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot: it draws by Agg and keeps no state
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
     columns = 1 + max([len(row) for row in rows.values() if not isinstance(row, str)], default=1)
     with rc_context({"font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False}):
@@ -76,7 +79,7 @@ def _photograph(panel: Axes, pixels: np.ndarray) -> None:
 
 
 def _label(panel: Axes, name: str, row: Row) -> None:
-    """The method's name left of its pictures, with what must be known of them."""
+    """Write the method's name to the left of its pictures, with a note for soft methods."""
     soft = not isinstance(row, str) and any(not stage.exact for stage in row)
     text = fill(name, 22) + ("\n(strongest part\nof each patch)" if soft else "")
     panel.text(-0.04, 0.5, text, transform=panel.transAxes, ha="right", va="center", rotation=90, color=LINE)
@@ -114,7 +117,7 @@ def _stage(panel: Axes, pixels: np.ndarray, stage: Stage, image: int) -> None:
 
 
 def paint(pixels: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """pixels [H, W, 3] and the owner of each patch [rows, columns] -> the image in the colours of its tokens."""
+    """The image in the colours of its tokens. pixels: [H, W, 3]; owner: [rows, columns], the token of each patch."""
     pixels = enlarged(pixels, owner.shape)
     height = pixels.shape[0] // owner.shape[0]
     width = pixels.shape[1] // owner.shape[1]
@@ -126,9 +129,9 @@ def paint(pixels: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def enlarged(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The image with every pixel repeated, so that a patch of the grid is at least PATCH_PIXELS wide.
+    """The image with every pixel repeated so that a patch of the grid is at least PATCH_PIXELS wide.
 
-    What is left of an image beyond the last complete patch is cut off.
+    Pixels beyond the last complete patch are cut off.
     """
     height = pixels.shape[0] // grid[0]
     width = pixels.shape[1] // grid[1]
@@ -138,13 +141,13 @@ def enlarged(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def clusters(owner: np.ndarray) -> np.ndarray:
-    """The tokens that stand for more than one patch."""
+    """The tokens that represent more than one patch."""
     tokens, members = np.unique(owner[owner >= 0], return_counts=True)
     return tokens[members > 1]
 
 
 def outlines(owner: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The edges, as (x, y) pairs in patches, between patches of different tokens of which one is a cluster."""
+    """The edges between patches of different tokens, at least one of which is a cluster: (x, y) pairs in patches."""
     merged = np.isin(owner, clusters(owner))
     across = (owner[:, 1:] != owner[:, :-1]) & (merged[:, 1:] | merged[:, :-1])
     down = (owner[1:] != owner[:-1]) & (merged[1:] | merged[:-1])
@@ -154,7 +157,7 @@ def outlines(owner: np.ndarray) -> list[list[tuple[int, int]]]:
 
 
 def medoids(stage: Stage, image: int) -> list[int]:
-    """The patches whose token stands, unchanged, for a cluster."""
+    """The patches whose unchanged token represents a cluster."""
     several = set(clusters(stage.owner[image]).tolist())
     return [int(patch) for token, patch in enumerate(stage.patch[image]) if patch >= 0 and token in several]
 

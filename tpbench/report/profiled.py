@@ -1,4 +1,4 @@
-"""What `tpbench profile` prints for people: tokens, latency beside the unreduced model, and a row per layer."""
+"""The output of `tpbench profile`: tokens, latency beside the unreduced model, and a row for each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpbench.report.interval import percentile_95
 
 
 def show(profile: Profile, console: Console) -> None:
-    """Print a profile for people, rounded."""
+    """Print a profile, rounded."""
     if not console.is_terminal:
         console.width = max(console.width, 120)
     title = (profile.model, profile.method, profile.schedule, profile.mode, profile.environment["device"])
@@ -21,8 +21,8 @@ def show(profile: Profile, console: Console) -> None:
         console.print(_tokens(profile.tokens))
     macs = profile.macs
     console.print(
-        f"{macs['total'] / 1e9:.4g} GMACs per image, {macs['total'] / macs['unreduced']:.1%} of the unreduced; "
-        f"reducers {macs['reducers'] / macs['total']:.1%} of it"
+        f"{macs['total'] / 1e9:.4g} GMACs per image, {macs['total'] / macs['unreduced']:.1%} of the unreduced model's; "
+        f"the reducers take {macs['reducers'] / macs['total']:.1%} of them"
     )
     console.print(_latency(profile), _layers(profile), sep="\n")
     if profile.trace is not None:
@@ -30,7 +30,7 @@ def show(profile: Profile, console: Console) -> None:
 
 
 def _tokens(tokens: dict[str, list[int | float]]) -> str:
-    """The tokens that are left after the blocks, and those asked for where they are others."""
+    """The tokens after each reducing block, and the requested ones if they differ."""
     achieved, requested, blocks = (", ".join(map(str, tokens[key])) for key in ("achieved", "requested", "blocks"))
     text = f"tokens after blocks {blocks}: {achieved}"
     return text if achieved == requested else f"{text} (requested {requested})"

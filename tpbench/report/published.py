@@ -1,4 +1,4 @@
-"""What the papers published (published.csv), to stand beside measurements in columns of its own."""
+"""Published results (published.csv), which reports show in separate columns beside measurements."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
-DEIT_SMALL_GMACS = 4.599  # what the published GMACs are a share of
-NEAR = 0.05  # a published point further away in share of MACs is not shown
+DEIT_SMALL_GMACS = 4.599  # published GMACs are converted to shares of this
+NEAR = 0.05  # a published point is shown if its share of MACs differs by at most this
 NAMES = {"topk": "powerbert_topk", "evit": "evit_fuse"}
-# Published on the hull over several widths; trained by the authors beside the others; all others on DeiT-S.
+# The base of a method's published results, if it is not DeiT-S: kmedoids is published only on the hull over several
+# widths, and the unreduced model as the authors trained it for the comparison.
 BASES = {"kmedoids": "hull", "none": "deit width scaling"}
 
 
@@ -24,7 +25,7 @@ class Point(NamedTuple):
 
 
 def nearest(method: str, macs_share: float) -> Point:
-    """The published point nearest to this share of the unreduced model's MACs, blank if none is near."""
+    """The published point nearest to a share of the unreduced model's MACs; blank if none lies within NEAR."""
     points = published().get((NAMES.get(method, method), BASES.get(method, "deit_small")), [])
     point = min(points, key=lambda point: abs(point.share - macs_share), default=None)
     if point is None or not abs(point.share - macs_share) <= NEAR:
@@ -40,7 +41,7 @@ def curve(method: str, base: str) -> list[tuple[float, float]]:
 
 @cache
 def published() -> dict[tuple[str, str], list[Point]]:
-    """Points by method and base; those without GMACs cannot be placed and are left out."""
+    """Published points by (method, base). Points without GMACs are left out."""
     points: dict[tuple[str, str], list[Point]] = {}
     with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -15,9 +15,9 @@ DOTS_PER_INCH = 150
 
 
 def save(figure: Figure, path: Path, print_too: bool = False) -> None:
-    """Save a PNG of 256 colours (a third of the size), atomically; the same figure gives the same bytes.
+    """Save a figure atomically as a PNG of 256 colours, a third of the full size. Equal figures give equal bytes.
 
-    print_too: also as a PDF beside it, with the layout of the PNG.
+    print_too: also save a PDF beside it, with the same layout.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -25,7 +25,7 @@ def save(figure: Figure, path: Path, print_too: bool = False) -> None:
     figure.set_dpi(DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what was laid out stays; it would be laid out again for every drawing
+    figure.set_layout_engine("none")  # keep this layout; otherwise every drawing computes it again
     canvas.draw()
     drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
     # MAXCOVERAGE keeps colours that are rare, so that a small marker keeps its family's colour.

@@ -1,4 +1,4 @@
-"""The timing sessions of a results folder in its report: their files, and their numbers beside a comparison's rows."""
+"""The timing sessions of a results folder in its report: their own files, and their numbers in a comparison."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ Timed = dict[tuple[str, str], dict[int, Speed]]  # (method, schedule) -> batch s
 
 MEANINGS = {
     "batch": "images in one forward pass",
-    "dtype": "of weights, images and tokens",
+    "dtype": "dtype of weights, images and tokens",
     "method": "`timm` is the unreduced model as timm runs it",
-    "schedule": "token budget, as asked",
+    "schedule": "token budget, as requested",
     "mode": "eager, compiled, in a CUDA graph",
-    "role": "`reference`: an unreduced model of which the fastest is compared with; `reduced`: any other",
+    "role": "`reference`: timm's unreduced model, whose fastest mode is compared with; `reduced`: any other row",
     "counts": "body tokens after each reducing block",
     "macs": "multiply-adds per image, in closed form",
-    "asked": "share of the unreduced model's latency that was asked for; blank where none was",
-    "samples": "rounds, one sample each",
+    "asked": "requested share of the unreduced model's latency; blank if none was requested",
+    "samples": "number of rounds, with one sample each",
     "median_ms": "median time of one forward pass of the batch, milliseconds",
-    "median_low_ms": "lower end of its 95 % interval, resampling rounds",
+    "median_low_ms": "lower end of its 95 % interval, by resampling rounds",
     "median_high_ms": "upper end",
     "p95_ms": "95th percentile, milliseconds; blank below 200 samples",
     "images_per_second": "batch / median",
-    "speedup": "median over rounds of the fastest unreduced model's time over the row's",
-    "speedup_low": "lower end of its 95 % interval, resampling rounds",
+    "speedup": "median over rounds of the ratio of the fastest unreduced model's time to the row's",
+    "speedup_low": "lower end of its 95 % interval, by resampling rounds",
     "speedup_high": "upper end",
     "promised": "the speed-up that multiply-adds alone would give",
-    "off": "how far the latency is from the one asked for, as a share of it",
+    "off": "relative distance of the latency from the requested one",
     "error": "why a row has no samples",
 }
 
 
 def of(folder: Path) -> list[Session]:
-    """The sessions of a results folder, by machine, in which at least one round was taken.
+    """The sessions of a results folder that have at least one round, in the order of machines.
 
-    Raises UsageError, with the file's name, for one that cannot be read.
+    Raises UsageError, with the file's name, if a session cannot be read.
     """
     return [session for session in timings.read_all(folder) if session.rounds]
 
 
 def by_row(session: Session | None) -> Timed:
-    """How fast every method and schedule is at every batch size, in its fastest mode and the session's first dtype."""
+    """The speed of each method and schedule at each batch size, in its fastest mode and the session's first dtype."""
     found: Timed = {}
     for group in [] if session is None else session.groups:
         if group.dtype == session.groups[0].dtype:
@@ -90,7 +90,7 @@ def readme(name: str, sessions: Sequence[Session]) -> str:
 
 
 def section(session: Session) -> list[str]:
-    """What the README of a folder with records says of a session: what was timed, how surely, and where it stands."""
+    """The part of a README about a session, for a folder with records: what was timed, its noise, and its files."""
     controls = [f"{shown.title}: {shown.remark}" for shown in timed.tables(session)]
     lines = [f"- {timed.escape(line)}" for line in (*timed.about(session), *controls, *timed.notes(session))]
     files = f"[speed of all rows](tables/{session.machine}-speed.md), [in numbers](tables/{session.machine}-speed.csv)"
@@ -98,13 +98,13 @@ def section(session: Session) -> list[str]:
 
 
 def meanings() -> list[str]:
-    """The columns of MACHINE-speed.csv, explained."""
+    """The table that explains the columns of MACHINE-speed.csv."""
     rows = [[f"`{name}`", meaning] for name, meaning in MEANINGS.items()]
     return ["## Columns of `tables/MACHINE-speed.csv`", "", *table(["column", "meaning and unit"], rows, left=2)]
 
 
 def as_csv(session: Session) -> str:
-    """Every row but controls, unrounded; blanks are empty."""
+    """A session as CSV: all rows except controls, unrounded, with blanks as empty fields."""
     text = StringIO()
     writer = csv.DictWriter(text, MEANINGS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

@@ -1,8 +1,8 @@
-"""The two sides of a comparison: which records and timing sessions `tpbench compare A B` reads for each.
+"""The two sides of `tpbench compare A B`: the records and timing sessions that each text names.
 
 DIR                 a results folder; its only machine, or every machine that both sides have
-DIR:MACHINE         one machine of it
-DIR@COMMIT          the folder as it was committed: a hash, a branch, HEAD~1
+DIR:MACHINE         one machine of the folder
+DIR@COMMIT          the folder as it was committed; a commit is a hash, a branch, or for instance HEAD~1
 DIR@COMMIT:MACHINE  one machine of that
 """
 
@@ -23,8 +23,8 @@ from tpbench.record.committed import folder_at
 from tpbench.report.frame import by_machine
 
 
-class Spelled(NamedTuple):
-    """What a side's text names; "" for a commit or machine that it does not name."""
+class SideText(NamedTuple):
+    """The parts of a side's text; commit and machine are "" if it does not name them."""
 
     folder: Path
     commit: str
@@ -41,8 +41,8 @@ class Side:
     unread: tuple[str, ...] = ()
 
 
-def spelled(text: str) -> Spelled:
-    """The parts of a side's text. If a folder of that name exists, @ and : belong to its name."""
+def parse(text: str) -> SideText:
+    """Split a side's text into its parts. If a folder of that name exists, @ and : belong to its name."""
     folder = text
     commit = ""
     machine = ""
@@ -50,12 +50,12 @@ def spelled(text: str) -> Spelled:
         folder, machine = match.groups()
     if not Path(folder).is_dir() and (match := re.fullmatch(r"(.+?)@(.+)", folder)):
         folder, commit = match.groups()
-    return Spelled(Path(folder), commit, machine)
+    return SideText(Path(folder), commit=commit, machine=machine)
 
 
 @contextmanager
-def located(named: Spelled) -> Iterator[Path]:
-    """The folder that a side reads; for a commit it exists as long as the context."""
+def located(named: SideText) -> Iterator[Path]:
+    """The folder to read for a side. The folder of a commit exists only within the context."""
     if not named.commit:
         yield named.folder
         return
@@ -64,8 +64,8 @@ def located(named: Spelled) -> Iterator[Path]:
 
 
 def read(text: str) -> Side:
-    """The records and timing sessions of a side. Raises UsageError if there are none, or mixed recipes."""
-    named = spelled(text)
+    """Read the records and timing sessions of a side. Raises UsageError if there are no records, or mixed recipes."""
+    named = parse(text)
     with located(named) as folder:
         store = Store.of(folder)
         machines = by_machine(store)
@@ -81,7 +81,10 @@ def read(text: str) -> Side:
 
 
 def pairs(a: Side, b: Side) -> list[tuple[str, str]]:
-    """The machines to compare: those that both sides have, or the only one of each. Raises UsageError if unclear."""
+    """The pairs of machines to compare: those that both sides have, or the only one of each.
+
+    Raises UsageError if the pair is not clear.
+    """
     common = [machine for machine in a.machines if machine in b.machines]
     if common:
         return [(machine, machine) for machine in common]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GAP = 2  # characters between columns
 WIDTH = 100  # characters at most
-DISPENSABLE = (
+DISPENSABLE = (  # columns that are left out on narrow terminals, in this order
     "Off the shelf",
     "Tokens",
     "MACs",
@@ -26,7 +26,7 @@ DISPENSABLE = (
     "Schedule",
     "Batch",
     "Time",
-)  # left out in this order
+)
 TEXT_COLUMNS = ("Method", "Schedule", "Tokens", "Verdict")
 
 
@@ -39,14 +39,14 @@ class Shown(NamedTuple):
 
 
 def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedule") -> None:
-    """Print every machine's findings and tables, grouped by schedule or by cost ("macs", "latency").
+    """Print the findings and tables of every machine, grouped by schedule or by cost ("macs", "latency").
 
-    If the output is not a terminal, long names widen it.
+    If the output is not a terminal, lines are as wide as long names need.
     """
     for comparison in comparisons:
         _print(console, f"\n{comparison.machine}, recipe {comparison.records[0].recipe}\n")
         for sentence in findings(comparison):
-            _print(console, fill(f"- {sentence}", room(console), subsequent_indent="  "))
+            _print(console, fill(f"- {sentence}", line_width(console), subsequent_indent="  "))
         _print(console, "")
         if by == "schedule":
             _by_schedule(comparison, console)
@@ -73,22 +73,22 @@ def _by_cost(comparison: Comparison, console: Console, by: str) -> None:
         _print(console, "")
 
 
-def room(console: Console) -> int:
-    """The width of a line in characters: the terminal's, at most 100."""
+def line_width(console: Console) -> int:
+    """The width of a line in characters: that of the terminal, at most WIDTH."""
     return min(WIDTH, console.width) if console.is_terminal else WIDTH
 
 
 def _note(console: Console, text: str) -> None:
-    _print(console, fill(text, room(console)))
+    _print(console, fill(text, line_width(console)))
 
 
 def tabulate(
     console: Console, title: str, columns: Sequence[Shown], groups: Sequence[tuple[str, Sequence[Row]]]
 ) -> None:
-    """Print a table of (family, rows), without the columns that do not fit."""
+    """Print a table of (family, rows), without the columns that do not fit into a line."""
     widths = _widths([row for _, rows in groups for row in rows], columns)
     widths[columns[0]] = max([widths[columns[0]], *(len(family) for family, _ in groups)])
-    shown = _fitting(widths, room(console))
+    shown = _fitting(widths, line_width(console))
     if not console.is_terminal:
         console.width = max(console.width, _total(shown))
     _print(console, _table(title, groups, shown))
@@ -104,12 +104,12 @@ def _widths(rows: Sequence[Row], columns: Sequence[Shown]) -> dict[Shown, int]:
     }
 
 
-def _fitting(widths: dict[Shown, int], room: int) -> dict[Shown, int]:
-    """The columns that fit; on a narrow terminal some are left out, so that no number is split across lines."""
+def _fitting(widths: dict[Shown, int], most: int) -> dict[Shown, int]:
+    """The columns that fit into a line; others are left out, so that no number is split across lines."""
     shown = dict(widths)
     for head in DISPENSABLE:
         for column in [column for column in widths if column.head.startswith(head)]:
-            if _total(shown) > room:
+            if _total(shown) > most:
                 del shown[column]
     return shown
 
@@ -138,5 +138,5 @@ def _table(title: str, groups: Sequence[tuple[str, Sequence[Row]]], widths: dict
 
 
 def _print(console: Console, what: RenderableType) -> None:
-    """Print names and reasons literally, without markup."""
+    """Print text literally, since names and reasons may look like markup."""
     console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))

@@ -1,6 +1,6 @@
-"""The tables of a timing session: every row's milliseconds and speed-up, one table for each batch size and dtype.
+"""The tables of a timing session: milliseconds and speed-ups of all rows, one table for each batch size and dtype.
 
-The terminal, OUT/README.md and OUT/tables/MACHINE-speed.md show the same tables: those of `tables`.
+The terminal, OUT/README.md and OUT/tables/MACHINE-speed.md show the tables that `tables` makes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NOTE = """\
-Milliseconds are medians of one forward pass of the batch; all rows of all tables took turns in random order, so they
-compare. A speed-up is the median, over rounds, of the time of timm's unreduced model in its fastest mode over the
-row's. Intervals are at 95 % and resample rounds. Promised is what multiply-adds alone would give. `timm` is the
-unreduced model as timm runs it, `none` the same model as tpbench runs it.
-* misses the latency that was asked for by more than 2 %."""
-PIPE_WIDTH = 120  # characters at least, where the output is no terminal
+Milliseconds are medians of one forward pass of the batch. All rows of all tables took turns in random order, so they
+are comparable. A speed-up is the median over rounds of the time of timm's unreduced model, in its fastest mode, divided
+by the row's time. Intervals are at 95 %, by resampling rounds. The promised speed-up is that of multiply-adds alone.
+`timm` is the unreduced model as timm runs it, `none` the same model as tpbench runs it.
+* misses the requested latency by more than 2 %."""
+PIPE_WIDTH = 120  # characters at least, if the output is not a terminal
 HEADS = ("Method", "Schedule", "Mode", "Tokens", "ms", "p95 ms", "Speed-up", "Promised", "Images/s")
 TEXT_COLUMNS = ("Method", "Schedule", "Mode", "Tokens")  # the rest are numbers
-MOST_FIRST = 8  # columns that a reader sees first
-DISPENSABLE = ("Tokens", "p95 ms")  # the first are left out first
+MOST_FIRST = 8  # columns in the README
+DISPENSABLE = ("Tokens", "p95 ms")  # left out in this order if there are too many columns
 
 
 class Table(NamedTuple):
-    """One batch size and dtype as text; columns that would say nothing are left out."""
+    """The table of one batch size and dtype as text, without columns that are blank or the same in all rows."""
 
     title: str
     remark: str
@@ -41,15 +41,15 @@ class Table(NamedTuple):
 
 
 def tables(session: Session, most: int = len(HEADS)) -> list[Table]:
-    """Every group's table, with so many columns at most."""
+    """The table of each group, with at most `most` columns."""
     return [_table(session, group, most) for group in session.groups]
 
 
 def _table(session: Session, group: Group, most: int) -> Table:
     rows = lines(session, group)
-    silent = {"Mode"} if len({row["Mode"] for row in rows}) == 1 else set()
-    silent |= {head for head in HEADS if not any(row[head] for row in rows)}
-    heads = [head for head in HEADS if head not in silent]
+    left_out = {"Mode"} if len({row["Mode"] for row in rows}) == 1 else set()
+    left_out |= {head for head in HEADS if not any(row[head] for row in rows)}
+    heads = [head for head in HEADS if head not in left_out]
     for head in DISPENSABLE:
         if len(heads) > most and head in heads:
             heads.remove(head)
@@ -59,7 +59,7 @@ def _table(session: Session, group: Group, most: int) -> Table:
 
 
 def lines(session: Session, group: Group) -> list[dict[str, str]]:
-    """The rows of a group: timm's first, then what reduces nothing, then by schedule the fastest first."""
+    """The rows of a group as texts: timm's first, then by schedule; within a schedule the fastest first."""
     rank = {"reference": 0, "reduced": 1}
     schedules = list(dict.fromkeys(row.schedule for row in session.rows))
     found = speeds.speeds(session, group)
@@ -68,7 +68,7 @@ def lines(session: Session, group: Group) -> list[dict[str, str]]:
 
 
 def line(speed: Speed) -> dict[str, str]:
-    """A row as text by its head."""
+    """The texts of a row, by heading."""
     middle = milliseconds(speed.median) + ("*" if speed.marked else "")
     return {
         "Method": speed.row.method,
@@ -84,7 +84,7 @@ def line(speed: Speed) -> dict[str, str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """Four digits: so many tell rows apart that differ by less than a percent."""
+    """Milliseconds with four digits, enough to distinguish rows that differ by less than a percent."""
     value = seconds * 1e3
     return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
 
@@ -95,14 +95,14 @@ def interval(ratio: Ratio) -> str:
 
 
 def remark(session: Session, group: Group) -> str:
-    """How far the same model timed twice is from itself."""
+    """The control of a group, as a sentence: the ratio of two timings of the same model."""
     same = speeds.control(session, group)
     noise = f"the same model twice: {same.value:.3f} ({same.low:.3f} to {same.high:.3f})"
     return noise + ("" if same.includes_one else ", which should include 1: distrust this table")
 
 
 def about(session: Session) -> Iterator[str]:
-    """What was timed, on what, and how busy the machine was."""
+    """Lines about what was timed, on which machine, and how busy it was."""
     facts = session.facts
     yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {facts['threads']} threads"
     images = session.images
@@ -114,22 +114,22 @@ def about(session: Session) -> Iterator[str]:
 
 
 def notes(session: Session) -> list[str]:
-    """Rows that miss the latency asked for, and rows without samples."""
+    """Sentences about rows that miss the requested latency, and rows without samples."""
     return [*missed(session), *failures(session)]
 
 
 def failures(session: Session) -> list[str]:
-    """Why rows have no samples, each reason once for a method and schedule."""
+    """Sentences that say why rows have no samples, once for each method, schedule and reason."""
     failed = [row for row in session.rows if row.error is not None]
     return list(dict.fromkeys(f"{row.method}, {row.schedule}: {row.error}" for row in failed))
 
 
 def missed(session: Session) -> list[str]:
-    """The rows that miss the latency asked for by more than 2 %."""
+    """Sentences about rows that miss the requested latency by more than 2 %."""
     found = [speed for group in session.groups for speed in speeds.speeds(session, group) if speed.marked]
     return [
         f"{speed.row.method}, {speed.row.schedule}, {speed.row.group}: {(1 + speed.off) * speed.row.asked:.3f} of the"
-        f" unreduced model's latency, {speed.row.asked:g} was asked"
+        f" unreduced model's latency, but {speed.row.asked:g} was requested"
         for speed in found
     ]
 
@@ -154,7 +154,7 @@ def show(session: Session, console: Console) -> None:
 
 
 def markdown(session: Session, level: str = "##", most: int = len(HEADS)) -> list[str]:
-    """The same as lines of a page; level opens each table's heading."""
+    """The tables of a session as lines of Markdown. level: the signs that open each table's heading."""
     parts = [*(f"- {escape(line)}" for line in about(session)), ""]
     for table in tables(session, most):
         left = sum(head in TEXT_COLUMNS for head in table.heads)
@@ -166,7 +166,7 @@ def markdown(session: Session, level: str = "##", most: int = len(HEADS)) -> lis
 
 
 def summary(session: Session) -> list[dict[str, Any]]:
-    """Every row in numbers, without its samples; seconds and shares, nothing rounded."""
+    """All rows as numbers for JSON, without samples: seconds and shares, unrounded."""
     return [
         {
             "batch": group.batch,
@@ -179,7 +179,7 @@ def summary(session: Session) -> list[dict[str, Any]]:
 
 
 def numbers(speed: Speed) -> dict[str, Any]:
-    """One row in numbers, without its samples."""
+    """One row as numbers for JSON, without samples."""
     row = asdict(speed.row)
     del row["seconds"]
     return row | {

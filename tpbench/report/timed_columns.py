@@ -1,4 +1,4 @@
-"""The columns that a timing session adds to a comparison; without a session there are none."""
+"""The columns that a timing session adds to a comparison."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tpbench.report.layout import Row, fixed, significant
 if TYPE_CHECKING:
     from tpbench.measure.speeds import Speed
 
-PLACES = 2  # of a speed-up
+DECIMALS = 2  # of a speed-up
 
 
 def columns(batches: Sequence[int | str]) -> list[Column]:
-    """Those of every batch size at which the session timed."""
+    """The columns of each batch size of the session."""
     return [column for batch in batches for column in (*_milliseconds(batch), *_speedup(batch), *_rest(batch))]
 
 
 def names(batches: Sequence[int]) -> list[str]:
-    """Those of wide tables, the clock's first: milliseconds and speed-ups, what was promised, images per second."""
+    """The names of the columns in wide tables: milliseconds, speed-ups measured and promised, images per second."""
     found = [f"timed_b{batch}_{quantity}" for batch in batches for quantity in ("ms", "speedup")]
     return [*found, "speedup_promised", *(f"timed_b{batch}_images_per_second" for batch in batches[-1:])]
 
 
 def marked(row: Row) -> bool:
-    """Whether a row misses the latency that it was asked for by more than 2 %, at any batch size."""
+    """Whether a row misses the requested latency by more than 2 % at any batch size."""
     return any(row[name] is True for name in row if name.startswith("timed_b") and name.endswith("_missed"))
 
 
@@ -64,8 +64,8 @@ def _speedup(batch: int | str) -> list[Column]:
             _of(batch, lambda speed: speed.speedup.value),
             head="Speed-up",
             unit=f"batch {batch} (95 % interval)",
-            text=lambda row: _ends(row, name, lambda value: fixed(value, PLACES)),
-            brief=lambda row: _of_promised(row, _half(row, name, lambda value: fixed(value, PLACES))),
+            text=lambda row: _ends(row, name, lambda value: fixed(value, DECIMALS)),
+            brief=lambda row: _of_promised(row, _half(row, name, lambda value: fixed(value, DECIMALS))),
             brief_unit="of promised",
         ),
         Column(f"{name}_low", "lower end of its 95 % interval", _of(batch, lambda speed: speed.speedup.low)),
@@ -78,7 +78,7 @@ def _rest(batch: int | str) -> list[Column]:
     return [
         Column(
             name,
-            f"timing session: {batch} / that median",
+            f"timing session: images per second, {batch} / that median",
             _of(batch, lambda speed: speed.images_per_second),
             head="Images/s",
             unit=f"at batch {batch}",
@@ -86,14 +86,14 @@ def _rest(batch: int | str) -> list[Column]:
         ),
         Column(
             f"timed_b{batch}_missed",
-            "whether it misses the latency that was asked for by more than 2 %; blank where none was asked",
+            "whether it misses the requested latency by more than 2 %; blank if none was requested",
             _of(batch, lambda speed: speed.marked if speed.off is not None else nan),
         ),
     ]
 
 
 def _of(batch: int | str, value: Callable[[Speed], object]) -> Callable[[Source], object]:
-    """A value of the row's speed at a batch size; NaN where the session has no such row."""
+    """A column's value from the row's speed at a batch size; NaN if the session has no such row."""
 
     def found(source: Source) -> object:
         speed = source.timed.get(batch)
@@ -107,14 +107,14 @@ def _missed(row: Row, batch: int | str) -> bool:
 
 
 def _ends(row: Row, name: str, text: Callable[[float], str], mark: str = "") -> str:
-    """ "1.32 (1.30 to 1.34)"; nothing for a blank."""
+    """A value with the ends of its interval: "1.32 (1.30 to 1.34)"; "" for a blank."""
     if not text(row[name]):
         return ""
     return f"{text(row[name])}{mark} ({text(row[f'{name}_low'])} to {text(row[f'{name}_high'])})"
 
 
 def _half(row: Row, name: str, text: Callable[[float], str]) -> str:
-    """ "1.32 ±0.02", with the wider side of the interval; nothing for a blank."""
+    """A value with the wider side of its interval: "1.32 ±0.02"; "" for a blank."""
     middle = text(row[name])
     if not middle:
         return ""
@@ -123,4 +123,4 @@ def _half(row: Row, name: str, text: Callable[[float], str]) -> str:
 
 
 def _of_promised(row: Row, measured: str) -> str:
-    return measured and f"{measured} of {fixed(row['speedup_promised'], PLACES)}"
+    return measured and f"{measured} of {fixed(row['speedup_promised'], DECIMALS)}"
