@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tpbench import registry, vit
 from tpbench.errors import UsageError
-from tpbench.measure import advice, latency_budget, many, session, speeds, timings
+from tpbench.measure import advice, grid_session, latency_budget, session, speeds, timings
 from tpbench.measure import images as pictures
 from tpbench.measure import subject as subjects
 from tpbench.measure.entries import Entry, Grid, Subject, entries, keys, require_some
@@ -485,7 +485,7 @@ def test_at_the_end_of_a_session_every_row_has_its_latency_or_is_marked(subject,
     monkeypatch.setattr(session, "warmed", machine.warmed)
     monkeypatch.setattr(session, "one_round", one_round)
     grid = Grid(tuple(registry.variants("topk,wkmedoids,tome")), parse_all("latency=0.8@0,1,2"), (1, 4))
-    done = many.time(subject, grid, Effort(20), None)
+    done = grid_session.time(subject, grid, Effort(20), None)
     found = {group: speeds.speeds(done, group) for group in done.groups}
     asked = [speed for own in found.values() for speed in own if speed.row.asked is not None]
     assert [(speed.row.method, speed.row.batch) for speed in asked] == [("topk", 4), ("wkmedoids", 4), ("tome", 4)]
@@ -544,14 +544,14 @@ def test_counts_that_a_session_has_found_are_kept(subject, tmp_path, monkeypatch
     line = row("topk", counts=[50, 40, 30], seconds=[1.0], **place)
     timings.write(path, made([line, row("tome", error="the nearest it reaches is 0.9", **place)]))
     monkeypatch.setattr(latency_budget, "solve", lambda *_, **__: pytest.fail("solved again"))
-    known = many.found_before(path, made([]), grid)
-    solved = many.solve(subject, grid, Effort(), known)
+    known = grid_session.found_before(path, made([]), grid)
+    solved = grid_session.solve(subject, grid, Effort(), known)
     assert [getattr(found, "counts", found) for found in solved.values()] == [
         (50, 40, 30),
         "the nearest it reaches is 0.9",
     ]
     with pytest.raises(pytest.fail.Exception, match="solved again"):
-        many.solve(subject, grid, Effort())
+        grid_session.solve(subject, grid, Effort())
 
 
 def test_counts_found_elsewhere_or_under_other_conditions_are_not_kept(tmp_path):
@@ -559,10 +559,10 @@ def test_counts_found_elsewhere_or_under_other_conditions_are_not_kept(tmp_path)
     grid = Grid(tuple(registry.variants("topk")), parse_all("latency=0.8@0,1,2"), (4,))
     line = row("topk", schedule="latency=0.8@0,1,2", batch=4, asked=0.8, counts=[50, 40, 30], seconds=[1.0])
     timings.write(path, made([line]))
-    assert many.found_before(path, made([]), grid), "control"
-    assert not many.found_before(path, made([]), replace(grid, batch_sizes=(4, 8))), "another largest batch"
-    assert not many.found_before(path, made([], facts={"threads": 7}), grid)
-    assert not many.found_before(tmp_path / "none.json", made([]), grid)
+    assert grid_session.found_before(path, made([]), grid), "control"
+    assert not grid_session.found_before(path, made([]), replace(grid, batch_sizes=(4, 8))), "another largest batch"
+    assert not grid_session.found_before(path, made([], facts={"threads": 7}), grid)
+    assert not grid_session.found_before(tmp_path / "none.json", made([]), grid)
 
 
 def test_only_the_rows_where_latency_was_solved_are_held_to_it(subject):
@@ -620,7 +620,7 @@ def test_tokens_kept_are_a_mean_over_all_blocks(vit):
 def test_advice_on_a_users_model_runs_as_it_is_printed(make_vit, odd_folder, capsys):
     model = make_vit(num_classes=2)
     own = Subject("mine", "random", model, subjects.from_folder(model, 2, odd_folder, CPU))
-    wish = advice.Wish(
+    request = advice.Request(
         schedule=parse("latency=0.8@0,1,2"),
         variants=tuple(registry.variants("topk,wkmedoids(iterations=1)")),
         batch_sizes=(1, 2),
@@ -628,7 +628,7 @@ def test_advice_on_a_users_model_runs_as_it_is_printed(make_vit, odd_folder, cap
         modes=(Mode(),),
         seconds=2.0,
     )
-    found = advice.advise(own, wish, subjects.labelled(model, odd_folder, 100, CPU))
+    found = advice.advise(own, request, subjects.labelled(model, odd_folder, 100, CPU))
     assert found.images == 12
     assert {choice.method for choice in found.choices} == {"topk", "wkmedoids(iterations=1)"}
     assert all(0 <= choice.top1 <= 1 and 0 < choice.kept < 1 for choice in found.choices)

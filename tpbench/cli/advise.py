@@ -81,7 +81,7 @@ def advised(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float)
     own = subject.load(
         arguments.model, where, max(sizes), pretrained=arguments.pretrained or False, folder=arguments.data
     )
-    wish = advice.Wish(
+    request = advice.Request(
         schedule=schedule.parse(f"latency={arguments.latency}@{arguments.blocks or advice.blocks(own.model)}"),
         variants=variants,
         batch_sizes=sizes,
@@ -94,6 +94,6 @@ def advised(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float)
         part = subject.labelled(own.model, arguments.data, limit=arguments.images, where=where)
     countdown = Countdown()
     try:
-        return advice.advise(own, wish, part=part, watch=countdown)
+        return advice.advise(own, request, part=part, watch=countdown)
     finally:
         countdown.close()

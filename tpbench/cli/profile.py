@@ -170,7 +170,7 @@ def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, li
     """The session as asked for: solved where a share of latency is asked, timed, and written where it is to be kept."""
     from tpbench import environment, registry
     from tpbench.cli.countdown import Countdown
-    from tpbench.measure import many, subject
+    from tpbench.measure import grid_session, subject
     from tpbench.measure.entries import Grid
     from tpbench.measure.modes import Mode
     from tpbench.measure.session import Effort
@@ -184,7 +184,7 @@ def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, li
         dtypes=tuple(environment.dtype(name, where) for name in asked.names("--dtype", arguments.dtype)),
         modes=tuple(Mode(arguments.compile, arguments.cuda_graph).permitted()),
     )
-    many.check(grid)
+    grid_session.check(grid)
     own = subject.load(
         arguments.model,
         where,
@@ -195,7 +195,7 @@ def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, li
     )
     countdown = Countdown()
     try:
-        return many.time(
+        return grid_session.time(
             own, grid, effort=Effort(rounds, limit), out=arguments.out, fresh=arguments.fresh, watch=countdown
         )
     finally:

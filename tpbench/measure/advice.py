@@ -1,8 +1,8 @@
 """Which method suits a given model on a given machine: every method at the requested latency, ranked.
 
-First, the counts at which each method meets the latency are found. Then the methods that keep the most tokens are timed
-in turns, and finally the best one at other batch sizes, dtypes and modes. With labelled images, every method is timed
-and evaluated off the shelf.
+First, a search finds the counts at which each method meets the latency. Then the methods that keep the most tokens are
+timed in turns, and finally the best of them at other batch sizes, dtypes and modes. With labelled images, every method
+is timed and evaluated off the shelf.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tpbench.errors import UsageError
-from tpbench.measure import entries, latency_budget, many, session, speeds
+from tpbench.measure import entries, grid_session, latency_budget, session, speeds
 from tpbench.measure.entries import Grid, Solved, Subject
 from tpbench.measure.latency_budget import Solution
 from tpbench.measure.modes import Mode
@@ -29,7 +29,7 @@ from tpbench.training.evaluate import evaluate
 
 Solutions = Mapping[tuple[Variant, Schedule], Solution]
 
-# The share of the remaining time that each step may take.
+# The share of the remaining time that each step may use.
 SOLVING = 0.5
 RANKING = 0.65
 PLACES = 0.9
@@ -38,8 +38,8 @@ FINALISTS = 12  # how many methods are timed when they are ranked by tokens kept
 
 
 @dataclass(frozen=True)
-class Wish:
-    """The request: a share of the unreduced latency, to be met at the largest batch and the first dtype, uncompiled.
+class Request:
+    """A request for advice: a share of the unreduced latency, to meet at the largest batch and the first dtype, eager.
 
     The winner is then timed at every batch size, dtype and mode. seconds: roughly how long all timing may take.
     """
@@ -56,7 +56,7 @@ class Wish:
 class Choice:
     """One method at the requested latency.
 
-    kept: the mean over blocks of the tokens that leave the block, as a share of all. top1: a share; None without data.
+    kept: the tokens that leave a block as a share of all, mean over blocks. top1: a share; None if not evaluated.
     marked: whether it misses the latency by more than 2 %.
     """
 
@@ -85,12 +85,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer. choices: best first. unmet: method -> why it cannot meet the latency.
+    """The answer to a request.
 
-    behind: methods that were not timed because they keep fewer tokens than the choices, by the search for counts; best
-    first.
-
-    images: the number of labelled images that every method was evaluated on, 0 without data.
+    choices: best first. unmet: method -> why it cannot meet the latency. behind: methods that were not timed because
+    the search for counts found that they keep fewer tokens than the choices; best first. code: two lines of Python.
+    same_model_twice: the control of the session. images: the number of labelled images, 0 if there are none.
     """
 
     model: str
@@ -112,7 +111,7 @@ class Advice:
 
     @property
     def visible(self) -> float | None:
-        """The smallest difference in top-1 that this many images can show (95 %, assuming independence)."""
+        """The half-width of a 95 % interval of a difference in top-1, as a share, assuming independent images."""
         if not self.images:
             return None
         p = self.unreduced_top1
@@ -125,30 +124,36 @@ def blocks(model: torch.nn.Module) -> str:
     return ",".join(map(str, sorted({depth * quarter // 4 for quarter in (1, 2, 3)})))
 
 
-def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch = unwatched) -> Advice:
-    """Time every method on a model and rank the methods, by accuracy off the shelf if labelled images are given.
+def advise(subject: Subject, request: Request, part: Part | None = None, watch: Watch = unwatched) -> Advice:
+    """Time every method on a model and rank the methods.
 
-    Without images they are ranked by the tokens that they keep. Raises UsageError where no method meets the latency.
+    They are ranked by accuracy off the shelf on the labelled images of `part`, or without these by the tokens that they
+    keep. Raises UsageError if no method meets the latency.
     """
-    clock = Clock(wish.seconds, watch)
-    grid = Grid(wish.variants, schedules=(wish.schedule,), batch_sizes=(max(wish.batch_sizes),), dtypes=wish.dtypes[:1])
-    solutions = searched(subject, grid, clock)
-    solved = many.counted(solutions)
+    budget = TimeBudget(request.seconds, watch)
+    grid = Grid(
+        request.variants,
+        schedules=(request.schedule,),
+        batch_sizes=(max(request.batch_sizes),),
+        dtypes=request.dtypes[:1],
+    )
+    solutions = searched(subject, grid, budget)
+    solved = grid_session.counted(solutions)
     behind = [] if part is not None else left_behind(subject, solutions)
-    grid = replace(grid, variants=tuple(variant for variant in wish.variants if variant not in behind))
-    timed = timed_alone(subject, grid=grid, solved=solved, clock=clock, share=RANKING)
+    grid = replace(grid, variants=tuple(variant for variant in request.variants if variant not in behind))
+    timed = timed_alone(subject, grid=grid, solved=solved, budget=budget, share=RANKING)
     (group,) = timed.groups
     scores = {} if part is None else accuracies(subject, grid=grid, solved=solved, part=part, watch=watch)
     rows = [speed for speed in speeds.speeds(timed, group) if speed.row.asked is not None]
     choices = ranked([choice(subject, speed=speed, solved=solved, scores=scores) for speed in rows])
     if not choices:
         raise UsageError(next(row.error for row in timed.rows if row.error))
-    winner = next(variant for variant in wish.variants if str(variant) == choices[0].method)
-    places = timed_everywhere(subject, wish=wish, winner=winner, best=choices[0], clock=clock)
+    winner = next(variant for variant in request.variants if str(variant) == choices[0].method)
+    places = timed_everywhere(subject, request=request, winner=winner, best=choices[0], budget=budget)
     return Advice(
         model=subject.name,
         weights=subject.weights,
-        latency=float(wish.schedule.budget),
+        latency=float(request.schedule.budget),
         batch=group.batch,
         dtype=group.dtype,
         choices=choices,
@@ -165,8 +170,8 @@ def advise(subject: Subject, wish: Wish, part: Part | None = None, watch: Watch 
     )
 
 
-def searched(subject: Subject, grid: Grid, clock: Clock) -> Solutions:
-    """The counts that come nearest to the latency, for every method, without a limit on the distance."""
+def searched(subject: Subject, grid: Grid, budget: TimeBudget) -> Solutions:
+    """The counts of every method that come nearest to the latency, however far off they are."""
     entries.check(subject, grid)
     dtype, batch, mode = grid.solved_at
     return latency_budget.solve(
@@ -175,17 +180,17 @@ def searched(subject: Subject, grid: Grid, clock: Clock) -> Solutions:
         batch=batch,
         dtype=dtype,
         mode=mode,
-        seconds=clock.effort(SOLVING).seconds,
+        seconds=budget.effort(SOLVING).seconds,
         farthest=inf,
-        watch=clock.watch,
+        watch=budget.watch,
     )
 
 
 def left_behind(subject: Subject, solutions: Solutions) -> list[Variant]:
-    """The methods that rank behind FINALISTS others by the tokens that they would keep at exactly the latency.
+    """The methods that rank behind FINALISTS others by the tokens that they would keep exactly at the latency.
 
-    A method that is 1 % too slow would have to give up about 1 % of its tokens. Methods far from the latency come last;
-    methods without counts are left out.
+    A method that is 1 % too slow is assumed to lose 1 % of its tokens. Methods far from the latency come last; methods
+    without counts are left out.
     """
 
     def place(variant: Variant, solution: Solution) -> tuple[bool, float]:
@@ -198,8 +203,8 @@ def left_behind(subject: Subject, solutions: Solutions) -> list[Variant]:
     return sorted(found, key=lambda variant: place(variant, found[variant]))[FINALISTS:]
 
 
-class Clock:
-    """The remaining time, divided among the steps."""
+class TimeBudget:
+    """The time that is left, and its division among the steps."""
 
     def __init__(self, seconds: float, watch: Watch):
         self.end = time.monotonic() + seconds
@@ -215,23 +220,23 @@ class Clock:
         return Effort(ROUNDS, share * self.left)
 
     def watch(self, stage: str, share: float, left: float) -> None:
-        """Show the remaining time of all stages, not of one alone."""
+        """Show progress with the time that is left for all steps, not for one step alone."""
         self.shown(stage, share, max(left, self.left))
 
 
-def timed_alone(subject: Subject, grid: Grid, solved: Solved, clock: Clock, share: float) -> session.Session:
-    """Run a session of a grid in a share of the remaining time, including its warm-up."""
-    end = time.monotonic() + share * clock.left
+def timed_alone(subject: Subject, grid: Grid, solved: Solved, budget: TimeBudget, share: float) -> session.Session:
+    """Run a session of a grid in a share of the remaining time; the warm-up is part of it."""
+    end = time.monotonic() + share * budget.left
     found = entries.entries(subject, grid, solved)
     entries.require_some(found)
     begun = session.begin(subject, machine_name="unnamed", wanted=ROUNDS, dtype=grid.dtypes[0])
-    warm = session.warmed(found, subject.where, clock.watch)
+    warm = session.warmed(found, subject.where, budget.watch)
     effort = Effort(ROUNDS, max(0.0, end - time.monotonic()))
-    return session.sample(begun, warm=warm, effort=effort, where=subject.where, watch=clock.watch)
+    return session.sample(begun, warm=warm, effort=effort, where=subject.where, watch=budget.watch)
 
 
 def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, float]) -> Choice:
-    """The choice that a timed row stands for."""
+    """A timed row as a choice."""
     asked = {str(variant): schedule for (variant, _), schedule in solved.items()}
     schedule = asked[speed.row.method]
     return Choice(
@@ -245,7 +250,10 @@ def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, flo
 
 
 def kept(model: torch.nn.Module, after: Sequence[int], counts: Sequence[int]) -> float:
-    """The mean over all blocks of the body tokens that leave it, as a share of the patches."""
+    """The body tokens that leave a block as a share of the patches, mean over all blocks.
+
+    after: the reducing blocks; counts: body tokens after each of them.
+    """
     left_after = dict(zip(after, counts))
     patches = n = model.patch_embed.num_patches
     leaving = []
@@ -256,7 +264,7 @@ def kept(model: torch.nn.Module, after: Sequence[int], counts: Sequence[int]) ->
 
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
-    """Choices that meet the latency first, then by accuracy where it is known, otherwise by the tokens kept."""
+    """The choices, best first: those that meet the latency, then by accuracy if known, otherwise by tokens kept."""
 
     def place(one: Choice) -> tuple[bool, float]:
         return one.marked, -(one.kept if one.top1 is None else one.top1)
@@ -278,12 +286,16 @@ def accuracies(subject: Subject, grid: Grid, solved: Solved, part: Part, watch: 
     return found
 
 
-def timed_everywhere(subject: Subject, wish: Wish, winner: Variant, best: Choice, clock: Clock) -> list[Place]:
+def timed_everywhere(
+    subject: Subject, request: Request, winner: Variant, best: Choice, budget: TimeBudget
+) -> list[Place]:
     """Time the winner at every batch size, dtype and mode of the request."""
     counts = tuple(int(k) for k in best.schedule.partition("@")[0].split(","))
-    schedule = Schedule(best.schedule, wish.schedule.blocks, kind=Kind.COUNTS, counts=counts)
-    grid = Grid((winner,), schedules=(schedule,), batch_sizes=wish.batch_sizes, dtypes=wish.dtypes, modes=wish.modes)
-    timed = timed_alone(subject, grid=grid, solved={}, clock=clock, share=PLACES)
+    schedule = Schedule(best.schedule, request.schedule.blocks, kind=Kind.COUNTS, counts=counts)
+    grid = Grid(
+        (winner,), schedules=(schedule,), batch_sizes=request.batch_sizes, dtypes=request.dtypes, modes=request.modes
+    )
+    timed = timed_alone(subject, grid=grid, solved={}, budget=budget, share=PLACES)
     return [
         Place(row.row.batch, dtype=row.row.dtype, mode=row.row.mode, speedup=row.speedup)
         for group in timed.groups

@@ -1,4 +1,4 @@
-"""Everything that one cell of the benchmark costs."""
+"""The cost of one cell of the benchmark: tokens, multiply-adds, seconds and bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tpbench.tokens import Tokens
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs beside the unreduced one; the fields are those of a Record and mean the same."""
+    """The cost of a model beside that of the unreduced one. The fields are those of `record.Record`."""
 
     tokens: dict[str, list]
     macs: dict[str, Any]
@@ -28,9 +28,10 @@ class Cost:
 
 
 def measure(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype, images: Tensor) -> Cost:
-    """Tokens, multiply-adds, seconds and bytes of a model, beside the unreduced base on the same machine.
+    """Measure tokens, multiply-adds, seconds and bytes of a model, beside the unreduced base on the same machine.
 
-    images [B, C, H, W] of the data set show how many tokens live in methods whose count depends on the image.
+    images: [B, C, H, W] of the data set, to count the tokens that are not padding in methods where these depend on the
+    image. Nothing is timed if `how.repeats` is 0.
     """
     tokens = token_counts(model, images)
     counted = macs(model, base)
@@ -64,7 +65,7 @@ def timed(model: vit.TokenViT, base: nn.Module, how: Measure, dtype: torch.dtype
 
 
 def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:
-    """Counted multiply-adds per image, beside the closed form and the unreduced model's."""
+    """Multiply-adds per image: counted, in closed form, and of the unreduced model."""
     counted = flops.measured(model)
     return {
         "total": counted.total,
@@ -76,14 +77,17 @@ def macs(model: vit.TokenViT, base: nn.Module) -> dict[str, Any]:
 
 
 def live_macs(model: vit.TokenViT, live: list[float]) -> float:
-    """What the model would multiply and add per image if no padded and no hidden token were computed."""
+    """Multiply-adds per image if neither padding nor masked tokens were computed.
+
+    live: mean tokens after each reducing block that are neither.
+    """
     blocks = (reducer.setup.block for reducer in model.reducers)
     return model.macs_living(dict(zip(blocks, live))) + flops.closed_form(model).reducers
 
 
 @torch.no_grad()
 def token_counts(model: vit.TokenViT, images: Tensor) -> dict[str, list]:
-    """Requested and achieved body tokens; where padding occurs, "live" is the mean without it over the images."""
+    """Requested and achieved body tokens; with padding or masks also "live", the mean over images without these."""
     live: list[float] = []
 
     def note(_: nn.Module, __: tuple, tokens: Tokens) -> None:

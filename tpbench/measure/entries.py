@@ -1,6 +1,6 @@
 """The rows of a timing session: one model and its reduced forms, by batch size, dtype and mode.
 
-A dtype is that of the weights, the images and all tokens, as a deployed model has it; nothing is cast in the pass.
+Weights, images and all tokens have the dtype of the row, as in a deployed model; nothing is cast during the pass.
 Shapes: B images of C channels, H x W pixels.
 """
 
@@ -25,23 +25,23 @@ from tpbench.schedule import Kind, Schedule
 
 Call = Callable[[], object]
 Reduce = Callable[[nn.Module, Variant, Schedule], vit.TokenViT]
-Solved = Mapping[tuple[Variant, Schedule], Schedule | str]  # shares of latency -> their counts, or why there are none
+Solved = Mapping[tuple[Variant, Schedule], Schedule | str]  # share of latency -> counts that meet it, or why none do
 
 EAGER = Mode()
 NOTHING = Schedule("none")
 
 
 def reduced(model: nn.Module, variant: Variant, schedule: Schedule, site: str = "mid") -> vit.TokenViT:
-    """A model reduced by a variant, with the settings of that alone."""
+    """A model reduced by a variant. Settings that the variant does not name have their defaults."""
     settings = {"site": site} | dict(variant.settings)
     return vit.reduce(model, variant.method, schedule, **settings)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a session times: an unreduced timm model on its device, how it is reduced, and images for the largest batch.
+    """The model that a session times: an unreduced timm model on its device, how to reduce it, and images.
 
-    weights says in words where the model's weights come from.
+    weights: where the model's weights come from, in words. images: enough for the largest batch.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def about(self) -> dict:
-        """What the images are: source, number, shape and fingerprint."""
+        """The source, number, shape and fingerprint of the images."""
         return self.images.about
 
     @property
@@ -61,15 +61,15 @@ class Subject:
         return self.images.pixels.device
 
     def in_dtype(self, dtype: torch.dtype) -> nn.Module:
-        """The unreduced model with weights of a dtype."""
+        """A copy of the unreduced model with weights of a dtype."""
         return copy.deepcopy(self.model).to(dtype).eval()
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Which rows: every variant at every schedule (unreduced ones once), batch size and dtype, in each of the modes.
+    """The rows of a session: every variant at every schedule (unreduced ones once), batch size, dtype and mode.
 
-    timm's unreduced model is timed in each of `modes` too.
+    timm's unreduced model is also timed in each mode.
     """
 
     variants: tuple[Variant, ...]
@@ -80,11 +80,11 @@ class Grid:
 
     @property
     def solved_at(self) -> tuple[torch.dtype, int, Mode]:
-        """Where shares of latency are met: at the first dtype, the largest batch and the last mode."""
+        """The conditions at which shares of latency are met: the first dtype, the largest batch and the last mode."""
         return self.dtypes[0], max(self.batch_sizes), self.modes[-1]
 
     def pairs(self) -> Iterator[tuple[Variant, Schedule]]:
-        """Every method at every schedule that it runs at, what reduces nothing first."""
+        """Every method at every schedule that applies to it; unreduced methods come first."""
         for schedule in (NOTHING, *(s for s in self.schedules if s.blocks)):
             for variant in self.variants:
                 if variant.card.unreduced == (schedule == NOTHING):
@@ -93,13 +93,13 @@ class Grid:
 
 @dataclass
 class Entry:
-    """A row to be timed, and how its call is made."""
+    """A row to be timed, and a function that makes its call."""
 
     row: Row
     make: Callable[[], Call] = field(repr=False)
 
     def warm(self, calls: int) -> Call:
-        """The call, compiled where its mode says so, after so many calls. Raises UsageError where memory runs out."""
+        """Make the row's call and run it `calls` times. Raises UsageError if memory runs out."""
         remedy = "choose smaller --batch-sizes"
         with explain_out_of_memory("in timing", self.row.batch, remedy, kind=UsageError):
             call = self.make()
@@ -109,7 +109,7 @@ class Entry:
 
 
 def keys(grid: Grid) -> list[Key]:
-    """The rows of a grid by name alone."""
+    """The keys of a grid's rows, without building any model."""
     found = []
     for dtype, batch in product(grid.dtypes, grid.batch_sizes):
         where = {"batch": batch, "dtype": name_of(dtype)}
@@ -120,9 +120,9 @@ def keys(grid: Grid) -> list[Key]:
 
 
 def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[Entry]:
-    """Every row of a grid with its references and, for every batch size and dtype, one control.
+    """All rows of a grid with their references and, for each batch size and dtype, one control.
 
-    A method that cannot be built at a schedule leaves a row with the reason.
+    A method that cannot be built at a schedule gives a row with the reason as its error.
     """
     check(subject, grid)
     found: list[Entry] = []
@@ -131,26 +131,28 @@ def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[
         for variant, schedule in grid.pairs()
     ]
     for dtype in grid.dtypes:
-        model = subject.in_dtype(dtype)
-        models = [plan.model(model) for plan in plans]
+        base = subject.in_dtype(dtype)
+        models = [plan.model(base) for plan in plans]
         for batch in grid.batch_sizes:
             images = subject.images.pixels[:batch].to(dtype)
-            found += unreduced(subject, model, images=images, modes=grid.modes)
+            found += unreduced(subject, base, images=images, modes=grid.modes)
             for mode in grid.modes:
                 here = (dtype, batch, mode) == grid.solved_at
-                found += [plan.entry(own, images, mode, here) for plan, own in zip(plans, models)]
+                found += [
+                    plan.entry(model, images=images, mode=mode, solved_here=here) for plan, model in zip(plans, models)
+                ]
     return found
 
 
 def require_some(found: Sequence[Entry]) -> None:
-    """Raise UsageError, with the first reason, where no method can be built."""
+    """Raise UsageError, with the first reason, if no method can be built."""
     reasons = [entry.row.error for entry in found if entry.row.role == "reduced"]
     if all(reasons):
         raise UsageError(reasons[0])
 
 
 def check(subject: Subject, grid: Grid) -> None:
-    """Refuse what no row can do, before any work: unsupported models, unknown settings, blocks that do not exist."""
+    """Raise UsageError, before any work, for unsupported models, unknown settings and blocks that do not exist."""
     vit.check_supported(subject.model)
     for schedule in grid.schedules:
         schedule.check(len(subject.model.blocks))
@@ -162,19 +164,19 @@ def check(subject: Subject, grid: Grid) -> None:
 
 
 def unreduced(subject: Subject, model: nn.Module, images: Tensor, modes: Sequence[Mode]) -> list[Entry]:
-    """timm's own model in every mode, and once more in the first: the control."""
+    """timm's own model in every mode, and once more in the first mode as the control."""
     macs = sum(vit.reduce(subject.model, "none").macs().values())
     about = {"method": TIMM, "schedule": "none", "macs": macs}
     return [entry(model, images, mode, role=role, **about) for mode, role in roles(modes)]
 
 
 def roles(modes: Sequence[Mode]) -> list[tuple[Mode, str]]:
-    """The rows of timm's own model."""
+    """(mode, role) of the rows of timm's own model."""
     return [*((mode, "reference") for mode in modes), (modes[0], "control")]
 
 
 def entry(model: nn.Module | None, images: Tensor, mode: Mode, **about: object) -> Entry:
-    """One row to time: a model on images [B, C, H, W] in a mode, and what the row is called by."""
+    """One row to time: a model on images [B, C, H, W] in a mode. about: the other fields of `timings.Row`."""
     row = Row(batch=len(images), dtype=name_of(images.dtype), mode=str(mode), **about)
     return Entry(row, lambda: mode.call(model, images))
 
@@ -185,7 +187,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 class Plan:
-    """One method at one schedule: its counts, found once for all dtypes, or the reason why it has none."""
+    """One method at one schedule: its counts, found once for all dtypes, or the reason why there are none.
+
+    solved: the counts that meet a share of latency, or why there are none.
+    """
 
     def __init__(self, subject: Subject, variant: Variant, schedule: Schedule, solved: Schedule | str | None = None):
         self.subject = subject
@@ -204,11 +209,11 @@ class Plan:
 
     @cached_property
     def first(self) -> vit.TokenViT:
-        """The model as the plan was asked for, before its counts are fixed."""
+        """The reduced model as requested, before its counts are fixed."""
         return self.subject.reduce(self.subject.model, self.variant, self.asked)
 
     def model(self, base: nn.Module) -> nn.Module | None:
-        """The method on a base of any dtype; its own parameters take that dtype too."""
+        """A base reduced by the method with the plan's counts, in the base's dtype; None if the plan has an error."""
         if self.error is not None:
             return None
         requested = [k for _, k in self.first.requested]
@@ -217,7 +222,7 @@ class Plan:
         return own.to(next(base.parameters()).dtype)
 
     def entry(self, model: nn.Module | None, images: Tensor, mode: Mode, solved_here: bool) -> Entry:
-        """solved_here: whether a share of latency, if one is asked for, was solved in just these circumstances."""
+        """The row of a model. solved_here: whether shares of latency were solved under the conditions of this row."""
         by_latency = solved_here and self.schedule.kind is Kind.LATENCY
         share = self.schedule.budget if by_latency else None
         about = {"method": str(self.variant), "schedule": self.schedule.text, "counts": self.counts}

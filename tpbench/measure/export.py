@@ -1,8 +1,8 @@
-"""How far a reduced model travels: torch.compile, torch.export and ONNX, method by method (`tpbench export`).
+"""Which methods work with torch.compile, torch.export and ONNX (`tpbench export`).
 
-Whatever a route makes of a model must give the eager model's logits; a route that fails leaves its reason. ONNX knows
-none of our operators: they are replaced by plain PyTorch that says the same, for finite tokens, in operations that ONNX
-has. Sorting is stable in ONNX too, by the definition of TopK: of equal values the lower index comes first.
+The result of a route must give the eager model's logits; for a route that fails, the reason is kept. ONNX does not know
+our operators, so they are replaced by operations that ONNX has, with the same results for finite tokens. Sorting is
+stable in ONNX too, because its TopK places the lower index first among equal values.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ Call = Callable[[Tensor], Tensor]
 IMAGES = 2
 MORE_IMAGES = 3
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-3  # of the largest logit; a token chosen otherwise shows as far more
+TOLERANCE = 1e-3  # as a share of the largest logit; choosing another token changes logits by far more
 
 
 def survey(cards: Iterable[Card], name: str, schedule: str) -> dict[str, Any]:
-    """What every route makes of every method, on a CPU with random weights; `report.exported` makes the table."""
+    """Try every route with every method, on a CPU with random weights; `report.exported` makes the table.
+
+    name: of a timm model. Raises UsageError if a package is missing.
+    """
     for package in PACKAGES:
         if find_spec(package) is None:
             raise UsageError(f"exporting to ONNX needs {package}: python -m pip install 'tpbench[export]'")
@@ -54,13 +57,13 @@ def survey(cards: Iterable[Card], name: str, schedule: str) -> dict[str, Any]:
 
 
 def outcomes(model: vit.TokenViT) -> dict[str, dict[str, Any]]:
-    """Route -> {"works", "difference" (largest, as a share of the largest logit), "reason"}."""
+    """The outcome of each route: {"works", "difference" (as a share of the largest logit), "reason"}."""
     return {route: outcome(model, make) for route, make in ROUTES.items()}
 
 
 @torch.no_grad()
 def outcome(model: vit.TokenViT, make: Callable[[nn.Module, Tensor], Call]) -> dict[str, Any]:
-    """One route's result, compared with the eager model on other images than those it was made from."""
+    """Compare a route's result with the eager model on other images than those it was made with."""
     images = random_images(model, IMAGES)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
@@ -80,18 +83,18 @@ def outcome(model: vit.TokenViT, make: Callable[[nn.Module, Tensor], Call]) -> d
 
 
 def seeded(call: Call, images: Tensor, seed: int = 0) -> Tensor:
-    """What a model makes of images when torch's generator starts from a seed."""
+    """The result of a call when torch's generator starts from a seed."""
     torch.manual_seed(seed)
     return call(images)
 
 
 def draws(model: nn.Module, images: Tensor) -> bool:
-    """Whether a model draws at random: two seeds give different logits."""
+    """Whether a model draws random numbers: two seeds give different logits."""
     return not torch.equal(seeded(model, images, 0), seeded(model, images, 1))
 
 
 def innermost(error: BaseException) -> str:
-    """What went wrong first, in its first two lines."""
+    """The first two lines of the error that caused all others."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
@@ -144,18 +147,18 @@ def exported(model: nn.Module, images: Tensor) -> ExportedProgram:
     return torch.export.export(model, (images,), strict=False)
 
 
-# ---------------------------------------------------------------- for ONNX: operators in plain PyTorch
+# ---------------------------------------------------------------- operators in plain PyTorch, for ONNX
 
 
 def in_plain_operators(program: ExportedProgram) -> ExportedProgram:
-    """The same program with operators replaced that have a plain form; ONNX will name those that have none."""
+    """The program with our operators replaced by their plain forms; the exporter reports operators that have none."""
     graphs = [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]
     called = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
     return program.run_decompositions({op: PLAIN[op._schema.name] for op in called if op._schema.name in PLAIN})
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What torch's ONNX exporter does not translate and ONNX can say."""
+    """Translations of operators that ONNX can express but torch's exporter does not translate."""
     from onnxscript import opset18 as op
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
 """Multiply-adds (MACs) of a model on one image, layer by layer: counted, and in closed form. They must agree.
 
-A layer is the patch embedding, a block's attention, reducer and MLP, or the head. A reducer's row holds what reducing
-costs: the method's own operations and the part of the attention that only its probe needs. Matrix products,
-convolutions and registered operators count; additions, norms, softmax, sorting and gathering do not, by the field's
-convention. (Most papers call this number "FLOPs"; two FLOPs are one MAC.)
+A layer is the patch embedding, a block's attention, reducer or MLP, or the head. The reducer's number includes the part
+of the attention that is computed only for its probe. Matrix products, convolutions and registered operators count; by
+the field's convention, additions, norms, softmax, sorting and gathering do not. (Most papers call this number "FLOPs";
+two FLOPs are one MAC.)
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Macs:
 
     @property
     def reducers(self) -> int:
-        """What reducing itself costs."""
+        """Multiply-adds of all reducers together."""
         return sum(macs for name, macs in self.layers.items() if name.endswith(".reducer"))
 
 
 def measured(model: TokenViT) -> Macs:
-    """The counted MACs of a model on its own device, checked layer by layer against the closed form."""
+    """The counted MACs of a model on its own device. Raises MacsDisagree if a layer differs from the closed form."""
     count = counted(model)
     form = closed_form(model)
     if count != form:
@@ -58,7 +58,7 @@ def counted(model: TokenViT) -> Macs:
     image = torch.zeros(1, model.in_chans, *size, device=where.device, dtype=where.dtype)
     training = model.training
     model.eval()
-    # The plain kernel: the counter of some versions does not see the fused one on a CPU.
+    # Use the plain attention kernel, since some versions of the counter miss the fused one on a CPU.
     with torch.no_grad(), frozen(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     model.train(training)
@@ -69,7 +69,7 @@ def counted(model: TokenViT) -> Macs:
     }
     macs["head"] = sum(sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in ("head", "head_dist"))
     for index, block in enumerate(model.blocks):
-        if block.reducer is not None:  # the probe is computed inside the attention: move it to whom it serves
+        if block.reducer is not None:  # the probe is computed inside the attention but belongs to the reducer
             macs[f"blocks.{index}.attn"] -= block.probe_macs(block.reducer)
             macs[f"blocks.{index}.reducer"] += block.probe_macs(block.reducer)
     total = sum(flops["Global"].values()) // 2
@@ -80,7 +80,7 @@ def counted(model: TokenViT) -> Macs:
 
 @contextmanager
 def frozen(model: TokenViT) -> Iterator[None]:
-    """No parameter needs a gradient: the counter cannot follow modules that are given a view of one that does."""
+    """Switch off all gradients: the counter fails on modules that get a view of a parameter with a gradient."""
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in trained:
@@ -92,5 +92,5 @@ def frozen(model: TokenViT) -> Iterator[None]:
 
 
 def closed_form(model: TokenViT) -> Macs:
-    """MACs from the shapes of the layers and the planned token counts, as the model itself tells them."""
+    """MACs from the shapes of the layers and the planned token counts, by the formulas of the model itself."""
     return Macs(model.macs())

@@ -1,4 +1,4 @@
-"""What became of the patches of some images behind every block that reduces, for pictures and tables."""
+"""Which token each patch belongs to after every reducing block, for pictures and tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tpbench.vit import TokenModel
 
 @torch.no_grad()
 def follow(model: TokenModel, images: Tensor, seed: int) -> list[Stage]:
-    """One Stage for every block of the schedule. Methods that draw do so from the seed.
+    """One Stage for each block of the schedule. images: [B, C, H, W]; seed: for methods that draw random numbers.
 
-    Raises UnsupportedModel where the method does not say where its tokens go.
+    Raises UnsupportedModel if the method does not report which patches its tokens are made of.
     """
     torch.manual_seed(seed)
     blocks = {block for block, _ in model.requested}

@@ -1,4 +1,4 @@
-"""Real images to time on: K-Medoids stops when nothing changes, and that depends on what it sees.
+"""Real images for timing, since the number of K-Medoids iterations depends on the image.
 
 Shapes: B images of C channels, H x W pixels.
 """
@@ -21,11 +21,11 @@ from tpbench.errors import UsageError
 from tpbench.training.data import Part
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
-SMALLEST = 0.5  # a crop's side, as a share of the photograph's shorter one
+SMALLEST = 0.5  # the smallest side of a crop, as a share of the photograph's shorter side
 
 
 class Images(NamedTuple):
-    """Normalised images [B, C, H, W] on the model's device, and where they come from."""
+    """Normalised images [B, C, H, W] on the model's device; about: their source, number, shape and fingerprint."""
 
     pixels: Tensor
     about: dict[str, Any]
@@ -50,7 +50,7 @@ def photographs(model: nn.Module, count: int, where: torch.device) -> Images:
 
 
 def photograph(name: str) -> Tensor:
-    """One of scikit-learn's photographs [3, H, W] in [0, 1], read without the seconds that importing it takes."""
+    """One of scikit-learn's photographs [3, H, W] in [0, 1], read as a file to save the seconds of its import."""
     path = Path(find_spec("sklearn").origin).parent / "datasets" / "images" / name
     if not path.is_file():
         raise UsageError(f"scikit-learn's photograph {path} is missing; use --data DIR")
@@ -59,7 +59,7 @@ def photograph(name: str) -> Tensor:
 
 
 def crop(picture: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
-    """A square of a picture [C, H, W] at a random place and scale, resized."""
+    """A square of a picture [C, H, W] at a random place and scale, resized to `size` (height, width)."""
     _, height, width = picture.shape
     scale = SMALLEST + (1 - SMALLEST) * torch.rand((), generator=draw).item()
     side = int(scale * min(height, width))
@@ -70,14 +70,14 @@ def crop(picture: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tenso
 
 
 def of_part(part: Part, count: int, source: str, where: torch.device) -> Images:
-    """The first images of one part of a data set; a part with fewer begins again."""
+    """The first `count` images of one part of a data set; they are repeated if it has fewer."""
     pixels = next(iter(part.batches(min(count, len(part))))).images
     rounds = -(-count // len(pixels))
     return described(pixels.repeat(rounds, 1, 1, 1)[:count], source, where)
 
 
 def described(pixels: Tensor, source: str, where: torch.device) -> Images:
-    """Images [B, C, H, W] on a device, with their source, number, shape and fingerprint."""
+    """Move images [B, C, H, W] to a device and describe their source, number, shape and fingerprint."""
     digest = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     about = {"source": source, "images": len(pixels), "shape": list(pixels.shape[1:]), "fingerprint": digest}
     return Images(pixels.contiguous().to(where), about)

@@ -1,4 +1,4 @@
-"""Seconds of a forward pass: raw samples, taken in turns, so that a noisy machine is noisy for all alike."""
+"""Seconds of a forward pass: raw samples, taken in turns, so that noise of the machine affects all models alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from tpbench.vit import TokenViT
 def interleaved(
     calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` samples each after `warmup` unrecorded ones, one of every call per round."""
+    """Sample the seconds of several calls in turns, one sample of each call per round.
+
+    Each call gets `warmup` unrecorded rounds, then `repeats` samples.
+    """
     wait = synchroniser(device)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
@@ -32,7 +35,7 @@ def interleaved(
 def forward_call(
     model: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype = torch.float32
 ) -> Callable[[], Tensor]:
-    """One inference of `images` in evaluation mode; a lower dtype runs under autocast, as in training."""
+    """A function that runs one inference of `images` in evaluation mode; lower dtypes use autocast, as in training."""
     if isinstance(model, nn.Module):
         model.eval()
 
@@ -54,7 +57,7 @@ def random_images(model: nn.Module, batch: int) -> Tensor:
 def layers(
     model: TokenViT, images: Tensor, repeats: int, warmup: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
-    """Median seconds of every layer in one forward pass, and of all "other" operations between them."""
+    """Median seconds of each layer in one forward pass, and of all operations between layers as "other"."""
     samples: dict[str, list[float]] = {}
     started: dict[str, float] = {}
     wait = synchroniser(images.device)
@@ -81,7 +84,7 @@ def layers(
 
 
 def named_layers(model: TokenViT) -> dict[str, nn.Module]:
-    """The layers that carry a row: the same names as in `measure.flops`."""
+    """The layers that are measured, with the names of `measure.flops`."""
     found: dict[str, nn.Module] = {"patch_embed": model.patch_embed}
     for index, block in enumerate(model.blocks):
         found[f"blocks.{index}.attn"] = block.attn
@@ -94,5 +97,5 @@ def named_layers(model: TokenViT) -> dict[str, nn.Module]:
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:
-    """Wait until a device has done what it was given; a CPU always has."""
+    """A function that waits until a device has finished its work; on a CPU it does nothing."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

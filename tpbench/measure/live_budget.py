@@ -1,4 +1,4 @@
-"""Shares of MACs that living tokens cost, for methods that may keep fewer tokens than they were given room for."""
+"""Counts for a share of MACs without padding, for methods that may keep fewer tokens than requested."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from tpbench.schedule import Schedule
 
 
 def solve(schedule: Schedule, base: nn.Module, reduced: Callable[[Schedule], vit.TokenViT], images: Tensor) -> Schedule:
-    """The counts at which the tokens that live cost the schedule's share of MACs, within `budget.TOLERANCE`.
+    """The counts at which the live tokens cost the schedule's share of MACs, within `budget.TOLERANCE`.
 
-    reduced(schedule) reduces the base. images [B, C, H, W] show how many tokens live, off the shelf; after fine-tuning
-    it may be others. With padding the model costs more than the share. Raises Unreachable if no counts meet it.
+    reduced(schedule) reduces the base. Live tokens are those that are not padding, counted off the shelf on `images`
+    [B, C, H, W]; fine-tuning may change their number. With padding the model costs more than the share. Raises
+    Unreachable if no counts meet it.
     """
     unreduced = closed_form(vit.reduce(base, "none")).total
 
     def cost(asked: Schedule) -> float:
         model = reduced(asked)
-        live = token_counts(model, images).get("live")  # none where every token is kept
+        live = token_counts(model, images).get("live")  # None if every token is kept
         return 1.0 if live is None else live_macs(model, live) / unreduced
 
     return budget.solve(schedule, cost, base.patch_embed.num_patches)

@@ -1,4 +1,4 @@
-"""What decides a machine's speed, beside its name: instruction sets, clock policy, drivers, and how busy it is."""
+"""Facts that determine a machine's speed: instruction sets, clock policy, drivers and load."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def facts(where: torch.device) -> dict[str, Any]:
-    """The CPU's instruction sets for arithmetic, threads and governor; on a GPU its driver, CUDA and cuDNN too.
+    """The CPU's instruction sets for arithmetic, threads and governor; for a GPU also driver, CUDA and cuDNN.
 
-    None stands for what the system does not say.
+    A value is None if the system does not tell it.
     """
     report = {
         "cpu_flags": cpu_flags(),
@@ -37,7 +37,7 @@ def facts(where: torch.device) -> dict[str, Any]:
 
 
 def cpu_flags() -> list[str]:
-    """The flags of /proc/cpuinfo that name vector and matrix instructions; empty where there is no such file."""
+    """The flags of /proc/cpuinfo that name vector and matrix instructions; empty if there is no such file."""
     if not CPUINFO.exists():
         return []
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
@@ -45,7 +45,7 @@ def cpu_flags() -> list[str]:
 
 
 def line_of(path: Path) -> str | None:
-    """The first line of a file of the system, if it can be read."""
+    """The first line of a file; None if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").splitlines()[0].strip()
     except (OSError, IndexError):
@@ -53,7 +53,7 @@ def line_of(path: Path) -> str | None:
 
 
 def load() -> float | None:
-    """Processes that want to run, mean over the last minute."""
+    """The number of runnable processes, mean over the last minute; None if the system does not tell it."""
     try:
         return round(os.getloadavg()[0], 2)
     except (OSError, AttributeError):

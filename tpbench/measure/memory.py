@@ -1,4 +1,4 @@
-"""Memory: the peak of one forward pass, beyond weights and inputs."""
+"""Peak memory of one forward pass beyond weights and inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes a call holds at once beyond what was held before it."""
+    """The largest number of bytes that a call holds at once, beyond those held before it."""
     return _on_gpu(call, device) if device.type == "cuda" else _on_cpu(call)
 
 
@@ -23,11 +23,12 @@ def _on_gpu(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _on_cpu(call: Callable[[], object]) -> int:
-    """The running sum of the allocator's events has its maximum at the peak."""
+    """The maximum of the running sum of the allocator's events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    held = 0
+    peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)

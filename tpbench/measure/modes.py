@@ -1,7 +1,7 @@
-"""How a model is run: as it stands, compiled, or replayed as a CUDA graph. Here alone a model becomes a call to time.
+"""How a model is run when it is timed: eager, compiled, or replayed as a CUDA graph.
 
-A mode changes no result, only seconds. A reduced model is timed in the mode that was asked for, the unreduced one in
-every mode that this permits, and the fastest of these is the reference: a gain must not come from a slow rival.
+A mode changes only the time, not the result. A reduced model is timed in the requested mode. The unreduced model is
+timed in every mode that this permits, and the fastest is the reference, so that no gain comes from a slow reference.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Mode:
 
     @classmethod
     def of(cls, how: Measure, where: torch.device) -> Mode:
-        """As a recipe measures: CUDA graphs on a CUDA device alone."""
+        """The mode in which a recipe measures on a device; CUDA graphs are used only on CUDA devices."""
         return cls(how.compile, how.cuda_graph and where.type == "cuda")
 
     def permitted(self) -> list[Mode]:
-        """This mode and all that do less, the plainest first."""
+        """This mode and all modes with a subset of its options, the plainest first."""
         flags = product(*((False, True) if flag else (False,) for flag in (self.compiled, self.cuda_graph)))
         return [Mode(compiled=compiled, cuda_graph=cuda_graph) for compiled, cuda_graph in flags]
 
     def check(self, where: torch.device) -> None:
-        """Refuse, before any work, what this device or machine cannot do."""
+        """Raise UsageError, before any work, if the device or machine does not support the mode."""
         if self.cuda_graph and where.type != "cuda":
             raise UsageError(f"--cuda-graph needs a CUDA device, and this profile runs on a {where.type}")
         compiler = os.environ.get("CXX", "g++")
@@ -54,7 +54,7 @@ class Mode:
             raise UsageError(f"--compile needs a C++ compiler on a CPU, and {compiler} is not installed")
 
     def call(self, model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
-        """One inference of `images`, ready to be timed: compiled and recorded already. See `latency.forward_call`."""
+        """A function that runs one inference of `images`, already compiled and recorded. See `latency.forward_call`."""
         model.eval()
         forward = forward_call(compiled(model) if self.compiled else model, images, dtype)
         if self.compiled:
@@ -63,10 +63,10 @@ class Mode:
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a model in one graph, for the shapes that it meets.
+    """The forward pass of a model, compiled in one graph for the shapes that it meets.
 
-    It is a function of its own: torch keeps what it compiles by the code it came from, gives up after eight models of
-    one class, and at every call would look through those of all the others first.
+    Each model gets a function with a code object of its own. torch caches compiled graphs by code object: with a shared
+    one it would search the graphs of all models at every call, and stop compiling after eight models.
     """
 
     def forward(images: Tensor) -> Tensor:
@@ -77,9 +77,10 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A call recorded as a CUDA graph. It always reads and writes the same memory; CellFailed if it waits for the host.
+    """Record a call as a CUDA graph, which always reads and writes the same memory.
 
-    The kernels choose their plans and workspaces in three calls on a side stream before the recording.
+    Three calls on a side stream before the recording let the kernels choose their plans and workspaces. Raises
+    CellFailed if the call waits for the host.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -110,16 +111,17 @@ def compare(
     warmup: int,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Samples, dict[str, str]]:
-    """Seconds of the reduced model in a mode and of the unreduced one in its fastest, in turns, by batch size.
+    """Time the reduced model in a mode and the unreduced model in its fastest mode, in turns, by batch size.
 
-    The second value names that fastest mode by batch size: a CUDA graph may win at one image and not at many.
+    The second value is the name of that fastest mode by batch size, since a CUDA graph may be faster for one image but
+    not for many.
     """
     samples = {}
     chosen = {}
     for batch in batch_sizes:
         images = random_images(reduced, batch)
         if mode.compiled:
-            torch.compiler.reset()  # what was compiled for the cell before is not needed any more
+            torch.compiler.reset()  # frees the graphs of the cell before
         rivals = {str(permitted): permitted.call(unreduced, images, dtype) for permitted in mode.permitted()}
         calls = {"reduced": mode.call(reduced, images, dtype), **rivals}
         seconds = interleaved(calls, repeats, warmup=warmup, device=images.device)

@@ -1,4 +1,4 @@
-"""One model and method without training: tokens, MACs and latency, layer by layer (`tpbench profile`)."""
+"""Tokens, MACs and latency of one model and method, layer by layer and without training (`tpbench profile`)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def profile(
     device: str = "auto",
     trace: Path | None = None,
 ) -> Profile:
-    """Measure a timm model by name, reduced by a method, beside the fastest unreduced form of the same model.
+    """Measure a timm model that a method reduces, beside the fastest unreduced form of the same model.
 
-    Layers, memory and trace are those of the eager model, whatever the mode. The models carry random weights: shapes
-    alone decide what is measured here (image-dependent methods excepted). Raises UsageError for what is not known or
-    cannot be done on the device, and where the memory cannot hold the largest batch.
+    Layers, memory and trace are those of the eager model, whatever the mode. Weights are random, since only shapes
+    matter here (except for methods that depend on the image). Raises UsageError for unknown names, for what the device
+    does not support, and if the memory cannot hold the largest batch.
     """
     where = environment.device(device)
     precision = environment.dtype(dtype, where)

@@ -1,8 +1,8 @@
-"""A timing session: many models take turns on one machine, in random order in every round, so that all rows compare.
+"""A timing session: models take turns on one machine, in random order in every round, so that all rows are comparable.
 
-A busy second hits some rows of a round and not others, and over the rounds all alike. Every row is warm before the
-first round. A session that was interrupted continues with the next round: see `tpbench.measure.timings` for its file,
-and `tpbench.measure.speeds` for what it says.
+A busy second affects only some rows of a round, but over many rounds it affects all rows alike. Every row is warm
+before the first round. An interrupted session continues with the next round. `tpbench.measure.timings` describes its
+file, and `tpbench.measure.speeds` evaluates it.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from tpbench.measure.entries import Call, Entry, Subject
 from tpbench.measure.latency import synchroniser
 from tpbench.measure.timings import LEAST_ROUNDS, Key, Row, Session, Sitting
 
-WARM_UP = 2  # calls of every row before the first round; more would only repeat the second
-SAVE_SECONDS = 10.0  # of work that an interruption may cost
+WARM_UP = 2  # calls of every row before the first round; further calls are as fast as the second
+SAVE_SECONDS = 10.0  # an interruption loses at most this much sampling
 
-Watch = Callable[[str, float, float], None]  # what is going on, the share of it that is done, seconds left
+Watch = Callable[[str, float, float], None]  # shows progress: the stage, the share that is done, seconds left
 
 
 def unwatched(stage: str, share: float, left: float) -> None:
-    """Show no progress."""
+    """The default `watch`: show no progress."""
 
 
 def unchecked() -> None:
-    """Let the session go on."""
+    """The default `check`: never stop the session."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one sitting samples: `rounds`, or as many as `seconds` allow, but at least LEAST_ROUNDS.
+    """How long one sitting samples: `rounds`, or as many as fit into `seconds`, but at least LEAST_ROUNDS.
 
-    Every sitting takes one round at least, so that a session that continues comes to an end.
+    Every sitting takes at least one round, so that a session always ends after some sittings.
     """
 
     rounds: int = 50
     seconds: float | None = None
 
     def enough(self, rounds: int, seconds: float) -> bool:
-        """Whether so many rounds, which took so many seconds of sampling, are enough."""
+        """Whether sampling can stop after `rounds` rounds that took `seconds` seconds."""
         if rounds >= self.rounds:
             return True
         if self.seconds is None or seconds == 0:
@@ -60,7 +60,7 @@ class Effort:
         return seconds >= self.seconds and rounds >= LEAST_ROUNDS
 
     def left(self, rounds: int, seconds: float, a_round: float) -> float:
-        """Seconds still to go, when one round takes a_round."""
+        """Estimated seconds until sampling stops, if one round takes `a_round` seconds."""
         full = (self.rounds - rounds) * a_round
         if self.seconds is None:
             return full
@@ -68,7 +68,7 @@ class Effort:
         return min(full, max(least, self.seconds - seconds))
 
     def within(self, session: Session) -> Effort:
-        """This effort, no longer than what is left of the session's budget."""
+        """This effort, limited by what is left of the session's budget."""
         if session.budget is None:
             return self
         left = max(0.0, session.budget - session.seconds)
@@ -76,7 +76,7 @@ class Effort:
 
 
 class Warm(NamedTuple):
-    """Calls that are compiled and warm, the rows of all entries, and about how many seconds a round takes."""
+    """Calls that are compiled and warm, the rows of all entries, and roughly the seconds of a round."""
 
     calls: dict[Key, Call]
     rows: list[Row]
@@ -90,7 +90,7 @@ def begin(
     dtype: torch.dtype = torch.float32,
     budget: float | None = None,
 ) -> Session:
-    """A session of a model on this machine before any row is in it. budget: see `Session`."""
+    """A session of a model on this machine, still without rows. wanted, budget: see `timings.Session`."""
     return Session(
         machine=machine_name,
         model=subject.name,
@@ -114,11 +114,11 @@ def run(
     watch: Watch = unwatched,
     check: Callable[[], None] = unchecked,
 ) -> Session:
-    """Time all entries and return the session with their samples; a reduced row that fails carries the reason.
+    """Time all entries and return the session with their samples.
 
-    With a path the session is written every few rounds. A session that was interrupted continues if conditions and
-    rows are the same; otherwise it starts again and `watch` gets the reason. check is called before each
-    round and may raise to stop; complete rounds are written.
+    A reduced row that fails has the reason as its error. With a path, the session is written every few seconds. An
+    interrupted session continues if conditions and rows are the same; otherwise it starts again, and `watch` gets the
+    reason. `check` is called before each round and may raise to stop; complete rounds are then written.
     """
     return sample(
         session, warm=warmed(entries, where, watch), effort=effort, where=where, path=path, watch=watch, check=check
@@ -135,7 +135,7 @@ def sample(
     watch: Watch = unwatched,
     check: Callable[[], None] = unchecked,
 ) -> Session:
-    """The same for calls that are warm already."""
+    """`run` for calls that are already warm."""
     calls, rows, a_round = warm
     session = continued(replace(session, rows=rows), path, watch)
     effort = effort.within(session)
@@ -143,9 +143,10 @@ def sample(
     session.sittings.append(sitting)
     save = partial(keep, session, path)
     save()  # the rows' counts, which may have taken minutes to find
-    start = saved = time.monotonic()
+    start = time.monotonic()
+    saved = start
     try:
-        with uncollected():
+        with no_garbage_collection():
             while not effort.enough(session.rounds, sitting.seconds):
                 check()
                 left = effort.left(session.rounds, sitting.seconds, a_round)
@@ -165,21 +166,21 @@ def sample(
 
 
 def keep(session: Session, path: Path | None) -> None:
-    """Write a session; one without rounds does not replace another."""
+    """Write a session to its path, if any. A session without rounds never replaces a file."""
     if path is not None and (session.rounds or not path.exists()):
         timings.write(path, session)
 
 
 def add(session: Session, seconds: Mapping[Key, float]) -> None:
-    """Add one round."""
+    """Add the samples of one round to a session."""
     for row in session.timed:
         row.seconds.append(seconds[row.key])
 
 
 def finished(path: Path, session: Session, keys: Sequence[Key]) -> Session | None:
-    """The session of a file if it has all these rows and was not cut off before the rounds that `session` wants.
+    """The session in a file, if it has all these rows and enough rounds for `session`; otherwise None.
 
-    Raises UsageError where the file holds the session of another model, other weights or other images.
+    Raises UsageError if the file holds a session of another model, other weights or other images.
     """
     if not path.exists():
         return None
@@ -198,7 +199,7 @@ def _short(value: object) -> object:
 
 
 def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> Session:
-    """The session with the rounds in the file, if the file has the same rows under the same conditions."""
+    """The session with the rounds of its file, if the file has the same rows under the same conditions."""
     if path is None or not path.exists():
         return session
     earlier = timings.read(path)
@@ -213,7 +214,10 @@ def continued(session: Session, path: Path | None, watch: Watch = unwatched) -> 
 
 
 def differences(session: Session, earlier: Session) -> list[str]:
-    """The conditions that differ between two sessions, and "rows" if the rows do; any of them ends a session."""
+    """The names of the conditions that differ between two sessions, and "rows" if the rows differ.
+
+    A session continues only if there are none.
+    """
     own = session.conditions()
     other = earlier.conditions()
     changed = [name for name in own if own[name] != other[name]]
@@ -225,9 +229,9 @@ def differences(session: Session, earlier: Session) -> list[str]:
 
 
 def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatched, calls_each: int = WARM_UP) -> Warm:
-    """Prepare every call and make it a few times.
+    """Make every call and run it `calls_each` times.
 
-    A reduced model that fails leaves a row with the reason; an error of an unreduced model is raised.
+    If a reduced model fails, its row has the reason as its error; an error of an unreduced model is raised.
     """
     calls: dict[Key, Call] = {}
     rows: list[Row] = []
@@ -251,7 +255,7 @@ def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatch
 
 
 def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> dict[Key, float]:
-    """Seconds of every call, taken in an order that the number of the round decides."""
+    """Seconds of every call, in a random order that is seeded by the number of the round."""
     order = list(calls)
     random.Random(number).shuffle(order)
     wait = synchroniser(where)
@@ -259,17 +263,17 @@ def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> di
 
 
 def timed(call: Call, wait: Callable[[], None]) -> float:
-    """Seconds of one call, from and to a moment at which the device has nothing left to do."""
+    """Seconds of one call, measured while the device has no other work."""
     wait()
     start = time.perf_counter()
     call()
     wait()
-    return round(time.perf_counter() - start, 9)  # the clock's own resolution
+    return round(time.perf_counter() - start, 9)  # the resolution of the clock
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep Python's garbage collection out of the samples: it is done once, before them."""
+def no_garbage_collection() -> Iterator[None]:
+    """Collect garbage once, and then not again within this context, so that samples do not contain it."""
     gc.collect()
     gc.disable()
     try:

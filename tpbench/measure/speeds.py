@@ -1,8 +1,8 @@
-"""What the samples of a timing session say: medians, and speed-ups with intervals. No torch, no pandas.
+"""The evaluation of a timing session: medians, and speed-ups with intervals. No torch, no pandas.
 
-A speed-up is the median over rounds of the reference's seconds over the row's. The reference of a group is timm's
-unreduced model in its fastest mode. What a busy minute does to both sides of a round's ratio cancels, so the median of
-ratios has a far narrower interval than the ratio of medians. Intervals resample rounds with replacement (percentile
+A speed-up is the median over rounds of the reference's seconds divided by the row's. The reference of a group is timm's
+unreduced model in its fastest mode. A busy minute affects both sides of a round's ratio alike, so the median of ratios
+has a far narrower interval than the ratio of medians. Intervals resample rounds with replacement (percentile
 bootstrap).
 """
 
@@ -18,13 +18,13 @@ from tpbench.measure.timings import Group, Row, Session
 
 LEVEL = 0.95
 RESAMPLES = 1000
-P95_SAMPLES = 200  # fewer say too little about one sample in twenty
-NEAR = 0.02  # how far a row may be from the latency that was asked for, as a share of it, before it is marked
+P95_SAMPLES = 200  # the 95th percentile needs at least so many
+NEAR = 0.02  # a row is marked if its latency is off by more, as a share of the requested one
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of ratios, or of other numbers, and the bounds of its 95 % interval."""
+    """The median of ratios, or of other numbers, with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -32,16 +32,17 @@ class Ratio:
 
     @property
     def includes_one(self) -> bool:
-        """Whether the interval allows that nothing changed."""
+        """Whether the interval contains 1, so that no change is certain."""
         return self.low <= 1 <= self.high
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One row in numbers. Seconds; low and high bound the 95 % interval of the median; p95 is None below 200 samples.
+    """One row in numbers.
 
-    promised is the speed-up that multiply-adds alone would give. off says how far the latency is from the one asked
-    for, as a share of it, and is None where none was.
+    median, low, high: seconds, with the ends of the median's 95 % interval. p95: seconds, None below P95_SAMPLES.
+    promised: the speed-up that multiply-adds alone would give. off: the relative error of the requested latency, None
+    if none was requested.
     """
 
     row: Row
@@ -56,17 +57,17 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
-        """Images per second, from the median time."""
+        """Images per second at the median time."""
         return self.row.batch / self.median
 
     @property
     def marked(self) -> bool:
-        """Whether the row misses the latency that was asked for by more than 2 %."""
+        """Whether the row misses the requested latency by more than 2 %."""
         return self.off is not None and abs(self.off) > NEAR
 
 
 def speeds(session: Session, group: Group) -> list[Speed]:
-    """Every timed row of a group beside the fastest unreduced model; controls are left out."""
+    """All timed rows of a group, compared with the fastest unreduced model; controls are left out."""
     best = reference(session, group)
     return [speed(row, best) for row in session.of(group, "reference", "reduced")]
 
@@ -77,7 +78,7 @@ def reference(session: Session, group: Group) -> Row:
 
 
 def control(session: Session, group: Group) -> Ratio:
-    """The ratio between two rows of the same model: 1 but for noise."""
+    """The ratio of two rows of the same model, which differs from 1 only by noise."""
     (again,) = session.of(group, "control")
     first = next(row for row in session.of(group, "reference") if row.mode == again.mode)
     return ratio(first.seconds, again.seconds)
@@ -102,14 +103,14 @@ def speed(row: Row, best: Row) -> Speed:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """The median of above / below; sample i of both comes from round i, and both have one from each."""
+    """The median of above / below, where sample i of both comes from round i."""
     if len(above) != len(below):
         raise ValueError(f"{len(above)} and {len(below)} samples come from different rounds")
     return resampled(np.asarray(above) / np.asarray(below))
 
 
 def resampled(values: np.ndarray) -> Ratio:
-    """The median of one value a round, with the interval that resampling rounds gives: [rounds]."""
+    """The median of one value per round, [rounds], with its interval by resampling rounds."""
     medians = np.median(values[rounds_drawn(len(values))], axis=1)
     low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Ratio(float(np.median(values)), float(low), float(high))
@@ -117,5 +118,5 @@ def resampled(values: np.ndarray) -> Ratio:
 
 @cache
 def rounds_drawn(rounds: int) -> np.ndarray:
-    """The numbers of the rounds in every resample, the same for all rows: [RESAMPLES, rounds]."""
+    """The rounds of each resample, the same for all rows: [RESAMPLES, rounds]."""
     return np.random.default_rng(0).integers(0, rounds, (RESAMPLES, rounds))

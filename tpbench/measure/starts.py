@@ -1,10 +1,10 @@
-"""Does the start of K-Medoids matter, and are its default iterations enough? By the clustering objective, per image.
+"""Does the start of K-Medoids matter, and are its default iterations enough? Measured by the clustering objective.
 
-The objective is what Token Pooling minimises: sum_i w_i |x_i - c_a(i)|^2. At every block that reduces, the tokens that
-arrive are clustered from every start and for several numbers of iterations; the model itself goes on with its own
+The objective is what Token Pooling minimises: sum_i w_i |x_i - c_a(i)|^2. At every reducing block, the tokens that
+arrive are clustered from every start and with several numbers of iterations. The model itself continues with its own
 setting, so that all starts see the same tokens.
 
-B images, L blocks that cluster, S starts, T numbers of iterations
+Shapes: B images, L blocks that cluster, S starts, T numbers of iterations.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ from tpbench.tokens import Tokens, rows
 from tpbench.vit import TokenViT
 
 ITERATIONS = (0, 1, 2, 3, 5, 10)
-CONVERGED = 50  # iterations after which K-Medoids on some hundred tokens moves no more
-NEGLIGIBLE = 1e-9  # objective over the tokens' weighted energy that counts as zero: every token is a medoid
-SETTLED = 1e-6  # relative difference of two objectives that are the same
+CONVERGED = 50  # iterations after which K-Medoids on a few hundred tokens no longer changes
+NEGLIGIBLE = 1e-9  # objective over the tokens' weighted energy that counts as zero, as when every token is a medoid
+SETTLED = 1e-6  # two objectives with at most this relative difference count as equal
 
 
 def clusters_by_medoids(model: TokenViT) -> bool:
-    """Whether the model has blocks that this measurement is about."""
+    """Whether the model has blocks that this measurement applies to."""
     return bool(medoid_reducers(model))
 
 
 def medoid_reducers(model: TokenViT) -> list[WeightedKMedoids]:
-    """The instances of Token Pooling by K-Medoids in the model, in the order of their blocks."""
+    """The reducers of a model that cluster by K-Medoids, in the order of their blocks."""
     return [block.reducer for block in model.blocks if isinstance(block.reducer, WeightedKMedoids)]
 
 
 @torch.no_grad()
 def starts(model: TokenViT, batches: Iterable[Tensor], seed: int) -> dict[str, Any]:
-    """Objectives over all images [B, C, height, width] of all batches, as a JSON object.
+    """Measure objectives over all images [B, C, height, width] of all batches; return a JSON object.
 
-    "starts": start -> iterations -> {"mean", "sd"} over images of the log of the objective over that of the model's own
-    start and iterations ("default"), mean over blocks. "unconverged": start -> the same of the objective after the
-    default iterations over the converged one, and "settled", the share of clusterings (image and block) where the two
-    are equal. The random start draws from a generator seeded with `seed`; torch's own is left as it was.
+    "default": the model's own start and iterations. "starts": start -> iterations -> {"mean", "sd"} over images, of the
+    logarithm of the objective divided by that of the default, mean over blocks. "unconverged": start -> the same for
+    the objective after the default iterations divided by the converged one, and "settled", the share of clusterings
+    (image and block) where the two are equal. The random start draws from a generator seeded with `seed`; torch's own
+    generator is left unchanged.
     """
     config = medoid_reducers(model)[0].config
     with torch.random.fork_rng():
@@ -78,7 +79,7 @@ def _summary(values: Tensor) -> dict[str, float]:
 
 
 def _log_objectives(model: TokenViT, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """For every batch the log objectives [L, B, S, T], the last of T converged."""
+    """For each batch, the log objectives [L, B, S, T]; the last of T is the converged one."""
     found: list[Tensor] = []
 
     def look(reducer: nn.Module, inputs: tuple[Tokens, Probe]) -> None:
@@ -110,7 +111,7 @@ def objectives(reducer: WeightedKMedoids, tokens: Tokens, probe: Probe) -> Tenso
 
 
 def _along(points: Tensor, weight: Tensor, medoids: Tensor, iterations: list[int]) -> Tensor:
-    """The objective [B, T] after each of these numbers of iterations; every run goes on from the one before."""
+    """The objective [B, T] after each of these numbers of iterations; each continues from the one before."""
     k = medoids.shape[1]
     values: list[Tensor] = []
     done = 0

@@ -1,4 +1,4 @@
-"""The user's own model as the subject of a timing session: by timm's name or by the function that makes it."""
+"""A user's model as the subject of a timing session, by its name in timm or by the function that makes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tpbench.recipe import Data
 from tpbench.training.data import Part
 from tpbench.training.data.held_out import held_out
 
-MOST_CLASSES = 1_000_000  # where labels are not looked at
+MOST_CLASSES = 1_000_000  # any number of classes will do if labels are not used
 
 
 def load(
@@ -33,10 +33,10 @@ def load(
     folder: Path | None = None,
     site: str = "mid",
 ) -> Subject:
-    """A model with images to time it on: those of a folder, or crops of two photographs.
+    """Load a model with images to time it on: those of a folder, or crops of two photographs.
 
-    name is a timm model or "module:function". Raises UsageError where there is no such model, no such weights or no
-    such images, or where tpbench cannot reduce it.
+    name: a timm model, or "module:function". images: how many. site: where in a block to reduce. Raises UsageError if
+    the model, its weights or the images do not exist, and if tpbench cannot reduce the model.
     """
     model = make(name, pretrained).eval().to(where)
     vit.check_supported(model)
@@ -52,7 +52,7 @@ def load(
 
 
 def make(name: str, pretrained: bool | str = False) -> nn.Module:
-    """A model by timm's name, with random weights of seed 0 unless pretrained, or what a function returns."""
+    """A timm model, with random weights of seed 0 unless pretrained; or the model that "module:function" returns."""
     torch.manual_seed(0)
     if ":" not in name:
         return vit.create(name, {}, pretrained)
@@ -72,7 +72,7 @@ def make(name: str, pretrained: bool | str = False) -> nn.Module:
 
 @contextmanager
 def found_here() -> Iterator[None]:
-    """Let modules of the current folder be imported, whichever way tpbench was started."""
+    """Make modules in the current folder importable, however tpbench was started."""
     sys.path.insert(0, str(Path.cwd()))
     try:
         yield
@@ -81,14 +81,14 @@ def found_here() -> Iterator[None]:
 
 
 def weights(name: str, pretrained: bool | str) -> str:
-    """Where the weights come from, in words."""
+    """Where the weights come from, in words, for reports."""
     if ":" in name:
         return f"of {name}"
     return {True: "from the hub", False: "random"}.get(pretrained, str(pretrained))
 
 
-def lines(model: nn.Module, folder: Path, limit: int | None) -> Data:
-    """How a folder's images are prepared for a model: as its weights want them."""
+def data_for(model: nn.Module, folder: Path, limit: int | None) -> Data:
+    """The preparation of a folder's images that the model's weights expect. limit: images at most."""
     how = vit.preprocessing(model)
     height, width = model.patch_embed.img_size
     if height != width:
@@ -108,17 +108,17 @@ def lines(model: nn.Module, folder: Path, limit: int | None) -> Data:
 
 
 def from_folder(model: nn.Module, count: int, folder: Path, where: torch.device) -> Images:
-    """The first images of a folder, whatever their classes are."""
-    any_class = replace(lines(model, folder, count), classes=MOST_CLASSES)
+    """The first `count` images of a folder, whatever their classes."""
+    any_class = replace(data_for(model, folder, count), classes=MOST_CLASSES)
     part, _ = held_out(any_class, where)
     return of_part(part, count, source=str(folder), where=where)
 
 
 def labelled(model: nn.Module, folder: Path, limit: int, where: torch.device) -> Part:
-    """Images with labels of the model's classes. Raises DataError where the folder has another number of classes."""
-    part, classes = held_out(lines(model, folder, limit), where)
+    """At most `limit` labelled images of a folder. Raises DataError unless it has as many classes as the model."""
+    part, classes = held_out(data_for(model, folder, limit), where)
     if classes != model.num_classes:
         raise DataError(
-            f"{folder} has {classes} folders of classes and the model {model.num_classes} classes: labels would not fit"
+            f"{folder} has {classes} folders of classes and the model {model.num_classes} classes; they must agree"
         )
     return part

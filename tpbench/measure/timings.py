@@ -1,7 +1,7 @@
 """A timing session as a file: many models timed in turns on one machine, with every sample. No torch, no pandas.
 
-OUT/timing/MACHINE.json holds the session of one machine. One line of it is one row: a method at a schedule, batch size,
-dtype and mode. Sample number i of every row was taken in round i, so rows are compared round by round.
+OUT/timing/MACHINE.json holds the session of one machine. Each line of it is a row: a method at a schedule, batch size,
+dtype and mode. Sample i of every row was taken in round i, so that rows can be compared round by round.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tpbench.errors import UsageError
 from tpbench.record import Code, checked, replace_text
 
 SCHEMA = 1
-LEAST_ROUNDS = 5  # are taken whatever a time budget says: with fewer there is no interval
-TIMM = "timm"  # the method's name in rows of the unreduced model as timm runs it
+LEAST_ROUNDS = 5  # taken despite a time limit, because fewer give no interval
+TIMM = "timm"  # the method in rows of the unreduced model as timm runs it
 
 
 class Key(NamedTuple):
-    """What one row times. Two rows of a session never share it."""
+    """What identifies a row within a session."""
 
     method: str
     schedule: str
@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What rows must have in common to be compared as speed-ups."""
+    """Batch size and dtype, which rows must share to be compared."""
 
     batch: int
     dtype: str
@@ -43,12 +43,13 @@ class Group(NamedTuple):
 
 @dataclass
 class Row:
-    """One model in one mode. Samples are seconds of one forward pass of `batch` images, one from every round.
+    """One model in one mode.
 
-    role: "reduced" for what is compared (the method `none` too), "reference" for timm's unreduced model in a mode that
-    may turn out the fastest, "control" for the first reference once more: the same model twice. counts are the body
-    tokens after each of the schedule's blocks, macs the multiply-adds per image in closed form. asked is the share of
-    the unreduced model's latency that the counts were solved for. A row with an error has no samples.
+    role: "reduced" for rows that are compared, including the method `none`; "reference" for timm's unreduced model in
+    one of the permitted modes, the fastest of which is compared with; "control" for the first reference once more.
+    counts: body tokens after each of the schedule's blocks. macs: multiply-adds per image in closed form. asked: the
+    share of the unreduced model's latency that the counts were solved for, if any. seconds: of one forward pass of
+    `batch` images, one sample for each round; empty for a row with an error.
     """
 
     method: str
@@ -77,15 +78,16 @@ class Row:
 
     @property
     def group(self) -> Group:
-        """The rows that it is compared with: those of its batch size and dtype."""
+        """The group of rows that it is compared with."""
         return Group(self.batch, self.dtype)
 
 
 @dataclass
 class Sitting:
-    """A part of a session without interruption: when (UTC), how many rounds, and the machine's load around it.
+    """An uninterrupted part of a session.
 
-    Loads are averages over one minute, in processes that want to run; None where the system does not say.
+    began: UTC. seconds: of sampling. load_before, load_after: the number of runnable processes, averaged over one
+    minute; None if the system does not tell it.
     """
 
     began: str
@@ -99,9 +101,9 @@ class Sitting:
 class Session:
     """All rows of one model on one machine.
 
-    wanted is the number of rounds to be taken, budget the seconds of sampling, over all sittings, after which fewer
-    have to do (None: however long it takes). images: where they come from, how many, and a fingerprint. environment
-    and facts: the packages, the machine, and what decides its speed.
+    wanted: the number of rounds to take. budget: seconds of sampling over all sittings after which fewer rounds are
+    enough; None for no limit. images: their source, number and fingerprint. environment, facts: the packages, the
+    machine, and what determines its speed.
     """
 
     machine: str
@@ -124,7 +126,7 @@ class Session:
 
     @property
     def rounds(self) -> int:
-        """Rounds that every row has taken part in."""
+        """The number of complete rounds."""
         return min((len(row.seconds) for row in self.timed), default=0)
 
     @property
@@ -134,11 +136,11 @@ class Session:
 
     @property
     def complete(self) -> bool:
-        """Whether no more rounds are to be taken; one that was cut off is not complete."""
+        """Whether the session needs no more rounds."""
         return self.enough(self.wanted, self.budget)
 
     def enough(self, wanted: int, budget: float | None) -> bool:
-        """Whether so many rounds were taken, or as many as so many seconds of sampling allow."""
+        """Whether `wanted` rounds were taken, or at least LEAST_ROUNDS in `budget` seconds of sampling."""
         if self.rounds >= wanted:
             return True
         return budget is not None and self.seconds >= budget and self.rounds >= LEAST_ROUNDS
@@ -153,18 +155,18 @@ class Session:
         return [row for row in self.timed if row.group == group and row.role in roles]
 
     def conditions(self) -> dict[str, Any]:
-        """What must be the same for rounds of two sittings to belong to one session."""
+        """The facts that two sittings must share to belong to one session."""
         same = ("machine", "model", "weights", "images", "environment", "facts", "git")
         return {name: getattr(self, name) for name in same}
 
 
 def path_in(out: Path, machine: str) -> Path:
-    """Where a results folder keeps the session of a machine."""
+    """The path of a machine's session in a results folder."""
     return out / "timing" / f"{machine}.json"
 
 
 def read(path: Path) -> Session:
-    """A session from its file; one that cannot be read, or of another schema version, is refused by name."""
+    """Read a session. Raises UsageError, with the path, for a damaged file or another schema version."""
     try:
         text = path.read_text(encoding="utf-8")
         schema = json.loads(text)["schema"]
@@ -182,7 +184,7 @@ def read(path: Path) -> Session:
 
 
 def check_rounds(rows: Iterable[Row]) -> None:
-    """Refuse rows of which some have more samples than others, or that occur twice."""
+    """Raise ValueError if rows differ in their number of samples or occur twice."""
     rows = list(rows)
     if len({len(row.seconds) for row in rows if row.error is None}) > 1:
         raise ValueError("rows have different numbers of samples")
@@ -198,7 +200,7 @@ def read_all(out: Path) -> list[Session]:
 
 
 def write(path: Path, session: Session) -> None:
-    """Write a session in one step, one line a row."""
+    """Write a session atomically, with one line for each row."""
     content = asdict(session)
     rows = ",\n".join(f"  {json.dumps(row)}" for row in content.pop("rows"))
     head = json.dumps(content, indent=1).removesuffix("\n}")

@@ -1,7 +1,7 @@
-"""Traces of the forward pass with one row per layer, for https://ui.perfetto.dev, and for TensorBoard's plug-in.
+"""Traces of the forward pass with one row per layer, for https://ui.perfetto.dev and for TensorBoard's plug-in.
 
-A trace is a file in Chrome's trace format. Drop the file on Perfetto's page to open it; nothing is
-uploaded. TensorBoard's PyTorch Profiler plug-in (torch-tb-profiler), which is no longer developed, reads it too.
+A trace is a file in Chrome's trace format. To open it, drop it on Perfetto's page; nothing is uploaded. TensorBoard's
+PyTorch Profiler plug-in (torch-tb-profiler), which is no longer developed, reads it too.
 
 The plug-in's Operator view counts events of category "cpu_op" and drops "user_annotation", the only category that
 record_function writes. Every layer therefore runs inside a record_function of its own name, and in the written trace
@@ -28,7 +28,7 @@ from tpbench.measure.latency import forward_call, named_layers
 from tpbench.record import replace_text
 from tpbench.vit import TokenViT
 
-WARMUP = 2  # forward passes before the first recorded one, with the profiler running
+WARMUP = 2  # forward passes that the profiler runs without recording them
 
 
 def write_trace(
@@ -39,7 +39,7 @@ def write_trace(
     steps: int = 3,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Trace `steps` forward passes, as `latency` times them, into a new file of a folder.
+    """Trace `steps` forward passes, run as in `latency`, into a new file of a folder; return its path.
 
     Perfetto opens the file, `tensorboard --logdir` the folder. The plug-in shows each folder as a run and each name as
     a worker; a second trace of the same name becomes that worker's next span. The file is written atomically.

@@ -1,4 +1,4 @@
-"""A timing session of one model: counts for shares of latency are found first, then every row is timed in turns."""
+"""A timing session of a grid: counts for shares of latency are found first, then all rows are timed in turns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOLVING = 0.5  # the largest share of the time limit that is spent on shares of 
 
 
 def check(grid: Grid) -> None:
-    """Raise UsageError for a grid whose methods need schedules that it does not have."""
+    """Raise UsageError if a grid has methods that reduce but no schedule for them."""
     reducing = [str(variant) for variant in grid.variants if not variant.card.unreduced]
     if reducing and not any(schedule.blocks for schedule in grid.schedules):
         raise UsageError(f"method {reducing[0]} needs a schedule such as 0.7@3,6,9: give --schedules")
@@ -37,9 +37,10 @@ def time(
     fresh: bool = False,
     watch: Watch = unwatched,
 ) -> Session:
-    """Run a grid's session. With `out`, it is kept in OUT/timing/MACHINE.json; a complete one is only read.
+    """Run a grid's session, or read it from OUT/timing/MACHINE.json if a complete one is there.
 
-    A session that a time limit or a signal cut off keeps its rounds and continues up to the number wanted now.
+    Without `out` nothing is written. A session that was cut off by a time limit or a signal continues with its rounds.
+    fresh: delete an earlier session first.
     """
     start = clock.monotonic()
     name = environment.machine(subject.where, "unnamed" if out is None else host_id(out / "work"))
@@ -69,9 +70,9 @@ def solve(
     watch: Watch = unwatched,
     check: Callable[[], None] = unchecked,
 ) -> Solved:
-    """Find the counts of every row with a share of latency, at `Grid.solved_at`, or the reason why there are none.
+    """Find the counts of each row with a share of latency, at `Grid.solved_at`, or the reason why there are none.
 
-    Counts that are `known` are not searched again.
+    known: counts that need no search.
     """
     pairs = [(variant, schedule) for variant, schedule in grid.pairs() if schedule.kind is Kind.LATENCY]
     solved: dict[tuple[Variant, Schedule], Schedule | str] = dict(known or {})
@@ -96,7 +97,7 @@ def solve(
 
 
 def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
-    """Each solution as a schedule of its counts, or the reason why it has no counts."""
+    """Each solution as a schedule of its counts, or as the reason why it has none."""
     found: dict[tuple[Variant, Schedule], Schedule | str] = {}
     for (variant, schedule), solution in solutions.items():
         met = schedule.counting(solution.counts) if solution.counts else None
@@ -105,7 +106,7 @@ def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
 
 
 def found_before(path: Path | None, begun: Session, grid: Grid) -> Solved:
-    """The counts that an interrupted session found, if it ran in the same way and under the same conditions."""
+    """The counts that an interrupted session found, if it ran under the same conditions at `Grid.solved_at`."""
     if path is None or not path.exists():
         return {}
     earlier = timings.read(path)
