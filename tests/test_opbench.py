@@ -275,7 +275,7 @@ def test_samples_that_overlap_are_no_change(tmp_path: Path):
 
 def test_an_operation_of_one_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert compared(tmp_path, RUN, run(*RUN["benchmarks"][:2])) == 0
-    assert "in one record alone: batch 8, dtype float32, kind model" in capsys.readouterr().out
+    assert "only in one record: batch 8, dtype float32, kind model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--threshold", "-1"], ["--threshold", "nan"]])

@@ -1,1 +1,1 @@
-"""The speed of our own operations: benchmarks, their targets and their report (`tox -e opbench`, `tox -e gpu`)."""
+"""The speed of our own operations: benchmarks, targets and their report (`tox -e opbench`, `tox -e gpu`)."""

@@ -1,4 +1,4 @@
-"""python -m opbench: every timing and its report, or `compare` two records (what `tox -e opbench` runs)."""
+"""`python -m opbench`, which `tox -e opbench` runs: all benchmarks and their report, or `compare` two records."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ CASES = ("bench_operations.py", "bench_targets.py", "bench_steps.py")
 
 
 def main(words: Sequence[str]) -> int:
+    """Run the benchmarks with further flags for pytest, or `compare`; the exit code."""
     if words[:1] == ["compare"]:
         return compare.main(words[1:])
-    with tempfile.TemporaryDirectory() as room:
-        record = Path(room) / "run.json"
-        how = ["--benchmark-only", "--benchmark-quiet", f"--benchmark-json={record}", *words]
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "run.json"
+        flags = ["--benchmark-only", "--benchmark-quiet", f"--benchmark-json={record}", *words]
         files = [str(HERE / name) for name in CASES]
-        done = subprocess.run([sys.executable, "-m", "pytest", *files, *how], check=False)
+        done = subprocess.run([sys.executable, "-m", "pytest", *files, *flags], check=False)
         reported = report.main([str(record), str(compare.FOLDER)]) if record.exists() else 0
         return done.returncode or reported
 

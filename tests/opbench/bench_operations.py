@@ -1,8 +1,10 @@
-"""Every reducer and every way to attend, alone, at the width of DeiT-S: part of `tox -e opbench`.
+"""Every reducer and every form of attention by itself, at the width of DeiT-S: part of `tox -e opbench`.
 
-B images, N body tokens, K of them kept, C width. Beside them, in the same turns, stand what their cost is compared
-with: a block of the model, top-K, the plainly looped K-Medoids, and the two ceilings of the roofline (a copy of as many
-bytes as the tokens have, a matrix product). Tokens are normal noise; what attention tells of them is computed.
+Their cost is compared with operations that are timed in the same turns: a block of the model, top-K, K-Medoids as a
+plain loop, and the two ceilings of the roofline (a copy of as many bytes as the tokens have, and a matrix product).
+Tokens are normal noise; the results of attention on them are computed.
+
+Shapes: B images, N body tokens, K of them kept, C width.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from tpbench.kernels import attention
 from tpbench.tokens import Tokens
 
 torch.set_num_threads(1)
-MODEL, PATCH = "deit_small_patch16_224", 16
+MODEL = "deit_small_patch16_224"
+PATCH = 16  # pixels
 METHODS = [card.name for card in registry.select("all") if not card.unreduced]
 MATMUL = 1024  # rows and columns
 
 
 class Place(NamedTuple):
+    """What the operations of one group have in common."""
+
     tokens: int
     share: float  # K / N; 1 where nothing is reduced
     batch: int
@@ -35,19 +40,25 @@ class Place(NamedTuple):
 
 
 def places(shares: tuple[float, ...]) -> list[Place]:
-    """float32 everywhere on a CPU and bfloat16 on a GPU; the other of the two at 196 tokens and 32 images."""
+    """All combinations, in float32 on a CPU and in bfloat16 on a GPU; the other dtype only at 196 tokens, 32 images."""
     main, other = ("bfloat16", "float32") if ON_GPU else ("float32", "bfloat16")
-    every = [Place(n, share, b, main) for n, share, b in product((64, 196, 576), shares, (1, 32, 256))]
-    every += [Place(196, share, 32, other) for share in shares] if BF16 else []
+    every = [
+        Place(tokens=n, share=share, batch=batch, dtype=main)
+        for n, share, batch in product((64, 196, 576), shares, (1, 32, 256))
+    ]
+    if BF16:
+        every += [Place(tokens=196, share=share, batch=32, dtype=other) for share in shares]
     return [place for place in every if ON_GPU or place.batch < 256]
 
 
 def turns(kind: str, place: Place, operations: dict[str, Operation]) -> Turns:
-    quiet = {
+    """The operations in turns, without gradients."""
+    without_gradients = {
         name: Operation(inference(operation.call, getattr(torch, place.dtype)), operation.facts)
         for name, operation in operations.items()
     }
-    return Turns({"kind": kind, **place._asdict()}, quiet, 15 if place.batch == 1 else 5)
+    repeats = 15 if place.batch == 1 else 5
+    return Turns({"kind": kind, **place._asdict()}, without_gradients, repeats)
 
 
 # ---------------------------------------------------------------- reducers
@@ -55,12 +66,15 @@ def turns(kind: str, place: Place, operations: dict[str, Operation]) -> Turns:
 
 @pytest.fixture(scope="module")
 def layer(request: pytest.FixtureRequest) -> Turns:
-    place, base = request.param, one_block(request.param)
+    """All reducers at one place, and what they are compared with."""
+    place = request.param
+    base = one_block(place)
     tokens = some_tokens(place)
     operations = ceilings(place, tokens.x) | {"block": block(vit.reduce(base, "none"), tokens)}
     models = reduced(base, METHODS, f"{round(place.share * place.tokens)}@0")
     operations |= {name: reducer(model, tokens, getattr(torch, place.dtype)) for name, model in models}
-    points, weight = tokens.body, torch.rand(place.batch, place.tokens, device=DEVICE)
+    points = tokens.body
+    weight = torch.rand(place.batch, place.tokens, device=DEVICE)
     k = operations["topk"].facts["k"]
     if not ON_GPU:
         operations["looped kmedoids"] = Operation(lambda: looped_kmedoids(points, weight, k), {"k": k})
@@ -74,20 +88,23 @@ def test_reducer(benchmark: Any, layer: Turns, operation: str):
 
 
 def one_block(place: Place) -> nn.Module:
-    """The unreduced model, cut down to its first block, for images of as many patches."""
+    """The unreduced model with only its first block, for images of `place.tokens` patches."""
     torch.manual_seed(0)
     side = PATCH * math.isqrt(place.tokens)
     return vit.create(MODEL, {"img_size": side, "depth": 1}).eval().to(DEVICE)
 
 
 def some_tokens(place: Place) -> Tokens:
-    generator, side = torch.Generator().manual_seed(0), math.isqrt(place.tokens)
+    """Normal noise as tokens on a square grid, with one class token."""
+    generator = torch.Generator().manual_seed(0)
+    side = math.isqrt(place.tokens)
     x = torch.randn(place.batch, 1 + place.tokens, 384, generator=generator).to(DEVICE)
-    return Tokens(x, 1, torch.ones(place.batch, place.tokens, device=DEVICE), (side, side))
+    size = torch.ones(place.batch, place.tokens, device=DEVICE)
+    return Tokens(x, prefix=1, size=size, grid=(side, side))
 
 
 def reducer(model: vit.TokenViT, tokens: Tokens, dtype: torch.dtype) -> Operation:
-    """What follows attention. bytes: tokens and attention's results read once, the kept tokens written once."""
+    """A reducer after attention. bytes: tokens and results of attention read once, kept tokens written once."""
     first = model.blocks[0]
     attended, probe = inference(lambda: first.attend(tokens), dtype)()
     probe = first.shifted(probe, attended)
@@ -98,8 +115,9 @@ def reducer(model: vit.TokenViT, tokens: Tokens, dtype: torch.dtype) -> Operatio
 
 
 def block(model: vit.TokenViT, tokens: Tokens) -> Operation:
-    """bytes: the tokens read and written once, and the weights."""
-    first, macs = model.blocks[0], model.macs()
+    """An unreduced block. bytes: the tokens read and written once, and the weights."""
+    first = model.blocks[0]
+    macs = model.macs()
     weights = sum(parameter.nbytes for parameter in first.parameters())
     facts = {
         "k": tokens.count,
@@ -110,8 +128,9 @@ def block(model: vit.TokenViT, tokens: Tokens) -> Operation:
 
 
 def ceilings(place: Place, x: Tensor) -> dict[str, Operation]:
-    """How fast bytes as many as the tokens have are copied here, and how fast a large matrix product is."""
-    target, a = torch.empty_like(x), torch.randn(MATMUL, MATMUL, device=DEVICE, dtype=getattr(torch, place.dtype))
+    """The ceilings of the roofline: a copy of as many bytes as the tokens have, and a large matrix product."""
+    target = torch.empty_like(x)
+    a = torch.randn(MATMUL, MATMUL, device=DEVICE, dtype=getattr(torch, place.dtype))
     return {
         "copy": Operation(lambda: target.copy_(x), {"macs": 0, "bytes": 2 * x.nbytes}),
         "matmul": Operation(lambda: a @ a, {"macs": MATMUL**3, "bytes": 3 * a.nbytes}),
@@ -123,26 +142,30 @@ def ceilings(place: Place, x: Tensor) -> dict[str, Operation]:
 
 @pytest.fixture(scope="module")
 def attending(request: pytest.FixtureRequest) -> Turns:
-    place, base = request.param, one_block(request.param)
-    tokens, dtype = some_tokens(place), getattr(torch, request.param.dtype)
+    """All forms of attention at one place, and what they are compared with."""
+    place = request.param
+    base = one_block(place)
+    tokens = some_tokens(place)
+    dtype = getattr(torch, place.dtype)
     model = vit.reduce(base, "none")
     attn = model.blocks[0].attn
     q, k, v = inference(lambda: attn.project(tokens.x), dtype)()
-    pairs = len(q) * q.shape[2] ** 2 * attn.width
-    moved, row = q.nbytes * 4, 4 * q.shape[0] * q.shape[2]
-    sees = {"SDPA": (0, 0), "SDPA, class row": (pairs // q.shape[2], row)}
-    sees["attention received"] = (pairs if attention.extra_pass(DEVICE, q.shape[2]) else 0, 2 * row)
+    pairs = len(q) * q.shape[2] ** 2 * attn.width  # multiply-adds of all inner products
+    moved = q.nbytes * 4
+    row = 4 * q.shape[0] * q.shape[2]
+    extra = {"SDPA": (0, 0), "SDPA, class row": (pairs // q.shape[2], row)}  # multiply-adds and bytes
+    extra["attention received"] = (pairs if attention.extra_pass(DEVICE, q.shape[2]) else 0, 2 * row)
     calls = {
         "SDPA": lambda: nn.functional.scaled_dot_product_attention(q, k, v, scale=attn.scale),
         "SDPA, class row": lambda: (
             nn.functional.scaled_dot_product_attention(q, k, v, scale=attn.scale),
-            attention.class_attention(q, k, None, attn.scale),
+            attention.class_attention(q, k, bias=None, scale=attn.scale),
         ),
-        "attention received": lambda: attention.attention_with_received(q, k, v, None, attn.scale),
+        "attention received": lambda: attention.attention_with_received(q, k, v, bias=None, scale=attn.scale),
     }
     operations = ceilings(place, tokens.x) | {"block": block(model, tokens)}
-    for name, (macs, seen) in sees.items():
-        operations[name] = Operation(calls[name], {"macs": 2 * pairs + macs, "bytes": moved + seen})
+    for name, (more_macs, more_bytes) in extra.items():
+        operations[name] = Operation(calls[name], {"macs": 2 * pairs + more_macs, "bytes": moved + more_bytes})
     return turns("attention", place, operations)
 
 

@@ -2,9 +2,9 @@
 
 Run it with `PYTHONPATH=tests python -m opbench.bench_starts`.
 
-A model of the digits recipe is trained for a few epochs in a plain loop; then the tokens that reach each block's
-reducer are clustered, weighted by the attention they receive. Losses are means over all test images and relative to
-top-K with five iterations, the paper's likely choice; seconds are medians in turns, one thread.
+A model of the digits recipe is trained for a few epochs in a plain loop. Then the tokens that reach each block's
+reducer are clustered, weighted by the attention that they receive. Losses are means over all test images, relative to
+top-K with five iterations, which is probably the paper's choice. Seconds are medians of turns on one thread.
 """
 
 from __future__ import annotations
@@ -33,21 +33,24 @@ FEW = [(init, n) for init in ("topk", "peaks", "farthest", "grid", "random") for
 WAYS = [PAPER, *FEW, ("topk", 30)]
 
 
-class Watch(Downsampler):
-    """Reduces nothing; notes the tokens it meets and the attention that each received."""
+class Recorder(Downsampler):
+    """Reduces nothing, but keeps the tokens that arrive and the attention that each receives."""
 
     needs = Needs.RECEIVED
     seen: tuple[Tensor, Tensor]
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
-        self.seen = tokens.body.clone(), probe.received.clone()
+        self.seen = (tokens.body.clone(), probe.received.clone())
         return tokens
 
 
 def trained(epochs: int) -> tuple[TokenViT, data.Parts]:
+    """A model of the digits recipe after some epochs, and its data."""
     recipe = load("digits")
     parts = data.load(recipe.data, CPU)
-    model = reduce(build_base(recipe, 0), Watch, "0.9@0,1,2,3").train()  # as planned; Watch keeps all
+    model = reduce(
+        build_base(recipe, 0), Recorder, "0.9@0,1,2,3"
+    ).train()  # the schedule places it; it keeps all tokens
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.base.lr, weight_decay=0.05)
     for epoch in range(epochs):
         for images, labels in parts.train.batches(recipe.base.batch_size, (0, epoch)):
@@ -58,8 +61,8 @@ def trained(epochs: int) -> tuple[TokenViT, data.Parts]:
 
 
 def sites(model: TokenViT, parts: data.Parts) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Block, tokens [B, N, C] and attention received [B, N] of the first 256 test images."""
-    images, labels = next(iter(parts.test.batches(256, None)))
+    """(block, tokens [B, N, C], attention received [B, N]) of each reducer for the first 256 test images."""
+    images, labels = next(iter(parts.test.batches(256)))
     with torch.inference_mode():
         accuracy = (model(images).argmax(1) == labels).float().mean().item()
     print(f"test accuracy of the trained model on these images: {accuracy:.3f}")
@@ -68,18 +71,23 @@ def sites(model: TokenViT, parts: data.Parts) -> Iterator[tuple[int, Tensor, Ten
 
 
 def main(epochs: int = 10) -> None:
+    """Print a table of loss and seconds for each block, K and start."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print("block | N | K | " + " | ".join(f"{init} {n}: loss, seconds" for init, n in WAYS))
     for block, x, weight in sites(*trained(epochs)):
         for k in (round(share * x.shape[1]) for share in (0.7, 0.5, 0.3)):
-            losses, calls = {}, {}
+            losses = {}
+            calls = {}
             for init, n in WAYS:
-                calls[init, n] = partial(cluster.kmedoids, x, weight, k, n, init)
+                calls[init, n] = partial(cluster.kmedoids, x, weight, k=k, iterations=n, init=init)
                 medoids, assignment = calls[init, n]()
-                losses[init, n] = cluster.objective(x, weight, cluster.rows(x, medoids), assignment).mean().item()
+                centres = cluster.rows(x, medoids)
+                found = cluster.objective(x, weight, centres=centres, assignment=assignment)
+                losses[init, n] = found.mean().item()
             with torch.inference_mode():
-                seconds = {way: median(s) for way, s in latency.interleaved(calls, 9, 1, CPU).items()}
+                samples = latency.interleaved(calls, 9, warmup=1, device=CPU)
+            seconds = {way: median(taken) for way, taken in samples.items()}
             cells = (f"{losses[w] / losses[PAPER]:.2f}, {seconds[w] / seconds[PAPER]:.2f}" for w in WAYS)
             print(f"{block} | {x.shape[1]} | {k} | " + " | ".join(cells))
 

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def steps(request: pytest.FixtureRequest) -> Iterator[Turns]:
-    """Forward, backward, clipping, optimiser."""
+    """A training step (forward, backward, clipping, optimiser) by DeepSpeed and by a plain loop."""
     recipe = tiny_recipe.recipe() if request.param == "tiny" else load("digits")
     parts = data.load(recipe.data, CPU)
     run = Run(reduce(build_base(recipe, 0), "none"), Conditions(parts), recipe.base, seed=0)
@@ -34,7 +34,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[Turns]:
     run.engine.train()
 
     def deepspeed_step() -> None:
-        loss = run.engine(images, labels, None)
+        loss = run.engine(images, labels, teacher=None)
         run.engine.backward(loss)
         run.engine.step()
 
@@ -45,7 +45,8 @@ def steps(request: pytest.FixtureRequest) -> Iterator[Turns]:
         optimizer.zero_grad()
 
     operations = {"DeepSpeed": Operation(deepspeed_step, {}), "plain": Operation(plain_step, {})}
-    yield Turns({"kind": "training", "model": request.param, "batch": len(images)}, operations, 40, 5)
+    place = {"kind": "training", "model": request.param, "batch": len(images)}
+    yield Turns(place, operations, repeats=40, warmup=5)
     run.finish()
 
 

@@ -1,7 +1,7 @@
-"""The cases behind the speed targets that results/opbench lists: part of `tox -e opbench`.
+"""The benchmarks for the speed targets of results/opbench: part of `tox -e opbench`.
 
-Whole models in one thread, one clustering layer, a block that also returns the attention received, and where
-clustering should start on the tokens of a trained model. The targets themselves stand in `opbench.targets`.
+Whole models on one thread, one clustering layer, a block that also returns the attention received, and the starts of
+clustering on the tokens of a trained model. `opbench.targets` declares the targets.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ F32 = torch.float32
 
 
 class Place(NamedTuple):
+    """What the models of one group have in common."""
+
     model: str
     batch: int
     dtype: str
 
 
-SMALL, TINY, DIGITS = "deit_small_patch16_224", "deit_tiny_patch16_224", "digits"
+SMALL = "deit_small_patch16_224"
+TINY = "deit_tiny_patch16_224"
+DIGITS = "digits"
 PLACES = [Place(name, batch, "float32") for name in (SMALL, TINY) for batch in (1, 8)]
 PLACES += [Place(SMALL, 8, "bfloat16")] if BF16 else []
 PLACES += [Place(DIGITS, 1, "float32"), Place(DIGITS, 32, "float32")]
@@ -46,7 +50,7 @@ SCHEDULES = {SMALL: SCHEDULE, TINY: SCHEDULE, DIGITS: "macs=0.5@0,1,2"}
 REPEATS = {SMALL: {1: 15, 8: 5}, TINY: {1: 15, 8: 5}, DIGITS: {1: 200, 32: 40}}
 
 if ON_GPU:
-    pytest.skip("the targets here are a CPU's", allow_module_level=True)
+    pytest.skip("these targets are for a CPU", allow_module_level=True)
 
 
 # ---------------------------------------------------------------- whole models
@@ -55,18 +59,18 @@ if ON_GPU:
 @pytest.fixture(scope="module")
 def models(request: pytest.FixtureRequest) -> Turns:
     """timm's own model and every method, in turns, all of them eager."""
-    name, batch, dtype = request.param
+    place = request.param
     torch.manual_seed(0)
-    base = build_base(load("digits"), 0) if name == DIGITS else vit.create(name, {})
+    base = build_base(load("digits"), 0) if place.model == DIGITS else vit.create(place.model, {})
     base.eval()
-    images = latency.random_images(base, batch)
-    precision = getattr(torch, dtype)
-    macs = batch * flops.closed_form(vit.reduce(base, "none")).total
+    images = latency.random_images(base, place.batch)
+    precision = getattr(torch, place.dtype)
+    macs = place.batch * flops.closed_form(vit.reduce(base, "none")).total
     operations = {"none": Operation(latency.forward_call(base, images, precision), {"macs": macs})}
-    for method, model in reduced(base, METHODS, SCHEDULES[name]):
-        macs = batch * flops.closed_form(model).total
+    for method, model in reduced(base, METHODS, SCHEDULES[place.model]):
+        macs = place.batch * flops.closed_form(model).total
         operations[method] = Operation(latency.forward_call(model, images, precision), {"macs": macs})
-    return Turns({"kind": "model", **request.param._asdict()}, operations, REPEATS[name][batch])
+    return Turns({"kind": "model", **place._asdict()}, operations, REPEATS[place.model][place.batch])
 
 
 @pytest.mark.parametrize("models", PLACES, indirect=True, ids=label)
@@ -78,13 +82,46 @@ def test_model(benchmark: Any, models: Turns, method: str):
 # ---------------------------------------------------------------- one layer
 
 
+class Layer(NamedTuple):
+    """The shapes of one clustering layer."""
+
+    tokens: int
+    width: int
+    k: int
+    batch: int
+
+
+def some_points(layer: Layer, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal noise as points [B, N, C], and uniform weights [B, N]."""
+    x = torch.randn(layer.batch, layer.tokens, layer.width, generator=generator)
+    weight = torch.rand(layer.batch, layer.tokens, generator=generator)
+    return x, weight
+
+
+def setup_of(tokens: int, k: int, prefix: int = 0) -> Setup:
+    """The setup of a reducer in DeiT-S, off the grid."""
+    return Setup(
+        block=0,
+        stage=0,
+        stages=1,
+        tokens=tokens,
+        k=k,
+        patches=tokens,
+        width=384,
+        heads=6,
+        grid=None,
+        prefix=prefix,
+    )
+
+
 @pytest.fixture(scope="module")
 def clustering(request: pytest.FixtureRequest) -> Turns:
-    """N=196, C=384, batch 32, K as asked: the clustering alone, and two whole reducers."""
-    k, generator = request.param, torch.Generator().manual_seed(0)
-    x, weight = torch.randn(32, 196, 384, generator=generator), torch.rand(32, 196, generator=generator)
-    tokens, probe = Tokens(x, 0, torch.ones(32, 196)), Probe(received=weight, own=weight / 196)
-    setup = Setup(0, 0, 1, 196, k, 196, 384, 6, None, 0)
+    """The clustering alone, and two whole reducers: N=196, C=384, batch 32, K from the parameter."""
+    k = request.param
+    x, weight = some_points(Layer(tokens=196, width=384, k=k, batch=32), torch.Generator().manual_seed(0))
+    tokens = Tokens(x, 0, torch.ones(32, 196))
+    probe = Probe(received=weight, own=weight / 196)
+    setup = setup_of(tokens=196, k=k)
     reducers = {name: registry.method(name)(setup) for name in ("wkmedoids", "dpcknn")}
     calls = {
         "kmedoids": lambda: cluster.kmedoids(x, weight, k),
@@ -106,22 +143,20 @@ def test_clustering(benchmark: Any, clustering: Turns, operation: str):
     clustering.report(benchmark, operation)
 
 
-class Layer(NamedTuple):
-    tokens: int
-    width: int
-    k: int
-    batch: int
-
-
-LAYERS = [Layer(196, 384, 138, 8), Layer(196, 384, 138, 1), Layer(64, 64, 32, 32), Layer(64, 64, 32, 1)]
+LAYERS = [
+    Layer(tokens=196, width=384, k=138, batch=8),
+    Layer(tokens=196, width=384, k=138, batch=1),
+    Layer(tokens=64, width=64, k=32, batch=32),
+    Layer(tokens=64, width=64, k=32, batch=1),
+]
 
 
 @pytest.fixture(scope="module")
 def twins(request: pytest.FixtureRequest) -> Turns:
-    """K-Medoids as it is dispatched, its definition in plain PyTorch, and the matrix product that both contain."""
-    n, width, k, batch = request.param
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(batch, n, width, generator=generator), torch.rand(batch, n, generator=generator)
+    """K-Medoids as tpbench runs it, its definition in plain PyTorch, and the matrix product that both contain."""
+    layer = request.param
+    x, weight = some_points(layer, torch.Generator().manual_seed(0))
+    k = layer.k
 
     def plainly() -> tuple[Tensor, Tensor]:
         with definitions():
@@ -133,8 +168,8 @@ def twins(request: pytest.FixtureRequest) -> Turns:
         "product": lambda: torch.bmm(x, x.transpose(1, 2)),
     }
     operations = {name: Operation(inference(call, F32), {"k": k}) for name, call in calls.items()}
-    place = {"kind": "native", "tokens": n, "k": k, "batch": batch, "dtype": "float32"}
-    return Turns(place, operations, 200 if batch == 1 else 40, 3)
+    place = {"kind": "native", "tokens": layer.tokens, "k": k, "batch": layer.batch, "dtype": "float32"}
+    return Turns(place, operations, repeats=200 if layer.batch == 1 else 40, warmup=3)
 
 
 @pytest.mark.parametrize("twins", LAYERS, indirect=True, ids=label)
@@ -151,23 +186,26 @@ LINKAGES = ("single", "average", "complete")
 
 @pytest.fixture(scope="module")
 def agglomerative() -> Turns:
-    """ATC's reducer by every linkage, the same through scikit-learn image by image, and wkmedoids' reducer."""
-    batch, n, k, heads, width = 8, 196, 138, 6, 384
+    """ATC's reducer with every linkage, the same by scikit-learn image by image, and wkmedoids' reducer."""
+    batch = 8
+    n = 196
+    k = 138
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(batch, n, width, generator=generator), torch.rand(batch, n, generator=generator)
-    keys = torch.randn(batch, heads, n, width // heads, generator=generator)
+    x, weight = some_points(Layer(tokens=n, width=384, k=k, batch=batch), generator)
+    setup = setup_of(tokens=n, k=k)
+    keys = torch.randn(batch, setup.heads, n, setup.width // setup.heads, generator=generator)
     tokens = Tokens(x, 0, torch.ones(batch, n))
     probe = Probe(received=weight, own=weight / n, keys=keys)
-    setup = Setup(0, 0, 1, n, k, n, width, heads, None, 0)
     method = registry.method("atc")
     by_linkage = {linkage: method(setup, method.Config(linkage)) for linkage in LINKAGES}
     weighted = registry.method("wkmedoids")(setup)
     calls = {"wkmedoids reducer": lambda: weighted(tokens, probe)}
     for linkage, reducer in by_linkage.items():
         calls[f"atc reducer, {linkage}"] = lambda reducer=reducer: reducer(tokens, probe)
-        calls[f"scikit-learn, {linkage}"] = lambda linkage=linkage: one_by_one(tokens, keys, k, linkage)
+        calls[f"scikit-learn, {linkage}"] = lambda linkage=linkage: one_by_one(tokens, keys, k=k, linkage=linkage)
     operations = {name: Operation(inference(call, F32), {"k": k}) for name, call in calls.items()}
-    return Turns({"kind": "agglomerative", "tokens": n, "k": k, "batch": batch, "dtype": "float32"}, operations, 40, 3)
+    place = {"kind": "agglomerative", "tokens": n, "k": k, "batch": batch, "dtype": "float32"}
+    return Turns(place, operations, repeats=40, warmup=3)
 
 
 AGGLOMERATIONS = [f"{who}, {linkage}" for linkage in LINKAGES for who in ("atc reducer", "scikit-learn")]
@@ -178,10 +216,10 @@ def test_agglomerative(benchmark: Any, agglomerative: Turns, operation: str):
     agglomerative.report(benchmark, operation)
 
 
-# ---------------------------------------------------------------- a block that looks
+# ---------------------------------------------------------------- a block that returns the attention received
 
 
-class Looks(Downsampler):
+class AsksOnly(Downsampler):
     """Asks for the attention received and changes nothing."""
 
     needs = Needs.RECEIVED
@@ -193,16 +231,18 @@ class Looks(Downsampler):
 
 @pytest.fixture(scope="module")
 def blocks() -> Turns:
-    """DeiT-S, 197 tokens, batch 8."""
+    """A block of DeiT-S with SDPA, and one that also returns the attention received: 197 tokens, batch 8."""
     torch.manual_seed(0)
     base = vit.create(SMALL, {"depth": 1}).eval()
     tokens = Tokens(torch.randn(8, 197, 384), 1, torch.ones(8, 196))
-    looks = Looks(Setup(0, 0, 1, 196, 196, 196, 384, 6, None))
-    plain = TokenBlock.around(base.blocks[0], None, Site.MID, 1, False)
-    seeing = TokenBlock.around(base.blocks[0], looks, Site.MID, 1, False)
-    calls = {"SDPA block": lambda: plain(tokens), "received block": lambda: seeing(tokens)}
+    asks = AsksOnly(setup_of(tokens=196, k=196, prefix=1))
+    around = {"site": Site.MID, "prefix": 1, "weighted": False}
+    plain = TokenBlock.around(base.blocks[0], reducer=None, **around)
+    returning = TokenBlock.around(base.blocks[0], reducer=asks, **around)
+    calls = {"SDPA block": lambda: plain(tokens), "received block": lambda: returning(tokens)}
     operations = {name: Operation(inference(call, F32), {}) for name, call in calls.items()}
-    return Turns({"kind": "blocks", "tokens": 196, "batch": 8, "dtype": "float32"}, operations, 31, 3)
+    place = {"kind": "blocks", "tokens": 196, "batch": 8, "dtype": "float32"}
+    return Turns(place, operations, repeats=31, warmup=3)
 
 
 @pytest.mark.parametrize("operation", ["SDPA block", "received block"])
@@ -218,20 +258,20 @@ EXCHANGED = "peaks, then exchanges until none helps"
 
 @pytest.fixture(scope="module")
 def starts() -> Turns:
-    """Weighted K-Medoids on tokens of the digits model after five epochs, from every start, 2 iterations and 5."""
-    met = trained_tokens()
+    """Weighted K-Medoids with 2 and 5 iterations from every start, on tokens of the digits model after five epochs."""
+    cases = trained_tokens()
 
     def clustered(init: str, iterations: int) -> list[tuple[Tensor, Tensor]]:
         torch.manual_seed(0)
-        return [cluster.kmedoids(x, weight, k, iterations, init) for x, weight, k in met]
+        return [cluster.kmedoids(x, weight, k=k, iterations=iterations, init=init) for x, weight, k in cases]
 
     def local_optimum() -> list[tuple[Tensor, Tensor]]:
-        return [exchanged(x, weight, medoids) for (x, weight, _), (medoids, _) in zip(met, clustered("peaks", 2))]
+        return [exchanged(x, weight, medoids) for (x, weight, _), (medoids, _) in zip(cases, clustered("peaks", 2))]
 
     def loss(found: list[tuple[Tensor, Tensor]]) -> float:
         return sum(
-            cluster.objective(x, weight, rows(x, medoids), own).sum().item()
-            for (x, weight, _), (medoids, own) in zip(met, found)
+            cluster.objective(x, weight, centres=rows(x, medoids), assignment=assignment).sum().item()
+            for (x, weight, _), (medoids, assignment) in zip(cases, found)
         )
 
     operations = {}
@@ -242,7 +282,8 @@ def starts() -> Turns:
             operations[f"{init}, {iterations} iterations"] = Operation(call, facts)
     facts = {"init": "peaks", "iterations": 0, "loss": loss(local_optimum())}
     operations[EXCHANGED] = Operation(inference(local_optimum, F32), facts)
-    return Turns({"kind": "start", "batch": 32, "dtype": "float32"}, operations, 15, 3)
+    place = {"kind": "start", "batch": 32, "dtype": "float32"}
+    return Turns(place, operations, repeats=15, warmup=3)
 
 
 @pytest.mark.parametrize("init", cluster.INITIALISATIONS)
@@ -256,21 +297,22 @@ def test_local_optimum(benchmark: Any, starts: Turns):
 
 
 def trained_tokens(epochs: int = 5) -> list[tuple[Tensor, Tensor, int]]:
-    """What three reducers of a trained model meet of 32 test images: points [B, N, C], weights [B, N] and K."""
+    """The input of three reducers of a trained model on 32 test images: points [B, N, C], weights [B, N] and K."""
     recipe = load("digits")
     parts = data.load(recipe.data, torch.device("cpu"))
     model = vit.reduce(build_base(recipe, 0), "none")
     train.train(model, Conditions(parts), Optim(epochs=epochs, lr=recipe.base.lr, warmup_epochs=1), seed=0)
     base = build_base(recipe, 0)
     base.load_state_dict(model.state_dict())
-    model, met = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval(), []
+    model = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval()
+    found = []
 
     def note(reducer: Downsampler, given: tuple[Tokens, Probe]) -> None:
         tokens, probe = given
-        met.append((tokens.body.clone(), reducer.significance(probe), reducer.setup.k))
+        found.append((tokens.body.clone(), reducer.significance(probe), reducer.setup.k))
 
     for reducer in model.reducers:
         reducer.register_forward_pre_hook(note)
     with torch.inference_mode():
         model(next(iter(parts.test.batches(32))).images)
-    return met
+    return found

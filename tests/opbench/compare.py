@@ -1,11 +1,11 @@
-"""Two records of `tox -e opbench` held against each other: python -m opbench.compare [BEFORE AFTER] [--threshold 0.1]
+"""Compare two records of `tox -e opbench`: python -m opbench.compare [BEFORE AFTER] [--threshold 0.1]
 
-Without names, the record that this machine has just written to results/opbench is held against the committed one.
+Without names, the record that this machine has just written to results/opbench is compared with the committed one.
 
-Milliseconds of different moments do not compare, so each operation is compared by its ratio to another one of the same
-turns: the first of `REFERENCES` that was timed there. An operation is slower when that ratio grew by more than the
-threshold and by more than its samples explain: the quartiles of its ratios before and after do not overlap. Operations
-that only one of the records has are named and change nothing. Exit code 1: something became slower.
+Milliseconds that were measured at different times are not comparable. Each operation is therefore compared by its ratio
+to another operation of the same turns, the first of `REFERENCES` that was timed there. An operation is slower if that
+ratio grew by more than the threshold, and if the quartiles of its ratios before and after do not overlap. Operations
+that only one record has are named and not judged. The exit code is 1 if something became slower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tpbench.errors import UsageError
 
 THRESHOLD = 0.1
 FOLDER = Path("results/opbench")
-# What nobody here can make slower: timm's model, a matrix product, plain definitions.
+# Operations whose speed does not depend on our code: timm's model, a matrix product, plain definitions.
 REFERENCES = ("none", "matmul", "product", "looped kmedoids", "SDPA block", "topk, 5 iterations")
 
 
@@ -39,16 +39,19 @@ class Change(NamedTuple):
     apart: bool  # whether the quartiles before and after do not overlap
 
     def slower(self, threshold: float) -> bool:
+        """Whether the operation became slower by more than a share `threshold`."""
         return self.apart and self.factor > 1 + threshold
 
 
 class Comparison(NamedTuple):
+    """All changes between two records."""
+
     changes: list[Change]
     missing: list[str]  # operations of only one record
 
 
 def read(path: Path) -> Groups:
-    """The operations of a record by place. Raises UsageError where the file is none."""
+    """The operations of a record by place. Raises UsageError if the file is not a record."""
     try:
         return parsed(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
@@ -56,28 +59,28 @@ def read(path: Path) -> Groups:
 
 
 def parsed(text: str, name: object) -> Groups:
-    """The operations of a record's text. Raises UsageError, with its name, where it is none."""
+    """The operations of a record's text. Raises UsageError, with its name, if the text is not a record."""
     try:
         return groups(lean(json.loads(text)))
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{name} is no run of `tox -e opbench` ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{name} is not a run of `tox -e opbench` ({type(error).__name__}: {error})") from error
 
 
 def committed(folder: Path) -> tuple[Groups, Groups]:
-    """The committed record of a folder and the one that replaced it there. Raises UsageError where there are no two."""
+    """The committed record of a folder and the one that replaced it. Raises UsageError unless there are both."""
     changed = ask_git(folder, "diff", "--name-only", "--relative", "HEAD", "--", "*.json").split()
     if len(changed) != 1:
         found = f"{len(changed)} records differ" if changed else "no record differs"
         raise UsageError(
             f"{found} from the committed ones in {folder}; `tox -e opbench` writes one on the machine of a committed"
-            " record, and `compare BEFORE AFTER` holds any two together"
+            " record, and `compare BEFORE AFTER` compares any two"
         )
     before = ask_git(folder, "show", f"HEAD:./{changed[0]}")
     return parsed(before, f"the committed {changed[0]}"), read(folder / changed[0])
 
 
 def ask_git(folder: Path, *words: str) -> str:
-    """What git says in a folder. Raises UsageError where it cannot say."""
+    """The output of a git command in a folder. Raises UsageError if git fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -89,10 +92,12 @@ def ask_git(folder: Path, *words: str) -> str:
 
 def compare(before: Groups, after: Groups) -> Comparison:
     """Every operation that both records timed beside the same reference."""
-    changes, missing = [], []
+    changes = []
+    missing = []
     for place in dict.fromkeys([*before, *after]):
         name = ", ".join(f"{key} {value}" for key, value in place)
-        old, new = before.get(place, {}), after.get(place, {})
+        old = before.get(place, {})
+        new = after.get(place, {})
         missing += [f"{name}: {operation}" for operation in sorted(old.keys() ^ new.keys())]
         changes += changed(name, old, new)
     return Comparison(changes, missing)
@@ -112,12 +117,12 @@ def changed(place: str, old: Group, new: Group) -> Iterator[Change]:
 
 
 def ratios(group: Group, operation: str, reference: str) -> list[float]:
-    """Turn by turn."""
+    """The ratio of an operation's seconds to the reference's, for each turn."""
     return [a / b for a, b in zip(group[operation]["seconds"], group[reference]["seconds"], strict=True)]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and the third; of a single value, that value."""
+    """The first and the third quartile; of a single value, that value twice."""
     if len(values) < 2:
         return values[0], values[0]
     first, _, third = quantiles(values, n=4, method="inclusive")
@@ -133,15 +138,14 @@ def findings(comparison: Comparison, threshold: float) -> list[str]:
         for change in sorted(found, key=lambda change: change.factor, reverse=word == "slower"):
             percent = f"{100 * (change.factor - 1):+.0f} %"
             lines.append(f"{word} {percent}: {change.operation} / {change.reference} ({change.place})")
-    lines += [f"in one record alone: {name}" for name in comparison.missing]
+    lines += [f"only in one record: {name}" for name in comparison.missing]
     same = len(comparison.changes) - len(slower) - len(faster)
     return [*lines, f"{len(slower)} slower, {len(faster)} faster, {same} within {100 * threshold:g} %"]
 
 
 def main(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="opbench compare", description="Hold two records of `tox -e opbench` together."
-    )
+    """Print the findings; the exit code."""
+    parser = argparse.ArgumentParser(prog="opbench compare", description="Compare two records of `tox -e opbench`.")
     parser.add_argument("records", type=Path, nargs="*", help="BEFORE AFTER (default: committed, and just written)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of committed records (default: %(default)s)")
     parser.add_argument(

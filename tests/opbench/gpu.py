@@ -1,10 +1,10 @@
-"""Every figure about the fused kernels that needs a GPU: `python -m opbench.gpu --out DIR`, under 9 minutes.
+"""All measurements of the fused kernels that need a GPU: `python -m opbench.gpu --out DIR`, under 9 minutes.
 
-First the agreement of every kernel with its definition, then the timings, at DeiT-S, 224 pixels, batch 256, bfloat16.
-Each measurement is on its own: what fails leaves its traceback in its record and the rest goes on; the exit status
-tells. Figures are medians of samples taken in turns. Device time is that of a CUDA graph, so that launching costs
-nothing; a call that waits for the host cannot be captured, which is the proof that none does. `--device cpu --quick`
-runs the same code with small shapes, to see that it runs.
+First the agreement of every kernel with its definition, then timings, with DeiT-S at 224 pixels, batch 256, bfloat16.
+Measurements are independent: one that fails has its traceback in its record, the others continue, and the exit code is
+1. Numbers are medians of samples taken in turns. Device time is measured with CUDA graphs, which leave out the cost of
+launching; since a call that waits for the host cannot be captured, this also shows that none does. `--device cpu
+--quick` runs the same code with small shapes, as a test of the script.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ from tpbench.tokens import Tokens
 
 Calls = Mapping[str, Callable[[], object]]
 MINUTES = 9
+SCALE = 0.125  # of attention, for heads 64 wide
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and at which shapes; B images, H heads, N body tokens, C width."""
+    """Device, model and shapes of the measurements.
+
+    Shapes below: B images, H heads, N body tokens, C width.
+    """
 
     device: torch.device
     model: str
@@ -50,38 +54,51 @@ class Setting:
     backend: str = "inductor"  # of torch.compile
 
     def base(self) -> vit.VisionTransformer:
+        """The unreduced model with random weights."""
         torch.manual_seed(0)
         return vit.create(self.model, self.args).eval().to(self.device)
 
     def compiled(self, call: Callable | nn.Module) -> Callable:
+        """A call compiled by the setting's backend."""
         return torch.compile(call, backend=self.backend)
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Normal noise, always from the same seed."""
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, dtype or self.dtype)
 
 
 def deit_small(device: torch.device) -> Setting:
-    return Setting(device, "deit_small_patch16_224", {}, "0.7@3,6,9", 256, 20)
+    """The setting of all published numbers."""
+    return Setting(device, model="deit_small_patch16_224", args={}, schedule="0.7@3,6,9", batch=256, repeats=20)
 
 
 def quick(device: torch.device) -> Setting:
+    """A small setting, to test the script."""
     args = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
-    return Setting(device, "vit_tiny_patch16_224", args, "0.7@1,2", 4, 2, backend="eager")
+    return Setting(
+        device,
+        model="vit_tiny_patch16_224",
+        args=args,
+        schedule="0.7@1,2",
+        batch=4,
+        repeats=2,
+        backend="eager",
+    )
 
 
-# ---------------------------------------------------------------- how it is measured
+# ---------------------------------------------------------------- how to measure
 
 
 def device_seconds(calls: Calls, setting: Setting, inner: int = 10) -> dict[str, float]:
     """Median seconds of each call on the device alone, in turns; each sample is `inner` calls in one CUDA graph."""
     with torch.inference_mode():
         graphs = {name: captured(call, setting.device, inner) for name, call in calls.items()}
-        samples = latency.interleaved(graphs, setting.repeats, 3, setting.device)
+        samples = latency.interleaved(graphs, setting.repeats, warmup=3, device=setting.device)
     return {name: median(times) / inner for name, times in samples.items()}
 
 
 def captured(call: Callable[[], object], device: torch.device, inner: int = 1) -> Callable[[], object]:
-    """`inner` calls as one CUDA graph; where there is no CUDA, as a loop."""
+    """`inner` calls as one CUDA graph, or as a loop if the device is not a CUDA device."""
 
     def repeated() -> None:
         for _ in range(inner):
@@ -91,7 +108,7 @@ def captured(call: Callable[[], object], device: torch.device, inner: int = 1) -
 
 
 def launches(call: Callable[[], object], device: torch.device) -> int | None:
-    """Kernels and copies that one call puts on the GPU; None where there is none."""
+    """The number of kernels and copies that one call launches on the GPU; None without a GPU."""
     if device.type != "cuda":
         return None
     with torch.inference_mode():
@@ -104,7 +121,7 @@ def launches(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def by_definition(call: Callable[[], object]) -> Callable[[], object]:
-    """The same call with nothing fused."""
+    """The same call with definitions in place of fused kernels."""
 
     def unfused() -> object:
         with definitions():
@@ -114,22 +131,22 @@ def by_definition(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def heads(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v [B, H, N, D] laid out as a block's projection leaves them, and a bias [B, 1, 1, N] as of some counts."""
+    """q, k, v [B, H, N, D] in the memory layout of a block's projection, and a bias [B, 1, 1, N]."""
     block = setting.base().blocks[0].attn
-    n, width = setting.base().patch_embed.num_patches + 1, block.num_heads * block.head_dim
+    n = setting.base().patch_embed.num_patches + 1
+    width = block.num_heads * block.head_dim
     q, k, v = setting.normal(setting.batch, n, 3 * width).unflatten(2, (3, block.num_heads, -1)).permute(2, 0, 3, 1, 4)
     bias = setting.normal(setting.batch, 1, 1, n).abs()
     return q, k, v, bias
 
 
 def layer(setting: Setting, method: str) -> Callable[[], Tokens]:
-    """One reducer of the method behind the first block, on random tokens."""
+    """The method's reducer after the first block, on random tokens."""
     base = setting.base()
     reducer = vit.reduce(base, method, "0.7@0").to(setting.dtype).blocks[0].reducer
     n = reducer.setup.tokens
-    tokens = Tokens(
-        setting.normal(setting.batch, n + 1, reducer.setup.width), 1, torch.ones(setting.batch, n).to(setting.device)
-    )
+    x = setting.normal(setting.batch, n + 1, reducer.setup.width)
+    tokens = Tokens(x, prefix=1, size=torch.ones(setting.batch, n).to(setting.device))
     row = setting.normal(setting.batch, n, dtype=torch.float32).abs()
     return lambda: reducer(tokens, Probe(received=row, own=row / 2, cls=row))
 
@@ -146,7 +163,7 @@ def block(setting: Setting) -> Callable[[], Tensor]:
 
 
 def agreement(setting: Setting) -> dict[str, object]:
-    """How far each kernel is from its definition, relative to the largest number; indices must be the same."""
+    """The distance of each kernel from its definition, relative to the largest number; indices must be the same."""
     q, k, v, bias = heads(setting)
     x = setting.normal(setting.batch, q.shape[2], setting.base().embed_dim)[:, 1:]
     weight = setting.normal(*x.shape[:2], dtype=torch.float32).abs()
@@ -158,18 +175,21 @@ def agreement(setting: Setting) -> dict[str, object]:
     for name, extra in (("", None), ("_with_bias", bias)):
         exact = torch.ops.tpbench.attend_and_receive
         with definitions():
-            want = exact(q.float(), k.float(), v.float(), None if extra is None else extra.float(), 0.125)
-        got = torch.ops.tpbench.attend_and_receive(q, k, v, extra, 0.125)
-        second = torch.ops.tpbench.receive(q, k, extra, None, 0.125)
+            exact_bias = None if extra is None else extra.float()
+            want = exact(q.float(), k.float(), v.float(), bias=exact_bias, scale=SCALE)
+        got = torch.ops.tpbench.attend_and_receive(q, k, v, bias=extra, scale=SCALE)
+        second = torch.ops.tpbench.receive(q, k, bias=extra, lse=None, scale=SCALE)
         for what, a, b in zip(("out", "received", "own"), got, want):
-            found[f"{what}{name}"] = off(a, b)
-        found[f"second_pass{name}"] = max(off(a, b) for a, b in zip(second, want[1:]))
-    found["distances"] = off(steps.squared_distances(x), distance)
+            found[f"{what}{name}"] = distance_of(a, b)
+        found[f"second_pass{name}"] = max(distance_of(a, b) for a, b in zip(second, want[1:]))
+    found["distances"] = distance_of(steps.squared_distances(x), distance)
     pairs = {
         "heaviest": (steps.heaviest(weight, kept), first),
         "peaks": (steps.peaks(distance, weight, kept), clustering.peaks(distance, weight, kept)),
         "farthest": (steps.farthest(distance, weight, kept), clustering.farthest(distance, weight, kept)),
-        "medoids": tuple(r.iterate_medoids(distance, weight, first, 5)[0] for r in (steps, clustering)),
+        "medoids": tuple(
+            r.iterate_medoids(distance, weight, first=first, iterations=5)[0] for r in (steps, clustering)
+        ),
     }
     found |= {f"{name}_same": (a == b).float().mean().item() for name, (a, b) in pairs.items()}
     wrong = {n: x for n, x in found.items() if isinstance(x, float) and (x < 0.99 if n.endswith("same") else x > 0.02)}
@@ -178,30 +198,34 @@ def agreement(setting: Setting) -> dict[str, object]:
     return found
 
 
-def off(a: Tensor, b: Tensor) -> float:
+def distance_of(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest number of `b`."""
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
 
 
 def column_sums(setting: Setting) -> dict[str, object]:
-    """What it costs to learn the attention received, by each of the ways, as a share of a block. Target: 0.08."""
+    """The cost of computing the attention received, in several ways, as a share of a block. Target: 0.08."""
     q, k, v, bias = heads(setting)
     op = torch.ops.tpbench
     calls = {
         "block": block(setting),
         "attention": lambda: F.scaled_dot_product_attention(q, k, v),
         "attention_with_bias": lambda: F.scaled_dot_product_attention(q, k, v, bias),
-        "one_pass": lambda: op.attend_and_receive(q, k, v, None, 0.125),
-        "one_pass_with_bias": lambda: op.attend_and_receive(q, k, v, bias, 0.125),
-        "second_pass": lambda: (F.scaled_dot_product_attention(q, k, v), op.receive(q, k, None, None, 0.125)),
-        "explicit": by_definition(lambda: op.attend_and_receive(q, k, v, None, 0.125)),
-        "class_row": lambda: attention.class_attention(q, k, None, 0.125),
+        "one_pass": lambda: op.attend_and_receive(q, k, v, bias=None, scale=SCALE),
+        "one_pass_with_bias": lambda: op.attend_and_receive(q, k, v, bias=bias, scale=SCALE),
+        "second_pass": lambda: (
+            F.scaled_dot_product_attention(q, k, v),
+            op.receive(q, k, bias=None, lse=None, scale=SCALE),
+        ),
+        "explicit": by_definition(lambda: op.attend_and_receive(q, k, v, bias=None, scale=SCALE)),
+        "class_row": lambda: attention.class_attention(q, k, bias=None, scale=SCALE),
     }
     if setting.device.type == "cuda":
         flash = torch.ops.aten._scaled_dot_product_flash_attention
 
         def given_lse() -> object:
-            out, lse = flash(q, k, v, 0.0, False, False, scale=0.125)[:2]
-            return out, op.receive(q, k, None, lse, 0.125)
+            out, lse = flash(q, k, v, dropout_p=0.0, is_causal=False, return_debug_mask=False, scale=SCALE)[:2]
+            return out, op.receive(q, k, bias=None, lse=lse, scale=SCALE)
 
         calls["second_pass_given_lse"] = given_lse
     seconds = device_seconds(calls, setting)
@@ -229,24 +253,23 @@ def clustering_layer(setting: Setting) -> dict[str, object]:
 
 
 def clustering_steps(setting: Setting) -> dict[str, object]:
-    """Each step of one layer on its own."""
+    """Each step of one clustering layer by itself."""
     n = setting.base().patch_embed.num_patches
     x = setting.normal(setting.batch, n + 1, setting.base().embed_dim)[:, 1:]
-    weight, kept, steps = (
-        setting.normal(setting.batch, n, dtype=torch.float32).abs(),
-        round(0.7 * n),
-        clustering.steps_for(x),
-    )
-    distance, products = steps.squared_distances(x), steps.inner_products(x)
+    weight = setting.normal(setting.batch, n, dtype=torch.float32).abs()
+    kept = round(0.7 * n)
+    steps = clustering.steps_for(x)
+    distance = steps.squared_distances(x)
+    products = steps.inner_products(x)
     first = steps.heaviest(weight, kept)
     calls = {
         "distances": lambda: steps.squared_distances(x),
         "heaviest": lambda: steps.heaviest(weight, kept),
         "peaks": lambda: steps.peaks(distance, weight, kept),
         "farthest": lambda: steps.farthest(distance, weight, kept),
-        "medoids_5": lambda: steps.iterate_medoids(distance, weight, first, 5),
-        "medoids_2": lambda: steps.iterate_medoids(distance, weight, first, 2),
-        "means_5": lambda: steps.iterate_means(products, weight, first, 5),
+        "medoids_5": lambda: steps.iterate_medoids(distance, weight, first=first, iterations=5),
+        "medoids_2": lambda: steps.iterate_medoids(distance, weight, first=first, iterations=2),
+        "means_5": lambda: steps.iterate_means(products, weight, first=first, iterations=5),
     }
     return {"seconds": device_seconds(calls, setting)}
 
@@ -260,7 +283,7 @@ def whole_model(setting: Setting) -> dict[str, object]:
     calls: dict[str, Callable[[], object]] = {"unreduced_eager": latency.forward_call(base, images, setting.dtype)}
     for name, model in {"unreduced": base, **models}.items():
         calls[name] = latency.forward_call(setting.compiled(model), images, setting.dtype)
-    samples = latency.interleaved(calls, setting.repeats, 3, setting.device)
+    samples = latency.interleaved(calls, setting.repeats, warmup=3, device=setting.device)
     seconds = {name: median(times) for name, times in samples.items()}
     unreduced = flops.closed_form(vit.reduce(base, "none")).total
     fastest = min(seconds["unreduced"], seconds["unreduced_eager"])
@@ -291,6 +314,7 @@ def batch_1(setting: Setting, method: str) -> dict[str, object]:
 
 
 def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """A forward pass as a call."""
     return lambda: model(images)
 
 
@@ -298,12 +322,13 @@ def training_step(setting: Setting) -> dict[str, object]:
     """Forward, backward and AdamW under autocast. Target: wkmedoids / topk 1.1."""
     images = latency.random_images(setting.base(), max(2, setting.batch // 2))
     calls = {name: step(setting, name, images) for name in ("none", "topk", "wkmedoids", "wkpeaks")}
-    samples = latency.interleaved(calls, max(2, setting.repeats // 2), 3, setting.device)
+    samples = latency.interleaved(calls, max(2, setting.repeats // 2), warmup=3, device=setting.device)
     seconds = {name: median(times) for name, times in samples.items()}
     return {"seconds": seconds, "against_topk": {name: seconds[name] / seconds["topk"] for name in seconds}}
 
 
 def step(setting: Setting, method: str, images: Tensor) -> Callable[[], None]:
+    """A training step of a method as a call."""
     model = vit.reduce(setting.base(), method, setting.schedule if method != "none" else "none").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     labels = torch.zeros(len(images), dtype=torch.int64, device=setting.device)
@@ -328,19 +353,23 @@ MEASUREMENTS: dict[str, Callable[[Setting], dict[str, object]]] = {
         f"batch_1_{method}": partial(batch_1, method=method)
         for method in ("wkmedoids", "wkpeaks", "topk_cls", "evit", "tome", "wkmeans", "kmedoids", "dpcknn")
     },
-    "whole_model": whole_model,  # compiles four models: last, should the time run out
+    "whole_model": whole_model,  # last, because it compiles four models and the time may run out
 }
 
 
 def run(setting: Setting, out: Path) -> dict[str, dict]:
-    """Every measurement into its own file under `out`, whatever becomes of the others."""
+    """Run all measurements and write each into its own file under `out`; return the records."""
     out.mkdir(parents=True, exist_ok=True)
-    machine, begun = environment.describe(setting.device, setting.dtype), time.monotonic()
+    machine = environment.describe(setting.device, setting.dtype)
+    begun = time.monotonic()
     records = {}
     for name, measure in MEASUREMENTS.items():
         start = time.monotonic()
-        late = start - begun > 60 * MINUTES
-        result, error = (None, f"not measured: {MINUTES} minutes were over") if late else attempt(measure, setting)
+        if start - begun > 60 * MINUTES:
+            result = None
+            error = f"not measured: {MINUTES} minutes were over"
+        else:
+            result, error = attempt(measure, setting)
         records[name] = {
             "measurement": name,
             "result": result,
@@ -355,8 +384,8 @@ def run(setting: Setting, out: Path) -> dict[str, dict]:
 
 
 def attempt(measure: Callable[[Setting], dict[str, object]], setting: Setting) -> tuple[dict | None, str | None]:
-    """Result and no error, or no result and the traceback."""
-    torch.compiler.reset()  # or the many models of one process would use up the compilations of their common code
+    """(result, None), or (None, traceback) if the measurement fails."""
+    torch.compiler.reset()  # otherwise the models of one process reach the limit of compilations of their common code
     try:
         return measure(setting), None
     except Exception:
@@ -364,15 +393,16 @@ def attempt(measure: Callable[[Setting], dict[str, object]], setting: Setting) -
 
 
 def summary(result: dict) -> str:
-    """Everything but the raw samples, rounded."""
+    """A result without raw samples, rounded, as JSON."""
     flat = {key: value for key, value in result.items() if key != "samples"}
     return json.dumps(json.loads(json.dumps(flat), parse_float=lambda x: float(f"{float(x):.4g}")))
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run all measurements; the exit code is 1 if any failed."""
     parser = argparse.ArgumentParser(prog="python -m opbench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the records")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu to see that the script runs")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to test the script")
     parser.add_argument("--quick", action="store_true", help="small shapes, few samples")
     given = parser.parse_args(argv)
     device = environment.device(given.device)

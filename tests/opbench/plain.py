@@ -1,4 +1,4 @@
-"""Clustering as the textbook has it, written plainly: what the benchmarks of `tox -e opbench` compare with."""
+"""Plain textbook clustering, with which the benchmarks of `tox -e opbench` compare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def looped_kmedoids(x: Tensor, weight: Tensor, k: int, iterations: int = 5) -> T
 
 
 def textbook_kmeans(x: Tensor, weight: Tensor, k: int, iterations: int = 5) -> tuple[Tensor, Tensor]:
-    """Weighted K-Means, batched, with K distances of width C to every token in every iteration.
+    """Weighted K-Means, batched, with the distances of all tokens to K centres in every iteration.
 
     x [B, N, C], weight [B, N] -> centres [B, K, C], assignment [B, N].
     """
@@ -40,14 +40,18 @@ def textbook_kmeans(x: Tensor, weight: Tensor, k: int, iterations: int = 5) -> t
 
 
 def exchanged(x: Tensor, weight: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor]:
-    """Exchange a medoid for another token, the best of all exchanges first, until none lowers the loss.
+    """Exchange a medoid for another token, always by the best of all exchanges, until none lowers the loss.
 
-    The swap phase of PAM (Kaufman and Rousseeuw 1990), in float64: no start and no number of iterations gets far below.
+    This is the swap phase of PAM (Kaufman and Rousseeuw, 1990), in float64. Its local optimum is a lower bound in
+    practice: no start with any number of iterations gets far below it.
     x [B, N, C], weight [B, N], medoids [B, K] -> medoids [B, K], assignment [B, N].
     """
-    distance, weight, medoids = torch.cdist(x.double(), x.double()).square(), weight.double(), medoids.clone()
+    distance = torch.cdist(x.double(), x.double()).square()
+    weight = weight.double()
+    medoids = medoids.clone()
     batch, n = weight.shape
-    k, image = medoids.shape[1], torch.arange(batch)
+    k = medoids.shape[1]
+    image = torch.arange(batch)
     while True:
         near = distance.gather(2, medoids[:, None, :].expand(batch, n, k))  # [B, N, K]
         two = near.topk(2, dim=2, largest=False)
@@ -58,8 +62,9 @@ def exchanged(x: Tensor, weight: Tensor, medoids: Tensor) -> tuple[Tensor, Tenso
         better = loss < (weight * two.values[:, :, 0]).sum(1) * (1 - 1e-12)
         if not better.any():
             return medoids, two.indices[:, :, 0]
-        token, left = place // k, place % k
-        medoids[image[better], left[better]] = token[better]
+        token = place // k
+        replaced = place % k
+        medoids[image[better], replaced[better]] = token[better]
 
 
 def one_by_one(tokens: Tokens, keys: Tensor, k: int, linkage: str) -> Tokens:

@@ -1,12 +1,12 @@
-"""Tables of `tox -e opbench`, from pytest-benchmark's JSON alone: python -m opbench.report JSON DIR
+"""The tables of `tox -e opbench`, from pytest-benchmark's JSON: python -m opbench.report JSON DIR
 
-DIR/MACHINE.json  the run: every case with its place, facts and raw samples, what ran where; nothing is rounded
-DIR/MACHINE.csv   a row per case: median seconds, and the ratios below, unrounded
-DIR/MACHINE.md    the targets, and the same by model, reducer and way to attend
+DIR/MACHINE.json  the run: every case with its place, facts and raw samples, and the environment, unrounded
+DIR/MACHINE.csv   a row per case: median seconds and the ratios below, unrounded
+DIR/MACHINE.md    the targets, and tables by model, reducer and form of attention
 
-A ratio is the median over the turns of a run, each turn's samples taken one after the other. The roofline's floor is
-the longer of two times: the bytes at the speed of a copy as large as the tokens, the multiply-adds at that of a large
-matrix product, both measured in the same turns.
+A ratio is the median over the turns of a run; the samples of a turn are taken one after the other. The roofline's floor
+is the longer of two times: that of the bytes, at the speed of a copy as large as the tokens, and that of the
+multiply-adds, at the speed of a large matrix product. Both speeds are measured in the same turns.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ Run = Mapping[str, Any]
 
 
 def write(source: Path, folder: Path) -> list[Path]:
-    """The run and its tables under a folder, named after the machine; a run written earlier can be read again."""
+    """Write a run and its tables into a folder, named after the machine; return the paths.
+
+    source: pytest-benchmark's JSON, or a run that was written earlier. Raises UsageError if it is neither.
+    """
     try:
         run = lean(json.loads(source.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{source} is no run of `tox -e opbench` ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{source} is not a run of `tox -e opbench` ({type(error).__name__}: {error})") from error
     name = run["machine_info"]["tpbench"]["machine"]
     texts = {
         f"{name}.json": json.dumps(run, indent=0) + "\n",
@@ -57,7 +60,7 @@ def write(source: Path, folder: Path) -> list[Path]:
 
 
 def lean(run: Run) -> Run:
-    """What the tables need of pytest-benchmark's JSON."""
+    """The parts of pytest-benchmark's JSON that the tables need."""
     cases = [{"extra_info": case["extra_info"]} for case in run["benchmarks"]]
     if not all("place" in case["extra_info"] for case in cases):
         raise KeyError("place")
@@ -69,7 +72,7 @@ def lean(run: Run) -> Run:
 
 
 def groups(run: Run) -> Groups:
-    """What was timed in turns, by place; the place of a case is all that it has in common with the others there."""
+    """The cases of a run by place, which is what cases that were timed in turns have in common, and by operation."""
     found: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for case in (entry["extra_info"] for entry in run["benchmarks"]):
         place = tuple(sorted((key, case[key]) for key in case["place"]))
@@ -78,12 +81,13 @@ def groups(run: Run) -> Groups:
 
 
 def csv(groups: Groups) -> str:
+    """All cases as CSV."""
     frame = pd.DataFrame(rows(groups)).convert_dtypes()  # counts stay integers where some are missing
     return frame.to_csv(index=False, lineterminator="\n")
 
 
 def rows(groups: Groups) -> Iterator[dict[str, Any]]:
-    """One row for every case."""
+    """One row of the CSV file for each case."""
     for group in groups.values():
         for operation, case in group.items():
             row = {key: case.get(key) for key in PLACE} | {"operation": operation}
@@ -94,7 +98,7 @@ def rows(groups: Groups) -> Iterator[dict[str, Any]]:
 
 
 def to_roofline(group: Group, operation: str) -> float | None:
-    """Seconds by the least that bytes and multiply-adds allow; None where there is no ceiling or nothing counted."""
+    """Seconds divided by the roofline's floor; None if there are no ceilings or nothing was counted."""
     case = group[operation]
     if "copy" not in group or "bytes" not in case or operation in CEILINGS:
         return None
@@ -103,6 +107,7 @@ def to_roofline(group: Group, operation: str) -> float | None:
 
 
 def seconds_per(group: Group, ceiling: str, unit: str) -> float:
+    """Seconds of a ceiling per byte or multiply-add."""
     return median(group[ceiling]["seconds"]) / group[ceiling][unit]
 
 
@@ -110,7 +115,9 @@ def seconds_per(group: Group, ceiling: str, unit: str) -> float:
 
 
 def markdown(run: Run) -> str:
-    about, found = run["machine_info"]["tpbench"], groups(run)
+    """The page of a run: one section for each entry of SECTIONS."""
+    about = run["machine_info"]["tpbench"]
+    found = groups(run)
     packages = about["environment"]["packages"]
     ran = (
         f"{about['environment']['device']}, {run['datetime'][:10]}, commit {about['git'].get('commit', 'unknown')[:10]}"
@@ -125,11 +132,12 @@ def markdown(run: Run) -> str:
 
 
 def number(value: float | None) -> str:
+    """A number with three significant digits; "" for None."""
     return "" if value is None else significant(value, 3)
 
 
 def targets(found: Groups) -> Iterator[str]:
-    """Target, measured, met or not."""
+    """The lines of the targets: bound, measured value, and whether it is met."""
     lines = []
     for target in TARGETS:
         asked = f"{target.sign} {target.bound:g}"
@@ -143,20 +151,22 @@ def targets(found: Groups) -> Iterator[str]:
 
 
 def models(found: Groups) -> Iterator[str]:
+    """One table for each model, batch and dtype."""
     heads = ["Method", "ms", "time, of unreduced", "speed-up", "promised by MACs", "share", "time, of top-K"]
     for place, group in of_kind(found, "model"):
         yield f"{place['model']}, batch {place['batch']}, {place['dtype']}"
         yield ""
         body = []
         for method, case in group.items():
-            reached, promise = ratio(group, "none", method), promised(group, method)
+            reached = ratio(group, "none", method)
+            promise = promised(group, method)
             numbers = [1e3 * median(case["seconds"]), 1 / reached, reached, promise, reached / promise]
             body.append([method, *map(number, [*numbers, ratio(group, method, "topk")])])
         yield from table(heads, body)
 
 
 def reducers(found: Groups) -> Iterator[str]:
-    """One table for each number of tokens, batch and dtype; side by side the shares kept."""
+    """One table for each number of tokens, batch and dtype, with the shares kept side by side."""
     settings: dict[tuple[Any, ...], dict[float, Group]] = {}
     for place, group in of_kind(found, "layer"):
         settings.setdefault((place["tokens"], place["batch"], place["dtype"]), {})[place["share"]] = group
@@ -175,6 +185,7 @@ COLUMNS = ("to top-K", "to block", "to loop", "to roofline")
 
 
 def cells(group: Group, operation: str) -> list[str]:
+    """The cells of a reducer at one share of tokens kept."""
     if operation not in group:  # the method cannot keep so few
         return [""] * (2 + len(COLUMNS))
     case = group[operation]
@@ -184,6 +195,7 @@ def cells(group: Group, operation: str) -> list[str]:
 
 
 def attention(found: Groups) -> Iterator[str]:
+    """One table of all forms of attention."""
     body = [
         [
             f"{place['tokens']}, {place['batch']}, {place['dtype']}",
@@ -201,7 +213,7 @@ def attention(found: Groups) -> Iterator[str]:
 
 
 def ceilings(found: Groups) -> Iterator[str]:
-    """Of the attention's turns: the same tokens, and a share of nothing."""
+    """The ceilings in the turns of the attention operations: absolute rates, not ratios."""
     body = [
         [
             f"{place['tokens']}, {place['batch']}, {place['dtype']}",
@@ -216,6 +228,7 @@ def ceilings(found: Groups) -> Iterator[str]:
 
 
 def starts(found: Groups) -> Iterator[str]:
+    """One table of the starts of K-Medoids, relative to top-K with five iterations."""
     for _, group in of_kind(found, "start"):
         reference = group["topk, 5 iterations"]["loss"]
         body = [
@@ -226,7 +239,7 @@ def starts(found: Groups) -> Iterator[str]:
 
 
 def others(found: Groups) -> Iterator[str]:
-    """The small groups: every operation by the first of its group."""
+    """The small groups: every operation relative to the first of its group."""
     for kind in ("clustering", "native", "agglomerative", "blocks", "training"):
         for place, group in of_kind(found, kind):
             first = next(iter(group))
@@ -239,6 +252,7 @@ def others(found: Groups) -> Iterator[str]:
 
 
 def of_kind(found: Groups, kind: str) -> Iterator[tuple[dict[str, Any], Group]]:
+    """(place, group) of all groups of a kind."""
     return ((dict(items), group) for items, group in found.items() if dict(items)["kind"] == kind)
 
 
@@ -254,6 +268,7 @@ SECTIONS: dict[str, Callable[[Groups], Iterator[str]]] = {
 
 
 def main(words: Sequence[str]) -> int:
+    """Write the tables and print their paths; the exit code."""
     try:
         if len(words) != 2:
             raise UsageError("two paths are needed: the run's JSON and the folder of the tables")

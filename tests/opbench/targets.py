@@ -1,6 +1,6 @@
 """The project's speed targets on a CPU, judged by the samples of one run of `tox -e opbench`.
 
-Each is a ratio of samples taken in turns, or of a whole and its promise; the bounds are the project's own.
+A target bounds a ratio of samples that were taken in turns, or a measured speed-up as a share of the promised one.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ Groups = Mapping[tuple[tuple[str, Any], ...], Group]  # place as sorted items ->
 
 
 class Measured(NamedTuple):
+    """The measured value of a target, and a remark for the table."""
+
     value: float
     remark: str = ""
 
 
 class Target(NamedTuple):
+    """A quantity and its bound."""
+
     where: str
     what: str
-    sign: str  # how the value must stand to the bound
+    sign: str  # the relation of the value to the bound: ">=", "<=" or "<"
     bound: float
     measure: Callable[[Groups], Measured]
 
     def met(self, value: float) -> bool:
+        """Whether a value meets the bound."""
         return {">=": operator.ge, "<=": operator.le, "<": operator.lt}[self.sign](value, self.bound)
 
 
 class NotMeasured(LookupError):
-    """The run holds no such samples: bfloat16 where the machine has none, say."""
+    """The run holds no such samples, for instance none in bfloat16 on a machine without it."""
 
 
 def ratio(group: Group, above: str, below: str) -> float:
-    """The median over the turns of one operation's seconds by another's in the same turn."""
+    """The median over turns of one operation's seconds divided by another's in the same turn."""
     try:
         pairs = zip(group[above]["seconds"], group[below]["seconds"], strict=True)
     except KeyError as error:
@@ -44,7 +49,7 @@ def ratio(group: Group, above: str, below: str) -> float:
 
 
 def at(groups: Groups, **place: Any) -> Group:
-    """The group at a place, given in part."""
+    """The first group whose place contains these items. Raises NotMeasured if there is none."""
     for items, group in groups.items():
         if place.items() <= dict(items).items():
             return group
@@ -60,6 +65,8 @@ def promised(group: Group, method: str) -> float:
 
 
 def share_of_promise(**place: Any) -> Callable[[Groups], Measured]:
+    """Measures the speed-up of wkmedoids as a share of what multiply-adds promise."""
+
     def measure(groups: Groups) -> Measured:
         group = at(groups, kind="model", **place)
         reached = ratio(group, "none", "wkmedoids")
@@ -70,11 +77,12 @@ def share_of_promise(**place: Any) -> Callable[[Groups], Measured]:
 
 
 def quotient(above: str, below: str, **place: Any) -> Callable[[Groups], Measured]:
+    """Measures the ratio of two operations' times at a place."""
     return lambda groups: Measured(ratio(at(groups, **place), above, below))
 
 
 def slowest(groups: Groups) -> Measured:
-    """The largest time of a reduced model in units of the unreduced one's, and all that are not faster."""
+    """The largest ratio of a reduced model's time to the unreduced one's; the remark names all that are not faster."""
     times = sorted(reduced_times(groups), reverse=True)
     if not times:
         raise NotMeasured("model")
@@ -83,6 +91,7 @@ def slowest(groups: Groups) -> Measured:
 
 
 def reduced_times(groups: Groups) -> Iterator[tuple[float, str]]:
+    """(time relative to the unreduced model, name) of every reduced model of ImageNet size."""
     for items, group in groups.items():
         place = dict(items)
         if place["kind"] == "model" and place["model"] != DIGITS:
@@ -93,8 +102,9 @@ def reduced_times(groups: Groups) -> Iterator[tuple[float, str]]:
 
 
 def best_start(groups: Groups) -> Measured:
-    """The least loss of two iterations from any start that takes no longer than five from top-K."""
-    group, reference = at(groups, kind="start"), "topk, 5 iterations"
+    """The smallest loss of two iterations among starts that take no longer than top-K with five iterations."""
+    group = at(groups, kind="start")
+    reference = "topk, 5 iterations"
     timed = {name: ratio(group, name, reference) for name, case in group.items() if case["iterations"] == 2}
     best = min((name for name, time in timed.items() if time <= 1), key=lambda n: group[n]["loss"], default=None)
     if best is None:
@@ -106,89 +116,129 @@ def best_start(groups: Groups) -> Measured:
 
 # ---------------------------------------------------------------- the targets
 
-SMALL, TINY, DIGITS = "deit_small_patch16_224", "deit_tiny_patch16_224", "digits"
-F32, BF16 = "float32", "bfloat16"
-PROMISE, THROUGHPUT = "wkmedoids: share of the speed-up that MACs promise", "wkmedoids / topk: throughput"
-NATIVE = ((196, 384, 138, 8, 0.70), (196, 384, 138, 1, 0.55), (64, 64, 32, 32, 0.50), (64, 64, 32, 1, 0.35))
+SMALL = "deit_small_patch16_224"
+TINY = "deit_tiny_patch16_224"
+DIGITS = "digits"
+F32 = "float32"
+BF16 = "bfloat16"
+PROMISE = "wkmedoids: share of the speed-up that MACs promise"
+THROUGHPUT = "wkmedoids / topk: throughput"
+NATIVE = (  # N, C, K, batch, bound
+    (196, 384, 138, 8, 0.70),
+    (196, 384, 138, 1, 0.55),
+    (64, 64, 32, 32, 0.50),
+    (64, 64, 32, 1, 0.35),
+)
 LAYER = "one layer, N=196, C=384, batch 32, K={}"
 
 
 def throughput(model: str, dtype: str, batch: int = 8) -> Callable[[Groups], Measured]:
+    """Measures the throughput of wkmedoids relative to top-K."""
     return quotient("topk", "wkmedoids", kind="model", model=model, batch=batch, dtype=dtype)
 
 
 TARGETS = [
-    Target("DeiT-S, batch 8", PROMISE, ">=", 0.97, share_of_promise(model=SMALL, batch=8, dtype=F32)),
-    Target("DeiT-S, batch 1", PROMISE, ">=", 0.96, share_of_promise(model=SMALL, batch=1, dtype=F32)),
-    Target("DeiT-Ti, batch 8", PROMISE, ">=", 0.96, share_of_promise(model=TINY, batch=8, dtype=F32)),
-    Target("DeiT-S, batch 8", THROUGHPUT, ">=", 0.98, throughput(SMALL, F32)),
-    Target("DeiT-S, batch 1", THROUGHPUT, ">=", 0.97, throughput(SMALL, F32, batch=1)),
-    Target("DeiT-Ti, batch 8", THROUGHPUT, ">=", 0.94, throughput(TINY, F32)),
-    Target("DeiT-S, batch 8, bfloat16", THROUGHPUT, ">=", 0.97, throughput(SMALL, BF16)),
     Target(
-        "digits, macs=0.5, batch 32",
-        "wkmedoids / unreduced: time",
-        "<=",
-        0.75,
-        quotient("wkmedoids", "none", kind="model", model=DIGITS, batch=32),
+        where="DeiT-S, batch 8",
+        what=PROMISE,
+        sign=">=",
+        bound=0.97,
+        measure=share_of_promise(model=SMALL, batch=8, dtype=F32),
     ),
     Target(
-        "digits, macs=0.5, batch 1",
-        "wkmedoids / topk: time",
-        "<=",
-        1.15,
-        quotient("wkmedoids", "topk", kind="model", model=DIGITS, batch=1),
+        where="DeiT-S, batch 1",
+        what=PROMISE,
+        sign=">=",
+        bound=0.96,
+        measure=share_of_promise(model=SMALL, batch=1, dtype=F32),
     ),
     Target(
-        "DeiT-S, batch 8",
-        "block that returns the attention received / SDPA block: time",
-        "<=",
-        1.10,
-        quotient("received block", "SDPA block", kind="blocks"),
+        where="DeiT-Ti, batch 8",
+        what=PROMISE,
+        sign=">=",
+        bound=0.96,
+        measure=share_of_promise(model=TINY, batch=8, dtype=F32),
+    ),
+    Target(where="DeiT-S, batch 8", what=THROUGHPUT, sign=">=", bound=0.98, measure=throughput(SMALL, F32)),
+    Target(where="DeiT-S, batch 1", what=THROUGHPUT, sign=">=", bound=0.97, measure=throughput(SMALL, F32, batch=1)),
+    Target(where="DeiT-Ti, batch 8", what=THROUGHPUT, sign=">=", bound=0.94, measure=throughput(TINY, F32)),
+    Target(where="DeiT-S, batch 8, bfloat16", what=THROUGHPUT, sign=">=", bound=0.97, measure=throughput(SMALL, BF16)),
+    Target(
+        where="digits, macs=0.5, batch 32",
+        what="wkmedoids / unreduced: time",
+        sign="<=",
+        bound=0.75,
+        measure=quotient("wkmedoids", "none", kind="model", model=DIGITS, batch=32),
+    ),
+    Target(
+        where="digits, macs=0.5, batch 1",
+        what="wkmedoids / topk: time",
+        sign="<=",
+        bound=1.15,
+        measure=quotient("wkmedoids", "topk", kind="model", model=DIGITS, batch=1),
+    ),
+    Target(
+        where="DeiT-S, batch 8",
+        what="block that returns the attention received / SDPA block: time",
+        sign="<=",
+        bound=1.10,
+        measure=quotient("received block", "SDPA block", kind="blocks"),
     ),
     *(
         Target(
-            LAYER.format(k),
-            "plainly looped K-Medoids / batched: time",
-            ">=",
-            bound,
-            quotient("looped kmedoids", "kmedoids", kind="clustering", k=k),
+            where=LAYER.format(k),
+            what="plainly looped K-Medoids / batched: time",
+            sign=">=",
+            bound=bound,
+            measure=quotient("looped kmedoids", "kmedoids", kind="clustering", k=k),
         )
         for k, bound in ((138, 40.0), (69, 22.0))
     ),
     *(
         Target(
-            f"one layer, N={n}, C={width}, batch {batch}, K={k}",
-            "K-Medoids, native / definition: time",
-            "<=",
-            bound,
-            quotient("kmedoids", "plain kmedoids", kind="native", tokens=n, k=k, batch=batch),
+            where=f"one layer, N={n}, C={width}, batch {batch}, K={k}",
+            what="K-Medoids, native / definition: time",
+            sign="<=",
+            bound=bound,
+            measure=quotient("kmedoids", "plain kmedoids", kind="native", tokens=n, k=k, batch=batch),
         )
         for n, width, k, batch, bound in NATIVE
     ),
     *(
         Target(
-            "one layer, N=196, C=384, batch 8, K=138",
-            f"ATC's reducer, {linkage} linkage / wkmedoids' reducer: time",
-            "<=",
-            1.5,
-            quotient(f"atc reducer, {linkage}", "wkmedoids reducer", kind="agglomerative"),
+            where="one layer, N=196, C=384, batch 8, K=138",
+            what=f"ATC's reducer, {linkage} linkage / wkmedoids' reducer: time",
+            sign="<=",
+            bound=1.5,
+            measure=quotient(f"atc reducer, {linkage}", "wkmedoids reducer", kind="agglomerative"),
         )
         for linkage in ("single", "average", "complete")
     ),
     *(
-        Target(LAYER.format(138), what, ">=", bound, quotient(above, below, kind="clustering", k=138))
+        Target(
+            where=LAYER.format(138),
+            what=what,
+            sign=">=",
+            bound=bound,
+            measure=quotient(above, below, kind="clustering", k=138),
+        )
         for what, bound, above, below in (
             ("DPC-KNN / wkmedoids: time", 1.6, "dpcknn reducer", "wkmedoids reducer"),
             ("textbook K-Means / from the Gram matrix: time", 1.5, "textbook kmeans", "kmeans"),
         )
     ),
     Target(
-        "tokens of a trained model",
-        "best start that is no slower (2 iterations) / top-K start (5): loss",
-        "<=",
-        0.65,
-        best_start,
+        where="tokens of a trained model",
+        what="best start that is no slower (2 iterations) / top-K start (5): loss",
+        sign="<=",
+        bound=0.65,
+        measure=best_start,
     ),
-    Target("every method, DeiT-S and DeiT-Ti", "reduced / unreduced: time, at most", "<", 1.0, slowest),
+    Target(
+        where="every method, DeiT-S and DeiT-Ti",
+        what="reduced / unreduced: time, at most",
+        sign="<",
+        bound=1.0,
+        measure=slowest,
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Operations timed in turns, each reported as a case of pytest-benchmark's with its own raw samples."""
+"""Operations that are timed in turns; each is reported as a case of pytest-benchmark with its own raw samples."""
 
 from __future__ import annotations
 
@@ -20,25 +20,30 @@ BF16 = ON_GPU or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # where bfloat16 
 
 
 class Operation(NamedTuple):
+    """A call to time, and what the report needs to know about it."""
+
     call: Callable[[], object]
     facts: dict[str, Any]  # of one call: "macs", "bytes", "k", ... as the report reads them
 
 
 class Turns:
-    """The samples of a group of operations, taken one of each per round.
+    """The samples of a group of operations: one sample of each operation per round.
 
-    place is what the operations have in common: {"kind": "layer", "tokens": 196, ...}. pytest-benchmark itself calls
-    each operation once more: a ratio of its own timings would compare different moments of a drifting machine.
+    place: what the operations have in common, such as {"kind": "layer", "tokens": 196}. pytest-benchmark itself calls
+    each operation only once more, because ratios of its own timings would compare different moments of a drifting
+    machine.
     """
 
     def __init__(
         self, place: Mapping[str, Any], operations: Mapping[str, Operation], repeats: int, warmup: int = 1
     ) -> None:
-        self.place, self.operations = dict(place), operations
+        self.place = dict(place)
+        self.operations = operations
         calls = {name: operation.call for name, operation in operations.items()}
-        self.samples = latency.interleaved(calls, repeats, warmup, DEVICE)
+        self.samples = latency.interleaved(calls, repeats, warmup=warmup, device=DEVICE)
 
     def report(self, benchmark: Any, name: str) -> None:
+        """Report an operation through pytest-benchmark's fixture; skip the test if there is no such operation."""
         if name not in self.operations:
             pytest.skip(f"{name} does not exist at {self.place}")
         call, facts = self.operations[name]
@@ -49,17 +54,17 @@ class Turns:
 
 
 def inference(call: Callable[[], object], dtype: torch.dtype) -> Callable[[], object]:
-    """A call without gradients; a lower dtype under autocast, as models are measured."""
+    """The same call without gradients, and under autocast for a lower dtype, as models are measured."""
 
-    def quiet() -> object:
+    def without_gradients() -> object:
         with torch.inference_mode(), torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
             return call()
 
-    return quiet
+    return without_gradients
 
 
 def reduced(base: nn.Module, methods: Iterable[str], schedule: str) -> Iterator[tuple[str, TokenViT]]:
-    """The model by every method that can meet the schedule; cases of the others are skipped."""
+    """(method, reduced model) for every method that can meet the schedule; the cases of the others are skipped."""
     for method in methods:
         try:
             model = tpbench.reduce(base, method, schedule)
