@@ -16,7 +16,7 @@ from tpbench.record import read_all
 
 
 def table(folder: Path) -> pd.DataFrame:
-    """One row a record: the recipe's cell, its cost and its accuracies. Shares, not percent."""
+    """One row for each record: method, schedule, seed, cost and accuracies, as shares and not in percent."""
     rows = [
         {
             "method": record.method,
@@ -32,7 +32,7 @@ def table(folder: Path) -> pd.DataFrame:
 
 
 def outcomes(folder: Path, method: str, schedule: str) -> dict[int, Outcomes]:
-    """Which test images a fine-tuned method classified right, by seed."""
+    """Which test images a fine-tuned method classified correctly, by seed."""
     return {
         record.seed: unpack(record.outcomes["fine_tuned"])
         for record in read_all(folder)
@@ -41,6 +41,7 @@ def outcomes(folder: Path, method: str, schedule: str) -> dict[int, Outcomes]:
 
 
 def main(folder: Path, first: str, second: str) -> None:
+    """Print the accuracies of all methods, then the difference of two methods at each schedule."""
     frame = table(folder)
     print(frame.groupby(["schedule", "method"])[["macs_share", "fine_tuned_top1"]].mean().round(3).to_string())
     for schedule in frame.loc[frame["method"] == first, "schedule"].unique():

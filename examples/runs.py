@@ -1,4 +1,4 @@
-"""A method in one file: cut the row of tokens into K runs of neighbours and merge each run into its mean.
+"""A method in one file: cut the sequence of tokens into K runs of neighbours and merge each run into its mean.
 
 python -m tpbench run --recipe smoke --plugin examples/runs.py --methods "none,topk,runs,runs(weighted=True)"
 """
@@ -16,7 +16,7 @@ from tpbench.tokens import Tokens
 class Runs(Downsampler):
     @dataclass(frozen=True)
     class Config:
-        weighted: bool = False  # weigh tokens by the attention they receive
+        weighted: bool = False  # weight tokens by the attention that they receive
 
     @classmethod
     def asks(cls, config: Config) -> Needs:
@@ -26,4 +26,4 @@ class Runs(Downsampler):
         k = self.setup.k
         run = torch.arange(tokens.count, device=tokens.x.device) * k // tokens.count
         assignment = run.expand(tokens.x.shape[0], -1)
-        return tokens.merge(assignment, k, probe.received)  # None where it was not asked for: the sizes then weigh
+        return tokens.merge(assignment, k, probe.received)  # None if not requested: sizes are then the weights

@@ -2,8 +2,8 @@
 
 python examples/your_model.py
 
-Prints how many patch tokens leave each block, what the model then costs, and how far its logits move. The weights are
-random here; give `pretrained=True` to timm, or load your own.
+Prints how many patch tokens leave each block, the cost of the model, and the largest change of a logit. The weights are
+random here; pass `pretrained=True` to timm, or load your own.
 """
 
 import timm
@@ -15,6 +15,7 @@ SCHEDULE = "macs=0.6@3,6,9"  # 60 % of the unreduced model's multiply-adds; toke
 
 
 def main() -> None:
+    """Reduce a model and compare its logits and cost with those of the unreduced one."""
     torch.manual_seed(0)
     model = timm.create_model("deit_tiny_patch16_224").eval()
     reduced = tpbench.reduce(model, "wkmedoids", SCHEDULE)
