@@ -193,7 +193,7 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.Capt
     assert opbench.main([str(tmp_path / "run.json"), str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert len(err.strip().splitlines()) == 1
-    assert "no run of" in err
+    assert "not a run of" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -289,7 +289,7 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pyt
     assert compared(tmp_path, RUN, other) == 2
     assert "no operation in common" in capsys.readouterr().err
     assert compared(tmp_path, RUN, {}) == 2
-    assert "no run of" in capsys.readouterr().err
+    assert "not a run of" in capsys.readouterr().err
 
 
 def git(folder: Path, *words: str) -> None:

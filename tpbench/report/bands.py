@@ -8,7 +8,7 @@ and do not take the intervals into account.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import floor, isnan
 from typing import NamedTuple
 
@@ -16,22 +16,9 @@ import pandas as pd
 
 from tpbench.report.columns import chosen
 from tpbench.report.frame import Comparison, batch_sizes
-from tpbench.report.layout import Row
+from tpbench.report.layout import Row, Shown
 
 WIDTH = 0.1  # width of a band, as a share of the unreduced model's cost
-
-
-class Shown(NamedTuple):
-    """A column of a grouped table: a declared one, or a place."""
-
-    head: str
-    unit: str
-    text: Callable[[Row], str]
-
-    @property
-    def heading(self) -> str:
-        """The name with its unit."""
-        return ", ".join(filter(None, (self.head, self.unit)))
 
 
 class Axis(NamedTuple):

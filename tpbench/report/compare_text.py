@@ -13,10 +13,11 @@ from tpbench.report import worse
 from tpbench.report.compare import IMAGES, A, B, Change, Changes
 from tpbench.report.estimates import Estimate
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE
-from tpbench.report.layout import Row, fixed
+from tpbench.report.layout import Row, Shown, fixed
+from tpbench.report.phrases import are, counted
 from tpbench.report.sides import Side
 from tpbench.report.standings import FINE_TUNED
-from tpbench.report.terminal import Shown, line_width, tabulate
+from tpbench.report.terminal import line_width, tabulate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,9 +78,9 @@ def _accuracy(changes: Changes) -> Iterator[str]:
     moved = [row for row in rows if not row.identical]
     what = f"Top-1 ({stage}), B minus A, over {seeds} common seed{'s' * (max(counts) != 1)}"
     if len(moved) < len(rows):
-        yield f"{what}: {_rows(len(rows) - len(moved))} of {len(rows)} classify every image alike."
+        yield f"{what}: {counted(len(rows) - len(moved), 'row')} of {len(rows)} classify every image alike."
     if moved:
-        yield f"{what}: of {_rows(len(moved))}, {', '.join(_verdicts(changes, moved))}."
+        yield f"{what}: of {counted(len(moved), 'row')}, {', '.join(_verdicts(changes, moved))}."
     judged = changes.judged
     if judged:
         error = median(row.difference.standard_error for row in judged)
@@ -91,7 +92,8 @@ def _accuracy(changes: Changes) -> Iterator[str]:
         )
     by_seed = sum(row.paired != IMAGES for row in rows)
     if by_seed:
-        yield f"{_rows(by_seed)} are paired by seed, not by image: intervals leave out the noise of the test images."
+        unpaired = f"{counted(by_seed, 'row')} {are(by_seed)} paired by seed, not by image"
+        yield f"{unpaired}: intervals leave out the noise of the test images."
 
 
 def _verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
@@ -103,7 +105,7 @@ def _verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
             continue
         far = max(own, key=lambda row: abs(row.difference.value))
         most = "" if len(own) == 1 else "most "
-        yield f"{len(own)} {_are(len(own))} {verdict} ({most}{worse.accuracy(far)})"
+        yield f"{len(own)} {are(len(own))} {verdict} ({most}{worse.accuracy(far)})"
     for verdict, words in (
         (EQUIVALENT, f"equivalent within ±{changes.margin:g}"),
         (NOT_INFERIOR, f"not lower by {changes.margin:g}"),
@@ -111,27 +113,27 @@ def _verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
     ):
         number = sum(row.judgement.verdict == verdict for row in rows)
         if number:
-            yield f"{number} {_are(number)} {words}"
+            yield f"{number} {are(number)} {words}"
 
 
 def _macs(changes: Changes) -> Iterator[str]:
     rows = [row for row in changes.rows if not isnan(row.macs_percent)]
     moved = sorted((row for row in rows if row.macs_percent != 0), key=lambda row: -abs(row.macs_percent))
     if rows and not moved:
-        yield f"MACs are the same in all {_rows(len(rows))}."
+        yield f"MACs are the same in all {counted(len(rows), 'row')}."
     elif moved:
         listed = [f"{row.name}: {_percent(row.macs_percent)}" for row in moved]
-        yield f"MACs differ in {len(moved)} of {_rows(len(rows))}: {_listed(listed, 'row')}."
+        yield f"MACs differ in {len(moved)} of {counted(len(rows), 'row')}: {_listed(listed, 'row')}."
 
 
 def _tokens(changes: Changes) -> Iterator[str]:
     rows = [row for row in changes.rows if row.costs is not None]
     moved = [row for row in rows if row.costs[0].tokens != row.costs[1].tokens]
     if rows and not moved:
-        yield f"Token counts are the same in all {_rows(len(rows))}."
+        yield f"Token counts are the same in all {counted(len(rows), 'row')}."
     elif moved:
         listed = [f"{row.name}: {row.costs[0].tokens} -> {row.costs[1].tokens}" for row in moved]
-        yield f"Token counts differ in {len(moved)} of {_rows(len(rows))}: {_listed(listed, 'row')}."
+        yield f"Token counts differ in {len(moved)} of {counted(len(rows), 'row')}: {_listed(listed, 'row')}."
 
 
 def _speed(changes: Changes) -> Iterator[str]:
@@ -172,14 +174,6 @@ def _listed(names: Sequence[str], what: str) -> str:
     more = len(names) - MOST_NAMED
     text = "; ".join(names[:MOST_NAMED])
     return text if more <= 0 else f"{text}; {more} more {what}{'s' * (more > 1)}"
-
-
-def _rows(number: int) -> str:
-    return f"{number} row{'s' * (number != 1)}"
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 def _percent(value: float) -> str:

@@ -53,7 +53,7 @@ def _macs() -> list[Column]:
         ),
         Column(
             "macs_share",
-            "multiply-adds as a share of the unreduced model's, from 0 to 1",
+            "multiply-adds as a share of the unreduced model's",
             lambda source: source.mean("macs_total", over="macs_unreduced"),
             head="MACs",
             unit="% of base",

@@ -12,6 +12,7 @@ from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED,
 from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.layout import Row, fixed
 from tpbench.report.methods import NULL
+from tpbench.report.phrases import are, counted, points
 from tpbench.report.standings import Standings
 
 MOST_SCHEDULES = 2  # schedules with a sentence of their own: the costliest and the cheapest
@@ -40,8 +41,8 @@ def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
     methods = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].nunique()
     seeds = len({record.seed for record in comparison.records})
     schedules = int(frame.loc[~frame["unreduced"], "schedule"].nunique())
-    counted = [_count(methods, "method"), _count(schedules, "schedule"), _count(seeds, "seed")]
-    said = f"{counted[0]} at {counted[1]} over {counted[2]} on {comparison.machine}"
+    numbers = [counted(methods, "method"), counted(schedules, "schedule"), counted(seeds, "seed")]
+    said = f"{numbers[0]} at {numbers[1]} over {numbers[2]} on {comparison.machine}"
     smallest = [table for table in tables if not isnan(table.smallest)]
     if not smallest:
         why = "with one seed" if seeds == 1 else "with so few values"
@@ -83,8 +84,8 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
         (UNDECIDED, "undecided"),
     ):
         if verdict in groups:
-            parts.append(f"{len(groups[verdict])} {_are(len(groups[verdict]))} {words}")
-    others = _count(len(table.judgements), "other method")
+            parts.append(f"{len(groups[verdict])} {are(len(groups[verdict]))} {words}")
+    others = counted(len(table.judgements), "other method")
     return (
         f"At {table.schedule}{_share(comparison, table)}, of {others} compared with {table.reference} "
         f"({_mean(own)}), {', '.join(parts)}."
@@ -105,7 +106,7 @@ def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
         return f"none is {verdict}"
     far = max(judgements, key=lambda judgement: abs(judgement.difference.value))
     most = "" if len(judgements) == 1 else "most "
-    return f"{len(judgements)} {_are(len(judgements))} {verdict} ({most}{far.difference.a}: {_points(far.difference)})"
+    return f"{len(judgements)} {are(len(judgements))} {verdict} ({most}{far.difference.a}: {points(far.difference)})"
 
 
 def _share(comparison: Comparison, table: Standings) -> str:
@@ -132,7 +133,7 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
             verb = "is compared without an interval with"
         yield (
             f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(base)}), trained equally long: "
-            f"{_points(difference)}."
+            f"{points(difference)}."
         )
 
 
@@ -204,23 +205,10 @@ def _null(comparison: Comparison) -> Iterator[str]:
     )
     yield (
         f"The null row {null.difference.a}, the same method fine-tuned with another seed, differs by "
-        f"{_points(null.difference)} at {table.schedule}{called if rate.of else ''}."
+        f"{points(null.difference)} at {table.schedule}{called if rate.of else ''}."
     )
-
-
-def _points(difference: Estimate) -> str:
-    low, high = (fixed(end, 1, "+") for end in difference.bounds())
-    return f"{fixed(difference.value, 1, '+')} points" + (f" [{low}, {high}]" if difference.known else "")
 
 
 def _mean(mean: Estimate) -> str:
     low, high = (fixed(end, 1) for end in mean.bounds())
     return f"{fixed(mean.value, 1)} %" + (f" [{low}, {high}]" if mean.known else "")
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"

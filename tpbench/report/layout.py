@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from math import floor, log10
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -17,6 +17,19 @@ STILL_FALLING = "↓"
 STEEP = 0.05  # nats; if the training loss falls by more in the last epoch, the row is marked
 
 Row = dict[str, Any]
+
+
+class Shown(NamedTuple):
+    """A column of a readable table: a heading of two lines, and a function that gives the text of a row."""
+
+    head: str
+    unit: str
+    text: Callable[[Row], str]
+
+    @property
+    def heading(self) -> str:
+        """The heading in one line."""
+        return ", ".join(filter(None, (self.head, self.unit)))
 
 
 # ------------------------------------------------------------------------------------------ numbers as text

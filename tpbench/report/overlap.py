@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tpbench.record import replace_text
+from tpbench.report.markdown import escape, table
 from tpbench.report.pictures import Stage
 
 KEPT = """\
@@ -38,9 +39,9 @@ def tables(rows: Mapping[str, Stage]) -> list[str]:
     if len(keeping) > 1:
         heads = {name: f"{name} ({kept_count(stage):.0f})" for name, stage in keeping.items()}
         lines += [*KEPT.format(chance=chance(list(keeping.values()))).splitlines(), ""]
-        lines += [*matrix(keeping, heads, kept_in_common), ""]
+        lines += matrix(keeping, heads, kept_in_common)
     if len(grouping) > 1:
-        lines += [*GROUPED.splitlines(), "", *matrix(grouping, {name: name for name in grouping}, grouped_alike), ""]
+        lines += [*GROUPED.splitlines(), "", *matrix(grouping, {name: name for name in grouping}, grouped_alike)]
     without = [name for name in rows if name not in keeping and name not in grouping]
     if without:
         lines += [f"In neither table: {', '.join(without)}.", ""]
@@ -49,16 +50,11 @@ def tables(rows: Mapping[str, Stage]) -> list[str]:
 
 def matrix(rows: Mapping[str, Stage], heads: Mapping[str, str], measure: Callable[[Stage, Stage], float]) -> list[str]:
     """A table with a row and a column for each method. heads: the columns' headings."""
-    lines = [f"| Method | {' | '.join(map(escaped, heads.values()))} |", f"| :-- |{' --: |' * len(rows)}"]
+    lines = []
     for name, stage in rows.items():
         cells = ["" if other is stage else f"{measure(stage, other):.2f}" for other in rows.values()]
-        lines.append(f"| {escaped(name)} | {' | '.join(cells)} |")
-    return lines
-
-
-def escaped(name: str) -> str:
-    """A name for a cell of a Markdown table."""
-    return name.replace("|", r"\|")
+        lines.append([escape(name), *cells])
+    return table(["Method", *map(escape, heads.values())], lines)
 
 
 def kept(stage: Stage, image: int) -> np.ndarray:

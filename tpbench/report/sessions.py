@@ -13,7 +13,7 @@ from tpbench.measure.speeds import Speed
 from tpbench.measure.timings import Session
 from tpbench.record import replace_text
 from tpbench.report import timed
-from tpbench.report.markdown import table
+from tpbench.report.markdown import escape, table
 
 Timed = dict[tuple[str, str], dict[int, Speed]]  # (method, schedule) -> batch size -> how fast
 
@@ -92,7 +92,7 @@ def readme(name: str, sessions: Sequence[Session]) -> str:
 def section(session: Session) -> list[str]:
     """The part of a README about a session, for a folder with records: what was timed, its noise, and its files."""
     controls = [f"{shown.title}: {shown.remark}" for shown in timed.tables(session)]
-    lines = [f"- {timed.escape(line)}" for line in (*timed.about(session), *controls, *timed.notes(session))]
+    lines = [f"- {escape(line)}" for line in (*timed.about(session), *controls, *timed.notes(session))]
     files = f"[speed of all rows](tables/{session.machine}-speed.md), [in numbers](tables/{session.machine}-speed.csv)"
     return ["### Timing session", "", *lines, "", f"{files}, [every sample](timing/{session.machine}.json)", ""]
 

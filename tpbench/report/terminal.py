@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tpbench.report import bands, first
 from tpbench.report.findings import findings
 from tpbench.report.frame import Comparison
-from tpbench.report.layout import Row
+from tpbench.report.layout import Row, Shown
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -28,14 +28,6 @@ DISPENSABLE = (  # columns that are left out on narrow terminals, in this order
     "Time",
 )
 TEXT_COLUMNS = ("Method", "Schedule", "Tokens", "Verdict")
-
-
-class Shown(NamedTuple):
-    """A column of a printed table: a heading of two lines, and the text of a row."""
-
-    head: str
-    unit: str
-    text: Callable[[Row], str]
 
 
 def show(comparisons: Sequence[Comparison], console: Console, by: str = "schedule") -> None:
@@ -66,8 +58,7 @@ def _by_schedule(comparison: Comparison, console: Console) -> None:
 
 
 def _by_cost(comparison: Comparison, console: Console, by: str) -> None:
-    declared = [column for column in bands.columns(comparison.frame) if column.head != "Tokens"]
-    columns = [Shown(column.head, column.unit, column.text) for column in declared]
+    columns = [column for column in bands.columns(comparison.frame) if column.head != "Tokens"]
     for title, rows in bands.banded(comparison, by):
         tabulate(console, title=title, columns=columns, groups=[("", rows)])
         _print(console, "")

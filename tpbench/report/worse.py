@@ -20,9 +20,9 @@ from math import log
 
 from tpbench.errors import UsageError
 from tpbench.report.compare import A, B, Change, Changes, TimeChange
-from tpbench.report.estimates import Estimate
 from tpbench.report.families import ALPHA, holm
 from tpbench.report.layout import fixed
+from tpbench.report.phrases import points
 
 
 def threshold(text: str) -> float:
@@ -67,12 +67,6 @@ def _worse(changes: Changes, percent: float) -> Iterator[str]:
 def accuracy(row: Change) -> str:
     """The change of a row's accuracy with its interval."""
     return f"{row.name}: top-1 {points(row.difference)}"
-
-
-def points(difference: Estimate) -> str:
-    """A difference in points with its 95 % interval, if it has one."""
-    low, high = (fixed(end, 1, "+") for end in difference.bounds())
-    return f"{fixed(difference.value, 1, '+')} points" + (f" [{low}, {high}]" if difference.known else "")
 
 
 def speed(change: TimeChange) -> str:
