@@ -84,11 +84,11 @@ def frozen(model: TokenViT) -> Iterator[None]:
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in trained:
-            p.requires_grad_(False)
+            p.requires_grad_(requires_grad=False)
         yield
     finally:
         for p in trained:
-            p.requires_grad_(True)
+            p.requires_grad_(requires_grad=True)
 
 
 def closed_form(model: TokenViT) -> Macs:

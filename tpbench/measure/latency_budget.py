@@ -223,7 +223,8 @@ def solve(
     searches = {(variant, schedule): LatencySearch(variant, schedule) for variant, schedule in asked}
     start = time.monotonic()
     for number in range(PASSES):
-        candidates = {p: entry for p in searches.values() if not p.done and (entry := p.next(setup)) is not None}
+        open_searches = [search for search in searches.values() if not search.done]
+        candidates = {search: entry for search in open_searches if (entry := search.next(setup)) is not None}
         spent = time.monotonic() - start
         if not candidates or (number and seconds is not None and spent > seconds):  # one pass is needed in any case
             break

@@ -120,8 +120,9 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
     """How the reference compares with the unreduced model."""
     for table in tables:
         difference = table.to_base.get(table.reference)
-        base = next((table.means[table.by][name] for name in _bases(comparison) if name in table.means[table.by]), None)
-        if difference is None or base is None:
+        means = table.means[table.by]
+        bases = [means[name] for name in _bases(comparison) if name in means]
+        if difference is None or not bases:
             continue
         low, high = difference.bounds()
         verb = "may or may not differ from"
@@ -132,7 +133,7 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
         if not difference.known:
             verb = "is compared without an interval with"
         yield (
-            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(base)}), trained equally long: "
+            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(bases[0])}), trained equally long: "
             f"{points(difference)}."
         )
 

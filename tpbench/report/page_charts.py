@@ -68,7 +68,7 @@ def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, 
     return _chart(
         front.encode(x=x, y=y),
         base.mark_rule(style="zero").encode(y=y),
-        *([bars.encode(x=x, y="low:Q", y2="high:Q", color=_family(), opacity=_opacity(0.3))] if intervals else []),
+        bars.encode(x=x, y="low:Q", y2="high:Q", color=_family(), opacity=_opacity(0.3)) if intervals else None,
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity(), size=size),
         base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOOLTIP).encode(x=x, y=y),
         names.encode(x=x, y=y, text="label:N", opacity=_opacity()),
@@ -97,7 +97,7 @@ def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, 
         band.encode(x=alt.X("from:Q", scale=scale), x2="to:Q"),
         zero.encode(x=alt.X("at:Q", scale=scale)),
         own.encode(x=alt.XDatum(0), y=y),
-        *([bars.encode(x="least:Q", x2="most:Q", y=y, color=_family(), opacity=_opacity(0.8))] if intervals else []),
+        bars.encode(x="least:Q", x2="most:Q", y=y, color=_family(), opacity=_opacity(0.8)) if intervals else None,
         points.encode(
             x=x,
             y=y,
@@ -123,11 +123,7 @@ def speedup(intervals: bool) -> dict[str, Any]:
     return _chart(
         alt.Chart(alt.NamedData("rows")).transform_filter(known).mark_line(style="front").encode(x=x, y="promised:Q"),
         even.encode(y="at:Q"),
-        *(
-            [bars.encode(x=x, y="slowest:Q", y2="fastest:Q", color=_family(), opacity=_opacity(0.3))]
-            if intervals
-            else []
-        ),
+        bars.encode(x=x, y="slowest:Q", y2="fastest:Q", color=_family(), opacity=_opacity(0.3)) if intervals else None,
         base.mark_point(shape=STAR, style="base", size=170, filled=True, tooltip=TOOLTIP).encode(x=x, y=y),
         points.encode(x=x, y=y, color=_family(), shape=_symbol(), opacity=_opacity()),
         height=HEIGHT,
@@ -173,9 +169,9 @@ def reducers(most: int) -> dict[str, Any]:
     return _chart(bars.encode(x=x, y=y, color=_family(), opacity=_opacity(0.75)), height=STEP * most)
 
 
-def _chart(*parts: alt.Chart, height: Any) -> dict[str, Any]:
-    """Layers as one chart that is as wide as its place on the page."""
-    chart = alt.layer(*parts).add_params(alt.param(name="on", value=False))
+def _chart(*parts: alt.Chart | None, height: Any) -> dict[str, Any]:
+    """Layers, without those that are None, as one chart that is as wide as its place on the page."""
+    chart = alt.layer(*(part for part in parts if part is not None)).add_params(alt.param(name="on", value=False))
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     spec = chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False)
     del spec["config"]  # the page's theme is the only one
