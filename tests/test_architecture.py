@@ -292,7 +292,7 @@ def described(page: str) -> list[str]:
 
 def walked(page: str) -> list[str]:
     """The dotted names in the walks of the page, such as vit.TokenViT.embed."""
-    walks = page[page.index("## The way of the data") :]
+    walks = page[page.index("## How data flows") :]
     return re.findall(r"`([a-z_]+(?:\.\w+)+)`", walks)
 
 

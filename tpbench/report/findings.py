@@ -133,8 +133,8 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
         if not difference.known:
             verb = "is compared without an interval with"
         yield (
-            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(bases[0])}), trained equally long: "
-            f"{points(difference)}."
+            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(bases[0])}), trained equally "
+            f"long: {points(difference)}."
         )
 
 
