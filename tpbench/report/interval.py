@@ -1,33 +1,13 @@
-"""Means with Student's t intervals, and a percentile of samples."""
+"""Quantiles: of Student's t distribution, and of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from math import isnan, nan, sqrt
-from statistics import fmean, stdev
-from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95
-
-
-class Interval(NamedTuple):
-    """mean ± half_width of n values, in their unit; NaN if not known."""
-
-    mean: float
-    half_width: float
-    n: int
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """The 95 % interval of a mean on n - 1 degrees of freedom. NaN values are left out."""
-    known = [float(value) for value in values if not isnan(value)]
-    if len(known) < 2:
-        return Interval(known[0] if known else nan, nan, len(known))
-    t = t_quantile(len(known) - 1, (1 + LEVEL) / 2)
-    return Interval(fmean(known), t * stdev(known) / sqrt(len(known)), len(known))
+LEVEL = 0.95  # of all intervals
 
 
 @cache
