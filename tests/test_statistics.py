@@ -184,6 +184,44 @@ def test_a_wild_row_leaves_the_pool(guarded, monkeypatch):
         assert wild > 0.2, wild
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rows_apart_are_compared_by_their_own_differences(sign):
+    """A few bases cost two rows alike, or cost one what the other gains; both leave the pool of the ordinary rows."""
+    rng = np.random.default_rng(4)
+    rates = []
+    welch = []
+    for _ in range(DRAWS):
+        seeds = 24
+        table = 70 + rng.normal(0, 1.5, seeds) + rng.normal(0, 1.0, (12, seeds))
+        suits = rng.normal(0, 3.0, seeds)
+        table[0] += suits
+        table[1] += sign * suits
+        model = fit(pd.DataFrame(table, index=names(12)))
+        assert {"m0", "m1"} <= set(model.apart)
+        difference = model.difference("m0", "m1")
+        rates.append(difference.p_value() < NOMINAL)
+        paired_t = stats.ttest_rel(table[0], table[1])
+        assert difference.p_value() == pytest.approx(paired_t.pvalue)
+        assert difference.bounds() == pytest.approx(paired_t.confidence_interval())
+        welch.append(stats.ttest_ind(table[0], table[1], equal_var=False).pvalue < NOMINAL)
+    assert calibrated(np.mean(rates)), np.mean(rates)
+    if sign > 0:
+        assert np.mean(welch) < 0.01, "control: independent variances see no difference"
+    else:
+        assert np.mean(welch) > 0.10, "control: independent variances see differences that are none"
+
+
+def test_equal_rows_apart_have_an_interval():
+    """Two rows that differ by the same at every seed: their own differences do not vary."""
+    rng = np.random.default_rng(0)
+    table = 85 + rng.normal(0, 1.0, (12, 8))
+    table[0] += rng.normal(0, 9.0, 8)
+    table[1] = table[0] + 0.5
+    model = fit(pd.DataFrame(np.clip(table, 0, 100), index=names(12)))
+    assert {"m0", "m1"} <= set(model.apart)
+    assert model.difference("m0", "m1").half_width() > 1
+
+
 def test_the_guard_seldom_moves_an_ordinary_row():
     models = [fit(table) for table in tables(20 * [1.0], draws=300)]
     assert share(bool(model.apart) for model in models) < 0.3
