@@ -578,7 +578,7 @@ def test_one_seed_has_no_interval_and_other_seeds_are_refused():
     assert math.isnan(alone.half_width())
     with pytest.raises(UsageError, match="outcomes of 1 seeds, top-1 of 3"):
         with_images(fit(DIGITS).difference("topk", "ats"), points)
-    with pytest.raises(UsageError, match="every seed has tested images"):
+    with pytest.raises(UsageError, match="tested images in every row"):
         from_outcomes(np.array([[100.0, 0.0], [math.nan, math.nan]]), "a", "b")
 
 
