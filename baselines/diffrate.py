@@ -20,7 +20,7 @@ from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine, segment_sum, stable_topk
 
 
-def counted(tokens: Tokens) -> Tensor:
+def key_counts(tokens: Tokens) -> Tensor:
     """How often attention counts each body token as a key: [B, N]."""
     return tokens.size if tokens.key_weight is None else tokens.key_weight
 
@@ -83,12 +83,12 @@ class RateSearch(Search):
         body = torch.where(merges[:, :, None], mean.to(tokens.x.dtype), tokens.body)
         x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
         size = (joins * tokens.size[:, :, None]).sum(dim=1)
-        key_weight = (joins * (counted(tokens) * likeness)[:, :, None]).sum(dim=1)
+        key_weight = (joins * (key_counts(tokens) * likeness)[:, :, None]).sum(dim=1)
         return replace(
             tokens,
             x=x,
             size=torch.where(merges, size, tokens.size),
-            key_weight=torch.where(merges, key_weight, counted(tokens)),
+            key_weight=torch.where(merges, key_weight, key_counts(tokens)),
         )
 
     def kept(self, arriving: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class DiffRate(Downsampler):
         stay = torch.arange(k, device=partner.device).expand(partner.shape[0], -1)
         assignment = torch.cat([stay, partner], dim=1)
         likeness = torch.cat([torch.ones_like(tokens.size[:, :k]), similarity.clamp(min=0).float()], dim=1)
-        key_weight = segment_sum(counted(tokens) * likeness, assignment, k)
+        key_weight = segment_sum(key_counts(tokens) * likeness, assignment, k)
         merged = tokens.merge(assignment, k, weight=torch.ones_like(tokens.size))  # the plain mean
         return replace(merged, key_weight=key_weight)
 

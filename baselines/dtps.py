@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.dynamicvit import DynamicViT
-from baselines.etps import HOST, squeezed
+from baselines.etps import HOST, squeeze
 from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine
 
@@ -30,11 +30,11 @@ from tpbench.tokens import Tokens, cosine
 class DTPS(DynamicViT):
     """DynamicViT, of which pruned tokens are squeezed into those that stay."""
 
-    def pruned(self, tokens: Tokens, score: Tensor) -> Tokens:
+    def prune(self, tokens: Tokens, score: Tensor) -> Tokens:
         """At inference: keep the K tokens of highest score and squeeze the others into them."""
-        return squeezed(tokens, score, self.setup.k)
+        return squeeze(tokens, score, self.setup.k)
 
-    def hidden(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
+    def hide(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
         """In training: the same for the tokens that go from alive [B, N] to not kept [B, N]."""
         similarity = cosine(tokens.body, tokens.body).masked_fill((kept == 0)[:, None, :], float("-inf"))
         score, host = similarity.max(dim=2)

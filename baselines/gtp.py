@@ -52,7 +52,7 @@ class GTP(Downsampler):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """Keep K tokens; each adds a fraction of its dropped neighbours."""
-        tokens = placed(tokens)
+        tokens = with_places(tokens)
         order = stable_topk(probe.own * probe.received, tokens.count)
         kept = order[:, : self.setup.k].sort(dim=1).values
         dropped = order[:, self.setup.k :]
@@ -61,7 +61,7 @@ class GTP(Downsampler):
         count = tokens.size if tokens.key_weight is None else tokens.key_weight
         heard = (message * count.gather(1, dropped)[:, None, :]).sum(dim=2)
         body = rows(tokens.body, kept) + message.to(tokens.x.dtype) @ rows(tokens.body, dropped)
-        out = absorbing(tokens, kept, edges)
+        out = keep_and_absorb(tokens, kept, edges)
         x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
         return replace(out, x=x, key_weight=count.gather(1, kept) + heard)
 
@@ -84,7 +84,7 @@ class GTP(Downsampler):
         return (n * n + k * (n - k)) * width
 
 
-def placed(tokens: Tokens) -> Tokens:
+def with_places(tokens: Tokens) -> Tokens:
     """The tokens with the row and the column of each on the patch grid, which stay with those that are kept."""
     if "row" in tokens.carry:
         return tokens
@@ -94,7 +94,7 @@ def placed(tokens: Tokens) -> Tokens:
     return replace(tokens, carry={**tokens.carry, "row": place[:, :, 0], "column": place[:, :, 1]})
 
 
-def absorbing(tokens: Tokens, kept: Tensor, edges: Tensor) -> Tokens:
+def keep_and_absorb(tokens: Tokens, kept: Tensor, edges: Tensor) -> Tokens:
     """The body tokens kept [B, K], each with the patches of the tokens whose heaviest edge leads to it.
 
     edges [B, K, N] from the kept tokens to all. A token that has no edge to any of them is dropped.

@@ -36,7 +36,7 @@ def device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def begin(workers: int, name: str) -> None:
+def prepare_process(workers: int, name: str) -> None:
     """Check the device, and keep this process to one thread if workers of one thread each run beside it.
 
     Raises UsageError as `device` does.

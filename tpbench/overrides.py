@@ -20,7 +20,7 @@ from tpbench.registry import nearest
 
 T = TypeVar("T")
 # Lines that have no meaning here, and what to use instead.
-ELSEWHERE = {
+NOT_OVERRIDABLE = {
     "name": "it names the results; write a recipe file of your own",
     "tuned": "`tpbench tune` finds these lines",
     "reference": "reports read it from the recipe, not from records; write a recipe file of your own",
@@ -39,7 +39,7 @@ class Line(NamedTuple):
         return f"{self.path}={self.text}"
 
 
-def lines(texts: Sequence[str]) -> list[Line]:
+def parse(texts: Sequence[str]) -> list[Line]:
     """The overrides of several `PATH=VALUE`, by path. UsageError for one without a path or value, or a path twice."""
     found: dict[str, Line] = {}
     for text in texts:
@@ -52,11 +52,11 @@ def lines(texts: Sequence[str]) -> list[Line]:
     return [found[path] for path in sorted(found)]
 
 
-def overridden(recipe: T, line: Line) -> T:
+def apply(recipe: T, line: Line) -> T:
     """The recipe with one line changed. UsageError for a line that does not exist, or a value of another type."""
     first, *rest = line.path.split(".")
-    if first in ELSEWHERE:
-        raise UsageError(f"--set {line}: {ELSEWHERE[first]}")
+    if first in NOT_OVERRIDABLE:
+        raise UsageError(f"--set {line}: {NOT_OVERRIDABLE[first]}")
     return _replaced(recipe, [first, *rest], line)
 
 

@@ -55,7 +55,7 @@ class Provenance:
         patch = torch.full(share.shape[:2], MERGED, device=share.device)
         return replace(self, owner=self._moved(share.argmax(dim=1)), patch=patch, exact=False)
 
-    def living(self, alive: Tensor | None) -> Provenance:
+    def without_dead(self, alive: Tensor | None) -> Provenance:
         """With the patches of dead tokens dropped: alive [B, N], 0 for the dead, or None."""
         if alive is None:
             return self

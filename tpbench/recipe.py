@@ -201,7 +201,7 @@ def names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(tpbench.recipes.__path__))
 
 
-def elsewhere(recipe: Recipe, root: Path) -> Recipe:
+def with_data_at(recipe: Recipe, root: Path) -> Recipe:
     """The same recipe with its files in another folder, and there alone: nothing is fetched."""
     if recipe.data.source == "digits":
         raise UsageError(f"recipe {recipe.name} reads no files: its images come with scikit-learn")
@@ -237,8 +237,8 @@ def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
 def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
     plain = recipe
     decisive = []
-    for line in overrides.lines(lines):
-        changed = overrides.overridden(recipe, line)
+    for line in overrides.parse(lines):
+        changed = overrides.apply(recipe, line)
         if changed.digest != recipe.digest:
             decisive.append(overrides.canonical(changed, line))
         recipe = changed

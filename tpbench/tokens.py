@@ -174,7 +174,7 @@ class Tokens:
                 "the tokens do not say which patches they stand for: call forward_tokens(images, provenance=True), "
                 "with a method that says where its tokens go"
             )
-        known = self.provenance.living(self.alive)
+        known = self.provenance.without_dead(self.alive)
         if dropped == "nearest":
             return rows(self.body, known.nearest_owner())
         dense = rows(self.body, known.owner.clamp(min=0))

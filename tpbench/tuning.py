@@ -98,24 +98,24 @@ def read(path: Path) -> Tuning:
         raise UsageError(f"tuning file {path} cannot be used ({error}); run `tpbench tune` again") from error
 
 
-def known(recipe: Recipe, path: Path) -> dict[str, Tuned]:
+def previously_tuned(recipe: Recipe, path: Path) -> dict[str, Tuned]:
     """The methods that were tuned for a recipe before; none where the file is not there or of another recipe."""
     if not path.exists():
         return {}
     found = read(path)
-    return {} if why_not(found, recipe) else found.methods
+    return {} if why_unusable(found, recipe) else found.methods
 
 
 def lines_for(recipe: Recipe, path: Path) -> dict[str, dict[str, float]]:
     """The tuned lines for a recipe from a file. Raises UsageError where it was tuned for another recipe or space."""
     found = read(path)
-    if reason := why_not(found, recipe):
+    if reason := why_unusable(found, recipe):
         remedy = f"run `tpbench tune --recipe {recipe.name}` again or delete the file"
         raise UsageError(f"tuning file {path} {reason}; {remedy}")
     return found.lines()
 
 
-def why_not(found: Tuning, recipe: Recipe) -> str:
+def why_unusable(found: Tuning, recipe: Recipe) -> str:
     """Why a tuning cannot be used for a recipe; empty where it can."""
     if found.recipe != recipe.name:
         return f"is of recipe {found.recipe!r}, not {recipe.name!r}"

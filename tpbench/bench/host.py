@@ -17,7 +17,7 @@ def host() -> str:
 
 
 @cache
-def place() -> str:
+def pid_scope() -> str:
     """Where pids of this process's kind can be compared: the host, its boot and the namespace of pids."""
     parts = [host()]
     with contextlib.suppress(OSError):
@@ -26,7 +26,7 @@ def place() -> str:
     return " ".join(parts)
 
 
-def started(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When a process of this place started, in ticks since the boot; None for one that has ended.
 
     An empty text where the system does not say. A pid that is used again has another start.

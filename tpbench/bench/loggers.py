@@ -19,9 +19,9 @@ from typing import Protocol
 
 from tpbench import environment
 from tpbench.bench.jobs import Job
-from tpbench.bench.look import found
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
+from tpbench.bench.results_folder import record_of
 from tpbench.errors import UsageError
 from tpbench.record import Record, Store, host_id, slug
 
@@ -140,4 +140,4 @@ class LoggedProgress(Progress):
         if name not in self.cells:
             return None
         machine = environment.machine_of(self.plan.device, host_id(self.plan.out / "work"))
-        return found(Store.of(self.plan.out), machine, self.cells[name])
+        return record_of(Store.of(self.plan.out), machine, self.cells[name])

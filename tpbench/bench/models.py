@@ -49,17 +49,17 @@ def settings(recipe: Recipe, variant: Variant) -> Settings:
     return Settings(site, finetune_seed=finetune_seed, live=live, method=method)
 
 
-def seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
+def cell_seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
     """The seeds of a cell's split, base and fine-tuning, all of which follow from its one seed.
 
     The setting finetune_seed=1, 2, ... fine-tunes the same base again, with another order and augmentation of the
     images: such a row shows how much two runs of one method differ.
     """
     again = settings(recipe, variant).finetune_seed
-    return {"split": split(recipe, seed), "base": seed, "finetune": seed + again * FINETUNE_SEED_STEP}
+    return {"split": split_seed(recipe, seed), "base": seed, "finetune": seed + again * FINETUNE_SEED_STEP}
 
 
-def split(recipe: Recipe, seed: int) -> int:
+def split_seed(recipe: Recipe, seed: int) -> int:
     """The seed of the split into training and test images. A recipe without folds has a single split."""
     return seed if recipe.data.folds else 0
 
@@ -70,7 +70,7 @@ def reduced(recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedu
     return vit.reduce(model, variant.method, schedule, site=own.site, **own.method)
 
 
-def living(
+def with_live_budget(
     recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedule, images: Callable[[], Tensor]
 ) -> Schedule:
     """The schedule of a row whose living tokens cost the share of MACs; that of every other row as it is.
@@ -111,13 +111,13 @@ def check_rows(plan: Plan, rows: Iterable[tuple[Variant, Schedule]]) -> None:
         schedule.check(len(model.blocks))
     for variant, schedule in rows:
         try:
-            reduced(plan.recipe, model, variant=variant, schedule=trial(schedule, model))
+            reduced(plan.recipe, model, variant=variant, schedule=with_placeholder_counts(schedule, model))
         except Unreachable:
             if not plan.holes:
                 raise
 
 
-def trial(schedule: Schedule, model: nn.Module) -> Schedule:
+def with_placeholder_counts(schedule: Schedule, model: nn.Module) -> Schedule:
     """The schedule with which to build a method before anything is measured.
 
     A share of the latency, whose counts are not known yet, is replaced by counts that keep every token.

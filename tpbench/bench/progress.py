@@ -22,14 +22,14 @@ class Progress:
         self.texts: dict[str, str] = {}  # the last text of every running job
         self.finished: set[str] = set()
         self.others = ""  # what was last said of other commands' workers
-        self.ahead = Ahead()
+        self.ahead = TrainingEstimate()
         self.bars = Bars() if sys.stderr.isatty() and not quiet else None
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
         """Begin to count: `done` of `total` cells were measured before, and these jobs are to run."""
         self.total = total
         self.done = done
-        self.ahead = Ahead(jobs)
+        self.ahead = TrainingEstimate(jobs)
         self.finished = set()
         if done:
             self.say(f"{done} of {total} cells have been measured before and are kept; --fresh measures them again")
@@ -43,7 +43,7 @@ class Progress:
         if share is not None:
             self.ahead.note(name, share, time.monotonic())
         if first and self.ahead.speeds:
-            self.say(f"about {spell(self.ahead.seconds())} of training ahead, by the first steps")
+            self.say(f"about {clock_time(self.ahead.seconds())} of training ahead, by the first steps")
         if self.bars is not None:
             self.bars.draw(name, self.texts[name], share)
             self.bars.draw_total(self.done, self.total, self.clock())
@@ -53,7 +53,7 @@ class Progress:
         self.finished.add(name)
         self.count(name, counts, last=self.texts.pop(name, ""))
 
-    def gone(self, name: str, counts: bool) -> None:
+    def done_elsewhere(self, name: str, counts: bool) -> None:
         """A worker found a job done. Show it, if it is a cell and no worker of this command has done it."""
         if name not in self.finished:
             self.finished.add(name)
@@ -62,7 +62,7 @@ class Progress:
             else:
                 self.ahead.drop(name)
 
-    def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
+    def show_other_runs(self, holders: dict[str, str], waiting: bool) -> None:
         """Show which jobs are in the hands of other commands' workers; without a terminal, where one waits for them."""
         jobs = sorted(f"{name} ({holder})" for name, holder in holders.items())
         text = "; ".join(jobs[:3]) + (f"; and {len(jobs) - 3} more" if len(jobs) > 3 else "")
@@ -95,10 +95,10 @@ class Progress:
 
     def clock(self) -> str:
         """The time since the start, and what is left of the training where that can be estimated."""
-        elapsed = spell(time.monotonic() - self.began)
+        elapsed = clock_time(time.monotonic() - self.began)
         if not (self.ahead.speeds and self.ahead.work):
             return elapsed
-        return f"{elapsed} (training left: about {spell(self.ahead.seconds())})"
+        return f"{elapsed} (training left: about {clock_time(self.ahead.seconds())})"
 
 
 class Bars:
@@ -160,7 +160,7 @@ class Bars:
         self.display.stop()
 
 
-class Ahead:
+class TrainingEstimate:
     """Estimates how long the rest of the training takes, from the speed of the running jobs. Other work is left out."""
 
     def __init__(self, jobs: Sequence[Job] = ()):
@@ -189,7 +189,7 @@ class Ahead:
         return left / speed if speed else 0.0
 
 
-def spell(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """A duration as on a clock: "2:05" or "1:02:05"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -19,10 +19,10 @@ import torch
 from tpbench import registry, vit
 from tpbench.bench.bases import base_path, load_base, save_base
 from tpbench.bench.jobs import Job, side_by_side
-from tpbench.bench.look import Renewed, conclude, known
-from tpbench.bench.models import build_base, check_rows, living, reduced, seeds
+from tpbench.bench.models import build_base, cell_seeds, check_rows, reduced, with_live_budget
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
+from tpbench.bench.results_folder import RecordChanged, measured_records, pack_if_complete
 from tpbench.bench.timing import solve_budgets, time_rows
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import OutOfTime, Unreachable, UsageError, in_short
@@ -46,30 +46,30 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
     """The benchmark as jobs: a base for every seed, then on that base every method at every schedule.
 
     Only the cells in `missing` run. All methods of one seed come first, so that a partial run is a comparison. Any
-    number of workers pull these jobs in this order; see `tpbench.bench.pull`.
+    number of workers pull these jobs in this order; see `tpbench.bench.worker`.
     """
     plan = workspace.plan
     for seed in sorted({cell.seed for cell in missing}):
         base = base_job(workspace, seed)
         yield base
-        over = workspace.spectrum_path(seed).exists
-        yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), over=over, counts=False)
-        for cell in clustering(workspace, seed)[:1]:
-            over = workspace.starts_path(seed).exists
-            yield Job(f"starts seed {seed}", measure_starts, cell, needs=(base.name,), over=over, counts=False)
+        is_done = workspace.spectrum_path(seed).exists
+        yield Job(f"spectrum seed {seed}", measure_spectrum, seed, needs=(base.name,), is_done=is_done, counts=False)
+        for cell in reference_cells(workspace, seed)[:1]:
+            is_done = workspace.starts_path(seed).exists
+            yield Job(f"starts seed {seed}", measure_starts, cell, needs=(base.name,), is_done=is_done, counts=False)
         for cell in plan.cells:
             if cell.seed == seed and cell in missing:
-                over = Renewed(plan, workspace.machine, cell=cell, path=workspace.record_path(cell))
+                is_done = RecordChanged(plan, workspace.machine, cell=cell, path=workspace.record_path(cell))
                 work = plan.finetune_epochs(cell.variant, cell.schedule)
-                yield Job(str(cell), run_cell, cell, needs=(base.name,), over=over, work=work)
+                yield Job(str(cell), run_cell, cell, needs=(base.name,), is_done=is_done, work=work)
 
 
 def clock_jobs(workspace: Workspace, cells: Sequence[Cell]) -> Iterator[Job]:
     """The job that finds counts by the clock, alone on the machine, where any cell needs it."""
     timed = [cell for cell in cells if cell.needs_clock]
     if timed:
-        over = partial(all_exist, [workspace.budget_path(cell) for cell in timed])
-        yield Job("shares of latency", solve_budgets, timed, over=over, counts=False, alone=True)
+        is_done = partial(all_exist, [workspace.budget_path(cell) for cell in timed])
+        yield Job("shares of latency", solve_budgets, timed, is_done=is_done, counts=False, alone=True)
 
 
 def all_exist(paths: Sequence[Path]) -> bool:
@@ -81,17 +81,17 @@ def base_job(workspace: Workspace, seed: int) -> Job:
     """The job that trains the base of a seed."""
     path = base_path(workspace, seed)
     epochs = 0 if path.exists() else workspace.recipe.base.epochs
-    return Job(f"base seed {seed}", train_base, seed, over=path.exists, counts=False, work=epochs)
+    return Job(f"base seed {seed}", train_base, seed, is_done=path.exists, counts=False, work=epochs)
 
 
-class Ended(NamedTuple):
+class RunResult(NamedTuple):
     """How a run ended: the records of all cells that have one, and whether this run is the one to write the report."""
 
     records: list[Record]
     reports: bool
 
 
-def run(plan: Plan, fresh: bool, progress: Progress) -> Ended:
+def run(plan: Plan, fresh: bool, progress: Progress) -> RunResult:
     """Run a plan's cells that have no record yet, beside whoever else runs them in the same folder.
 
     The last run times the rows and reports. A row whose budget its method cannot meet is refused before any training,
@@ -102,7 +102,7 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> Ended:
         check_rows(plan, rows)
     workspace = Workspace(plan)
     workspace.prepare(fresh)
-    cells = [cell for cell in plan.cells if not workspace.done(cell)]
+    cells = [cell for cell in plan.cells if not workspace.is_done(cell)]
     if cells or plan.recipe.data.source != "digits":  # digits cannot be others than before
         workspace.check_images()
     check_bases(workspace, cells)
@@ -113,13 +113,17 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> Ended:
     with contextlib.suppress(OutOfTime):
         for stage in ([*clock_jobs(workspace, cells)], jobs, [timing]):
             left = side_by_side(
-                stage, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress
+                stage,
+                workers=workspace.workers,
+                context=workspace,
+                make_context=partial(Workspace, plan),
+                progress=progress,
             )
     if not workspace.writes:
-        return Ended([], reports=False)
+        return RunResult([], reports=False)
     if timing.name in left:
-        return Ended(known(plan, workspace.machine), reports=False)
-    return Ended(conclude(plan, workspace.machine), reports=True)
+        return RunResult(measured_records(plan, workspace.machine), reports=False)
+    return RunResult(pack_if_complete(plan, workspace.machine), reports=True)
 
 
 def missing_rows(workspace: Workspace) -> Iterator[tuple[Variant, Schedule]]:
@@ -127,7 +131,7 @@ def missing_rows(workspace: Workspace) -> Iterator[tuple[Variant, Schedule]]:
     if not (workspace.work / "host-id").exists():
         yield from workspace.plan.rows()
         return
-    open_cells = [cell for cell in workspace.plan.cells if not workspace.done(cell)]
+    open_cells = [cell for cell in workspace.plan.cells if not workspace.is_done(cell)]
     yield from dict.fromkeys((cell.variant, cell.schedule) for cell in open_cells)
 
 
@@ -162,10 +166,10 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
         workspace.check_time()
         images = next(iter(workspace.data(seed).test.batches(SPECTRUM_IMAGES))).images
         gains = spectrum(vit.reduce(load_base(workspace, seed), "none"), images)
-        write(path, replace(gains, **about(workspace, seed)))
+        write(path, replace(gains, **base_identity(workspace, seed)))
 
 
-def clustering(workspace: Workspace, seed: int) -> list[Cell]:
+def reference_cells(workspace: Workspace, seed: int) -> list[Cell]:
     """A seed's cells of the recipe's reference method whose counts need no clock; often none."""
     own = [cell for cell in workspace.plan.cells if str(cell.variant) == workspace.recipe.reference]
     own.sort(key=lambda cell: workspace.plan.schedules.index(cell.schedule))
@@ -183,10 +187,10 @@ def measure_starts(workspace: Workspace, cell: Cell, update: Update) -> None:
         update("clustering from every start")
         batches = workspace.data(cell.seed).test.batches(workspace.recipe.finetune.batch_size)
         found = starts(model, (batch.images for batch in batches), cell.seed)
-        write_json(path, about(workspace, cell.seed) | {"schedule": cell.schedule.text} | found)
+        write_json(path, base_identity(workspace, cell.seed) | {"schedule": cell.schedule.text} | found)
 
 
-def about(workspace: Workspace, seed: int) -> dict[str, Any]:
+def base_identity(workspace: Workspace, seed: int) -> dict[str, Any]:
     """What was measured on a base: its recipe and seed, as they stand in the file."""
     return {"recipe": workspace.recipe.name, "recipe_digest": workspace.recipe.digest, "seed": seed}
 
@@ -232,7 +236,7 @@ def fine_tune(
         model,
         workspace.conditions(cell.seed),
         workspace.recipe.finetune_of(cell.variant.method),
-        seed=seeds(workspace.recipe, cell.variant, cell.seed)["finetune"],
+        seed=cell_seeds(workspace.recipe, cell.variant, cell.seed)["finetune"],
         teacher=teacher,
         folder=workspace.checkpoint_folder(cell),
         update=update,
@@ -252,17 +256,17 @@ def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.Toke
     method = registry.method(cell.variant.method)
     teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
     torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
-    schedule = living(
+    schedule = with_live_budget(
         workspace.recipe,
         model=base,
         variant=cell.variant,
         schedule=workspace.schedule(cell),
-        images=partial(some_images, workspace, cell),
+        images=partial(validation_images, workspace, cell),
     )
     return reduced(workspace.recipe, model=base, variant=cell.variant, schedule=schedule), teacher
 
 
-def some_images(workspace: Workspace, cell: Cell) -> torch.Tensor:
+def validation_images(workspace: Workspace, cell: Cell) -> torch.Tensor:
     """A batch of validation images, [B, C, H, W]."""
     return next(iter(workspace.data(cell.seed).validation.batches(workspace.recipe.finetune.batch_size))).images
 
@@ -278,7 +282,7 @@ def with_evaluation(record: Record, stage: str, workspace: Workspace, cell: Cell
         f"{stage}_validation_top1": accuracy.validation.top1,
         f"{stage}_validation_loss": accuracy.validation.loss,
     }
-    outcomes = {stage: pack(placed(data.test_set, accuracy.test.right))}
+    outcomes = {stage: pack(outcomes_among_all(data.test_set, accuracy.test.right))}
     images = {"test": accuracy.test.images, "validation": accuracy.validation.images}
     return replace(record, metrics=record.metrics | metrics, outcomes=record.outcomes | outcomes, evaluation=images)
 
@@ -288,7 +292,7 @@ def new_parameters(model: vit.TokenViT) -> int:
     return sum(parameter.numel() for reducer in model.reducers for parameter in reducer.parameters())
 
 
-def placed(test_set: TestSet, right: np.ndarray) -> Outcomes:
+def outcomes_among_all(test_set: TestSet, right: np.ndarray) -> Outcomes:
     """The outcomes of a test part among all images of its data set."""
     among = np.zeros(test_set.count, dtype=bool)
     tested = np.zeros(test_set.count, dtype=bool)

@@ -15,7 +15,7 @@ from tpbench import environment
 from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.models import build_base, reduced
 from tpbench.bench.plan import Cell
-from tpbench.bench.progress import spell
+from tpbench.bench.progress import clock_time
 from tpbench.bench.workspace import Workspace
 from tpbench.measure import entries, latency_budget, session, timings
 from tpbench.measure.entries import Grid, Solved, Subject
@@ -45,15 +45,15 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
             batch=max(workspace.recipe.measure.batch_sizes),
             dtype=workspace.dtype,
             mode=Mode.of(workspace.recipe.measure, workspace.device),
-            watch=partial(show, update),
+            watch=partial(report_stage, update),
             check=workspace.check_time,
         )
         for pair, solution in found.items():
-            write(workspace.budget_path(missing[pair]), budget(workspace, missing[pair], solution))
-    ranks.wait()
+            write(workspace.budget_path(missing[pair]), budget_record(workspace, missing[pair], solution))
+    ranks.barrier()
 
 
-def budget(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
+def budget_record(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
     """The Budget file of a cell: the counts that meet its share of latency, or why there are none."""
     return Budget(
         machine=workspace.machine,
@@ -88,14 +88,14 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
         if session.finished(path, begun, entries.keys(grid)) is None:
             session.run(
                 begun,
-                entries=entries.entries(subject, grid, solved(workspace, grid)),
+                entries=entries.entries(subject, grid, solved_counts(workspace, grid)),
                 effort=effort,
                 where=workspace.device,
                 path=path,
-                watch=partial(show, update),
+                watch=partial(report_stage, update),
                 check=workspace.check_time,
             )
-    ranks.wait()
+    ranks.barrier()
 
 
 def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
@@ -122,7 +122,7 @@ def grid_of(workspace: Workspace) -> Grid:
     )
 
 
-def solved(workspace: Workspace, grid: Grid) -> Solved:
+def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
     """The counts of the rows that cost a share of latency, as solve_budgets has found them, or why there are none."""
     found = {}
     for variant, schedule in grid.pairs():
@@ -133,6 +133,6 @@ def solved(workspace: Workspace, grid: Grid) -> Solved:
     return found
 
 
-def show(update: Update, stage: str, share: float, left: float) -> None:
+def report_stage(update: Update, stage: str, share: float, left: float) -> None:
     """Pass a stage of timing on as a job's update: its share and the seconds left."""
-    update(f"{stage} {share:.0%}, about {spell(left)} left" if share else stage)
+    update(f"{stage} {share:.0%}, about {clock_time(left)} left" if share else stage)

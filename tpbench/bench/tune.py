@@ -40,7 +40,9 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
     workspace.prepare(fresh=False)
     jobs = list(tuning_jobs(workspace))
     progress.start(len(plan.variants), 0, jobs)
-    side_by_side(jobs, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress)
+    side_by_side(
+        jobs, workers=workspace.workers, context=workspace, make_context=partial(Workspace, plan), progress=progress
+    )
     found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
     return Tuning(
         recipe=plan.recipe.name,
@@ -63,7 +65,7 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
         if not path.exists():
             work = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
             names = tuple(base.name for base in bases)
-            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, over=path.exists, work=work)
+            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
 
 
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
@@ -79,7 +81,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
             losses.append(loss)
             top1.append(share)
             update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
-        found = asdict(Tuned(best(losses), losses, top1))
+        found = asdict(Tuned(best_trial(losses), losses, top1))
     except Unreachable:
         found = None
     content = {"digest": workspace.recipe.digest, "trials": found}
@@ -112,7 +114,7 @@ def try_one(
     return mean(losses), mean(top1)
 
 
-def best(losses: list[float | None]) -> int:
+def best_trial(losses: list[float | None]) -> int:
     """The index of the smallest loss; 0, the recipe's own settings, if no trial stayed finite."""
     return min(range(len(losses)), key=lambda number: math.inf if losses[number] is None else losses[number])
 

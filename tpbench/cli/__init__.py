@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tpbench.cli import advise, claims, compare, export, listing, pack, profile, recipe, report, run, search, show, tune
-from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
+from tpbench.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
 __all__ = ["DONE", "FAILED", "WRONG", "main"]
@@ -83,9 +83,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except CellFailed as error:
         return say(error, FAILED)
     except KeyboardInterrupt:
-        return say(stopped("interrupted", arguments), INTERRUPTED)
+        return say(stop_message("interrupted", arguments), INTERRUPTED)
     except Terminated:
-        return say(stopped("terminated", arguments), TERMINATED)
+        return say(stop_message("terminated", arguments), TERMINATED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -104,12 +104,12 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise Terminated(TERMINATED)
 
 
-def stopped(how: str, arguments: argparse.Namespace | None) -> str:
+def stop_message(how: str, arguments: argparse.Namespace | None) -> str:
     """The last line of a command that a signal stopped, with what is kept."""
     if arguments is None:
         return how
     if arguments.act is profile.act:
-        return f"{how}; {profile.kept(arguments)}"
+        return f"{how}; {profile.kept_after_stop(arguments)}"
     return f"{how}; {CONTINUES}" if arguments.act in [verb.act for verb in KEEP_CELLS] else how
 
 

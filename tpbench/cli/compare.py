@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from tpbench.cli.only import print_document
-from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.exit_codes import DONE, FAILED, say
+from tpbench.cli.json_output import print_document
 
 HELP = "what changed between two results folders, machines or commits: accuracy, MACs, tokens, speed, with intervals"
 EXAMPLE = "tpbench compare results/digits@HEAD~1 results/digits --fail-above 2%"

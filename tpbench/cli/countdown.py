@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tpbench.bench.progress import spell
+from tpbench.bench.progress import clock_time
 
 EVERY = 15.0  # seconds between two lines where standard error is no terminal
 
@@ -25,7 +25,7 @@ class Countdown:
             return
         self.stage = stage
         self.shown = now
-        text = f"{stage}: {share:4.0%}, about {spell(left)} left" if share else f"{stage} ..."
+        text = f"{stage}: {share:4.0%}, about {clock_time(left)} left" if share else f"{stage} ..."
         print(
             f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True
         )

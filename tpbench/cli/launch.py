@@ -1,6 +1,6 @@
 """How `run` starts workers: processes on one machine, one worker per GPU, or an array of jobs on a Slurm cluster.
 
-All workers run the same command on the same results folder, and take the jobs that are left (`tpbench.bench.pull`).
+All workers run the same command on the same results folder, and take the jobs that are left (`tpbench.bench.worker`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.exit_codes import DONE, FAILED, say
 from tpbench.errors import UsageError
 
 HERE = "here"
@@ -68,7 +68,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("--fresh would let the workers delete each other's results; delete the folder instead")
     if arguments.workers is not None and (arguments.gpus or computes_on_gpu(arguments.device)):
         raise UsageError("--workers are processes on a CPU; --gpus N starts one worker a GPU")
-    if "RANK" in os.environ and (wanted(arguments) or (arguments.workers or 1) > 1):
+    if "RANK" in os.environ and (uses_other_processes(arguments) or (arguments.workers or 1) > 1):
         raise UsageError("the ranks of torchrun are one worker; start torchrun again for another")
 
 
@@ -79,12 +79,12 @@ def computes_on_gpu(device: str) -> bool:
     return environment.device(device).type == "cuda"
 
 
-def wanted(arguments: argparse.Namespace) -> bool:
+def uses_other_processes(arguments: argparse.Namespace) -> bool:
     """Whether the flags ask for other processes to do the work."""
     return bool(arguments.gpus) or arguments.launcher != HERE
 
 
-def start(arguments: argparse.Namespace, out: Path) -> int:
+def start_workers(arguments: argparse.Namespace, out: Path) -> int:
     """Start the workers that the flags ask for, each with this command's arguments; return the exit code."""
     words = [
         *without_slurm(arguments.words),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.only import print_document
-from tpbench.cli.outcome import DONE, FAILED
-from tpbench.cli.reading import say_what_was_read
-from tpbench.cli.where import add_quiet
+from tpbench.cli.exit_codes import DONE, FAILED
+from tpbench.cli.json_output import print_document
+from tpbench.cli.shared_flags import add_quiet
+from tpbench.cli.unreadable import report_unreadable
 from tpbench.errors import UsageError
 
 HELP = "rebuild the tables and figures of a results folder from its records and timing sessions, or its page"
@@ -36,7 +36,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     check(arguments)
-    codes = [say_what_was_read(folder) for folder in arguments.folder]
+    codes = [report_unreadable(folder) for folder in arguments.folder]
     if arguments.html:
         from tpbench.report import page
 

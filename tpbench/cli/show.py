@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE
-from tpbench.cli.where import add_where
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import add_where
 from tpbench.errors import UsageError
 
 HELP = "draw what methods keep, drop and merge of an image, block by block, and tell which keep the same tokens"
@@ -62,19 +62,21 @@ def act(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("results") / ("show" if recipe is None else recipe.name)
 
     from tpbench import environment
-    from tpbench.bench import shown
+    from tpbench.bench import show
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
 
-    environment.begin(1 if recipe is None else recipe.workers, arguments.device)
+    environment.prepare_process(1 if recipe is None else recipe.workers, arguments.device)
     if recipe is None:
-        subject = shown.of_model(arguments.model, arguments.pretrained, files=arguments.images, device=arguments.device)
+        subject = show.model_subject(
+            arguments.model, arguments.pretrained, files=arguments.images, device=arguments.device
+        )
     else:
         plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
-        subject = shown.of_recipe(plan, arguments.seed, count=arguments.count, progress=Progress())
+        subject = show.recipe_subject(plan, arguments.seed, count=arguments.count, progress=Progress())
     return show(
         subject,
-        shown.rows(subject, variants, schedule=budget, seed=arguments.seed),
+        show.stages_by_method(subject, variants, schedule=budget, seed=arguments.seed),
         budget=budget.text,
         folder=out / "pictures",
     )
@@ -88,9 +90,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--count {arguments.count}: at least 1 image is needed, at most {MOST_IMAGES} are drawn")
 
 
-def show(subject, rows, budget: str, folder: Path) -> int:
+def draw(subject, rows, budget: str, folder: Path) -> int:
     """Draw every image, write the overlap table and say where they are."""
-    from tpbench.bench.shown import check as check_rows
+    from tpbench.bench.show import check_any_shown as check_rows
     from tpbench.report import overlap, pictures
 
     check_rows(rows)

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli.lines import add_set, chosen, folder, run_of
-from tpbench.cli.outcome import DONE
-from tpbench.cli.where import add_quiet, add_where
+from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import add_quiet, add_where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,11 +38,11 @@ def act(arguments: argparse.Namespace) -> int:
 
     for path in arguments.plugin:
         registry.plug(path)
-    recipe = chosen(arguments, tuned=False)
+    recipe = load_recipe(arguments, tuned=False)
     if arguments.data is not None:
-        recipe = recipes.elsewhere(recipe, arguments.data)
+        recipe = recipes.with_data_at(recipe, arguments.data)
     variants = registry.variants(arguments.methods)
-    out = folder(arguments, recipe)
+    out = output_folder(arguments, recipe)
 
     from tpbench import environment, tuning
     from tpbench.bench import tune
@@ -50,7 +50,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench.bench.progress import Progress
     from tpbench.record import replace_text
 
-    environment.begin(recipe.workers, arguments.device)
+    environment.prepare_process(recipe.workers, arguments.device)
     plan = Plan(
         recipe=recipe,
         out=out,
@@ -60,12 +60,12 @@ def act(arguments: argparse.Namespace) -> int:
         plugins=tuple(arguments.plugin),
     )
     path = recipes.tuning_path(arguments.recipe, recipe)
-    known = tuning.known(recipe, path)
+    known = tuning.previously_tuned(recipe, path)
     found = tune.run(plan, known, Progress(arguments.quiet))
     replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
     if not arguments.quiet:
         print("\n".join(table(found)))
-        print(f"\nkept in {path}, used by `{run_of(arguments)}`")
+        print(f"\nkept in {path}, used by `{run_command(arguments)}`")
     return DONE
 
 

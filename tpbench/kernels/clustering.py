@@ -38,7 +38,7 @@ def kmedoids(
 
     Without `first`, `start` names the step that chooses by score: topk, peaks or farthest.
     """
-    native = native_room(x)
+    native = native_module(x)
     if native is not None:
         return native.kmedoids(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
@@ -56,7 +56,7 @@ def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Arguments as for `kmedoids` -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
-    native = native_room(x)
+    native = native_module(x)
     if native is not None:
         return native.kmeans(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
@@ -98,7 +98,7 @@ def steps_for(x: Tensor) -> ModuleType:
     return clustering_triton
 
 
-def native_room(x: Tensor) -> ModuleType | None:
+def native_module(x: Tensor) -> ModuleType | None:
     """The module that runs complete operators in compiled loops, where it is available."""
     if not native_runs_on(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32, "clustering"):
         return None

@@ -15,22 +15,22 @@ import triton.language as tl
 from torch import Tensor
 
 from tpbench.kernels.distances_triton import (
+    empty_pairs,
     inner_products,
     lanes_for,
     readable_part,
-    room_for_pairs,
     squared_distances,
 )
 from tpbench.kernels.starts_triton import farthest, heaviest, peaks
 
 __all__ = [
+    "empty_pairs",
     "farthest",
     "heaviest",
     "inner_products",
     "iterate_means",
     "iterate_medoids",
     "peaks",
-    "room_for_pairs",
     "squared_distances",
 ]
 
@@ -146,7 +146,7 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
     k = first.shape[1]
     lanes, rows, warps = lanes_for(n)
     share = products.new_empty(batch, k, n)
-    inner = room_for_pairs(products)[:, :k]
+    inner = empty_pairs(products)[:, :k]
     norm = products.new_empty(batch, k)
     assignment = torch.empty(batch, n, dtype=torch.int64, device=first.device)
     _means_kernel[(batch,)](

@@ -14,7 +14,7 @@ from tpbench.record.schema import READABLE, SCHEMA, Budget, Record, checked
 from tpbench.record.seal import read_content, seal, unseal
 
 
-def parsed(text: bytes, where: str) -> tuple[Record, bool]:
+def parse_record(text: bytes, where: str) -> tuple[Record, bool]:
     """A record from its text, and whether it carries a checksum.
 
     Raises UsageError that names the place for a record that was changed since it was written, that is incomplete,
@@ -44,7 +44,7 @@ def _schema(text: bytes) -> Any:
         return None
 
 
-def line(text: bytes) -> bytes:
+def sealed_line(text: bytes) -> bytes:
     """A record's text as one line with a checksum; the same bytes where it is that already."""
     content, sealed = unseal(text)
     sealed_text = text.strip() if sealed and b"\n" not in text.strip() else seal(json.dumps(json.loads(content)))
@@ -57,7 +57,7 @@ def read(path: Path) -> Record:
         text = path.read_bytes()
     except OSError as error:
         raise UsageError(f"record {path} cannot be read ({error.strerror})") from error
-    return parsed(text, str(path))[0]
+    return parse_record(text, str(path))[0]
 
 
 def read_budget(path: Path) -> Budget:

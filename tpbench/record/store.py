@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tpbench.errors import UsageError
 from tpbench.record.files import replace_parts
-from tpbench.record.lines import line, parsed
+from tpbench.record.lines import parse_record, sealed_line
 from tpbench.record.schema import Record, row_name
 
 REPEATED = ("data", "environment", "git")  # fields whose values most records of a run have in common
@@ -119,7 +119,7 @@ class Store:
             parts = {file: self._part(file, about, machine) for file, about, machine in found}
         if parts != self._parts:
             self._parts = {file: part for file, part in parts.items() if part is not None}
-            self._order()
+            self._make_index()
 
     def _part(self, file: str, about: os.stat_result, machine: str) -> Part | None:
         """What a file holds, read only if it is not known; None where it has vanished since it was listed."""
@@ -145,7 +145,7 @@ class Store:
                 end += len(text)
                 where = f"{self._path(file)} line {number}" if packed else self._path(file)
                 try:
-                    record, sealed = parsed(text, where)
+                    record, sealed = parse_record(text, where)
                     if record.machine != machine:
                         raise UsageError(f"record {where} is of machine {record.machine}, and lies under {machine}")
                     part.entries.append(
@@ -167,7 +167,7 @@ class Store:
             record.macs["layers"] = self._common.setdefault(_as_bytes(layers), layers)
         return record
 
-    def _order(self) -> None:
+    def _make_index(self) -> None:
         """Make the index, machine by machine; a cell's own file takes the place of its packed record."""
         self._index = {}
         self.bad = [bad for part in self._parts.values() for bad in part.bad]
@@ -207,14 +207,14 @@ class Store:
         with contextlib.suppress(OSError):  # where something else lies in it
             (self.folder / "records" / machine).rmdir()
         self._parts = {packed: part} | {file: own for file, own in self._parts.items() if file != packed}
-        self._order()
+        self._make_index()
         return path
 
     def _packed(self, entries: list[Entry], file: str, part: Part) -> Iterator[bytes]:
         """The lines of a packed file, while noting in a part what stands where."""
         end = 0
         for entry, text in zip(entries, self._texts(entries)):
-            packed = line(text)
+            packed = sealed_line(text)
             start = end
             end += len(packed)
             part.entries.append(Entry(record=entry.record, file=file, start=start, end=end, sealed=True))

@@ -51,7 +51,7 @@ def train(
     while state.training.epochs < optim.epochs:
         with explain_out_of_memory("in training", run.micro, remedy):
             complete = run.advance(state)
-        late = run.late()
+        late = run.past_deadline()
         last = state.training.epochs == optim.epochs
         run.save(state, can_wait=not late and not last)
         if complete:

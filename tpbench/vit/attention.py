@@ -9,7 +9,7 @@ from tpbench.downsampler import Needs, Probe
 from tpbench.kernels import attention as kernels
 from tpbench.vit.pooling import linear_macs
 
-NOTHING = Probe()
+NO_PROBE = Probe()
 
 
 class Probed:
@@ -24,7 +24,7 @@ class Probed:
     ) -> tuple[Tensor, Probe]:
         """x [B, P + N, C], bias [B, 1, 1, P + N] for the scores or None -> the same shape and a Probe of all tokens."""
         if not needs:
-            return self.plain(x, bias, rotation), NOTHING
+            return self.plain(x, bias, rotation), NO_PROBE
         q, keys, v = self.project(x)
         q, k = self.turned(q, keys, v, rotation)
         drop = self.attn_drop.p if self.training else 0.0

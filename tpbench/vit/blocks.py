@@ -47,14 +47,14 @@ class Reducing:
         branch = self.attention_branch(attended)
         tokens = tokens.with_x(tokens.x + branch)
         if self.reducer is not None and self.site is Site.MID:
-            tokens = self.reducer(tokens, self.shifted(probe, branch))
+            tokens = self.reducer(tokens, self.with_shift(probe, branch))
         branch = self.mlp_branch(tokens.x)
         tokens = tokens.with_x(tokens.x + branch)
         if self.reducer is not None and self.site is Site.END:
-            tokens = self.reducer(tokens, self.shifted(probe, branch))
+            tokens = self.reducer(tokens, self.with_shift(probe, branch))
         return tokens
 
-    def shifted(self, probe: Probe, branch: Tensor) -> Probe:
+    def with_shift(self, probe: Probe, branch: Tensor) -> Probe:
         """The probe with how far a branch [B, P + N, C] of the residual stream moves each body token, if asked for."""
         if not self.reducer.needs & Needs.SHIFT:
             return probe

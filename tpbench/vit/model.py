@@ -20,7 +20,7 @@ from tpbench.vit.blocks import Reducing, TokenBlock
 from tpbench.vit.dense import intermediates, refuse_masks
 from tpbench.vit.pooling import WeightedPool, linear_macs, pad_prefix, weighted_mean
 from tpbench.vit.rotary import Rotations
-from tpbench.vit.sizing import sized
+from tpbench.vit.sizing import planned_for
 
 
 class TokenModel:
@@ -158,7 +158,7 @@ class TokenModel:
         """The tokens that leave each block."""
         tokens, rotations = self.enter(images, provenance)
         again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
-        with sized(self, tokens.grid):
+        with planned_for(self, tokens.grid):
             for index, block in enumerate(self.blocks):
                 rotation = None if rotations is None else rotations.of(tokens.position, index)
                 tokens = checkpoint(block, tokens, rotation) if again else block(tokens, rotation)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def sized(model: TokenModel, grid: tuple[int, int]) -> Iterator[None]:
+def planned_for(model: TokenModel, grid: tuple[int, int]) -> Iterator[None]:
     """Within it the reducers are those for a patch grid; behind it they are the model's own again.
 
     Raises UsageError where the schedule or a method's weights fit one size only.

@@ -17,7 +17,7 @@ from torch import Tensor
 AUGMENTATION = 2**40  # added to a seed: augmentation draws other numbers than the order of the images
 
 
-def shares(
+def batch_indices(
     n: int,
     size: int,
     shuffle: tuple[int, int] | None,
@@ -64,7 +64,7 @@ def seed_generators(seed: int, epoch: int, image: int) -> None:
     np.random.seed(value)
 
 
-def some(n: int, limit: int | None) -> list[int]:
+def chosen_indices(n: int, limit: int | None) -> list[int]:
     """`limit` of n indices, drawn once for all (data sets are often sorted by label), in rising order."""
     if limit is None or limit >= n:
         return list(range(n))

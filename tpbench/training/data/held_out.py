@@ -8,7 +8,7 @@ import torch
 
 from tpbench.errors import DataError
 from tpbench.recipe import Data
-from tpbench.training.data.draws import some
+from tpbench.training.data.draws import chosen_indices
 from tpbench.training.data.streamed import Selected, Streamed
 
 
@@ -35,6 +35,6 @@ def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
         crop_pct=lines.crop,
         is_training=False,
     )
-    chosen = some(len(dataset), lines.test_limit)
+    chosen = chosen_indices(len(dataset), lines.test_limit)
     selected = Selected(dataset, indices=chosen, transform=transform, data=lines)
     return Streamed(selected, lines.loader_processes, where), classes

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tpbench.errors import DataError
 from tpbench.recipe import Data
-from tpbench.training.data.draws import generator, generators_kept, seed_generators, shares, some
+from tpbench.training.data.draws import batch_indices, chosen_indices, generator, generators_kept, seed_generators
 from tpbench.training.data.parts import Batch, Parts, TestSet
 
 
@@ -36,20 +36,20 @@ class Streamed:
         """Batches of up to `size` images [B, C, rows, columns] with their labels [B], on the part's device.
 
         shuffle is (seed, epoch), None for the order of the files without augmentation; the other arguments are those
-        of `draws.shares`. Raises DataError with the name of an image that cannot be read. The worker processes have
+        of `draws.batch_indices`. Raises DataError with the name of an image that cannot be read. The worker processes have
         ended when the iterator is exhausted, closed or left by an error.
         """
         loader = torch.utils.data.DataLoader(
-            Drawn(self.dataset, shuffle),
+            SeededAugmentation(self.dataset, shuffle),
             batch_sampler=[
-                share.tolist() for share in shares(len(self), size, shuffle, rank=rank, ranks=ranks, skip=skip)
+                share.tolist() for share in batch_indices(len(self), size, shuffle, rank=rank, ranks=ranks, skip=skip)
             ],
             num_workers=self.processes,
             generator=generator(*(shuffle or (0, 0))),  # or it would draw from the generator of the training
             pin_memory=self.device.type == "cuda",
         )
         try:
-            with iterating(loader) as batches:
+            with loader_iterator(loader) as batches:
                 for images, labels in batches:
                     yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
         except DataError as error:  # a worker process wraps its traceback around it
@@ -57,7 +57,7 @@ class Streamed:
 
 
 @contextmanager
-def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Tensor]]]:
+def loader_iterator(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Tensor]]]:
     """An iterator over the loader. Its worker processes have ended when the block is left.
 
     Left to itself, torch ends them when the iterator is collected: with an exception that refers to it they live on,
@@ -99,8 +99,8 @@ def read_timm(data: Data, device: torch.device) -> Parts:
         raise DataError(
             f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
-    chosen = some(len(sides[0]), data.train_limit)
-    tested = some(len(sides[1]), data.test_limit)
+    chosen = chosen_indices(len(sides[0]), data.train_limit)
+    tested = chosen_indices(len(sides[1]), data.test_limit)
     order = [chosen[i] for i in torch.randperm(len(chosen), generator=generator(0, 0))]
     cut = max(1, round(len(order) * data.validation))
     train = Selected(sides[0], order[cut:], transform=augmented, data=data)
@@ -120,7 +120,7 @@ def _digest(names: list) -> str:
     return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
 
-class Drawn(torch.utils.data.Dataset):
+class SeededAugmentation(torch.utils.data.Dataset):
     """A data set whose augmentation of an image follows from (seed, epoch) and its index alone.
 
     It is therefore the same in any number of worker processes, and in a run that continues within an epoch. The

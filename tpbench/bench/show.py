@@ -43,27 +43,27 @@ class Subject:
     recipe: Recipe | None = None
 
 
-def of_recipe(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
+def recipe_subject(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
     """The first test images of a recipe and its base of a seed, which is trained if it is not there."""
     workspace = Workspace(plan)
     if not base_path(workspace, seed).exists():
         workspace.prepare(fresh=False)
         jobs = [base_job(workspace, seed)]
         progress.start(0, 0, jobs)
-        side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
+        side_by_side(jobs, workers=1, context=workspace, make_context=partial(Workspace, plan), progress=progress)
     images = next(iter(workspace.data(seed).test.batches(count))).images
     data = plan.recipe.data
     return Subject(
         model=load_base(workspace, seed).eval(),
         images=images,
-        pixels=visible(images, data.mean, data.std),
+        pixels=denormalised(images, data.mean, data.std),
         names=tuple(f"test-{number}" for number in range(len(images))),
         about=f"recipe {plan.recipe.name}, base of seed {seed}",
         recipe=plan.recipe,
     )
 
 
-def of_model(name: str, pretrained: bool | str, files: Sequence[Path], device: str) -> Subject:
+def model_subject(name: str, pretrained: bool | str, files: Sequence[Path], device: str) -> Subject:
     """A timm model and image files, or without any the two photographs that come with scikit-learn."""
     where = environment.device(device)
     torch.manual_seed(0)
@@ -72,19 +72,19 @@ def of_model(name: str, pretrained: bool | str, files: Sequence[Path], device: s
         raise UsageError(f"model {name} takes {model.in_chans} channels; photographs have 3")
     how = vit.preprocessing(model)
     prepare = vit.transform(model)
-    photographs = dict(read(files) if files else samples())
+    photographs = dict(read_images(files) if files else sample_photographs())
     images = torch.stack([prepare(photograph) for photograph in photographs.values()]).to(where)
     weights = {True: "weights from the hub", False: "untrained weights"}.get(pretrained, f"weights of {pretrained}")
     return Subject(
         model=model,
         images=images,
-        pixels=visible(images, how["mean"], how["std"]),
+        pixels=denormalised(images, how["mean"], how["std"]),
         names=tuple(photographs),
         about=f"{name}, {weights}",
     )
 
 
-def read(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
+def read_images(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
     """The images of some files by name; one that cannot be read is refused."""
     for number, path in enumerate(files):
         try:
@@ -93,7 +93,7 @@ def read(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
             raise UsageError(f"image {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def samples() -> Iterable[tuple[str, Image.Image]]:
+def sample_photographs() -> Iterable[tuple[str, Image.Image]]:
     """scikit-learn's two photographs: a temple and a flower."""
     from sklearn.datasets import load_sample_images
 
@@ -102,7 +102,7 @@ def samples() -> Iterable[tuple[str, Image.Image]]:
         yield Path(path).stem, Image.fromarray(pixels)
 
 
-def visible(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def denormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Images as they were before they were normalised: [B, C, H, W] -> [B, H, W, 3] in 0..1."""
     shape = (1, -1, 1, 1)
     pixels = images.float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
@@ -116,7 +116,7 @@ def reduced(subject: Subject, variant: Variant, schedule: Schedule) -> vit.Token
     return models.reduced(subject.recipe, subject.model, variant=variant, schedule=schedule)
 
 
-def rows(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:
+def stages_by_method(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:
     """The stages of every method by name; of one that cannot run on this model or at this budget, the reason."""
     found: dict[str, Row] = {}
     for variant in variants:
@@ -127,7 +127,7 @@ def rows(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed
     return found
 
 
-def check(found: dict[str, Row]) -> None:
+def check_any_shown(found: dict[str, Row]) -> None:
     """Refuse to draw nothing: at least one method must have run."""
     if all(isinstance(row, str) for row in found.values()):
         name, reason = next(iter(found.items()))

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def nothing_printed(asked: bool) -> Iterator[None]:
+def stdout_to_stderr(asked: bool) -> Iterator[None]:
     """While it lasts, and if asked, standard output is standard error, for this process and those that it starts."""
     if not asked:
         yield

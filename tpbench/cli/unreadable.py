@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.exit_codes import DONE, FAILED, say
 
 
-def say_what_was_read(folder: Path) -> int:
+def report_unreadable(folder: Path) -> int:
     """Name every record of a results folder that cannot be read; the exit code: FAILED if there is one.
 
     The others are reported; where there are none, UsageError is raised. One more line says how many carry no checksum.
