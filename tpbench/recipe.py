@@ -60,7 +60,7 @@ class Optim:
     lr: float
     batch_size: int = 32  # images per optimiser step, over all ranks and accumulation steps
     optimizer: str = "adamw"  # any of timm's
-    optimizer_args: dict[str, Any] = field(default_factory=dict)  # what it takes besides, such as {"momentum": 0.95}
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # its further arguments, such as {"momentum": 0.95}
     weight_decay: float = 0.05
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
@@ -77,7 +77,9 @@ class Optim:
     zero_stage: int = 0
     new_lr_scale: float = 1.0  # learning rate of a method's own new parameters, relative to lr
     backbone_lr_scale: float | None = None  # of all other parameters, relative to lr; None: what the method asks for
-    frozen_share: float | None = None  # share of the epochs in which they stand still; None: what the method asks for
+    frozen_share: float | None = (
+        None  # share of the epochs in which they are not trained; None: what the method asks for
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ LATER_IN_TRAINING = {
     "patch_drop": 0.0,
     "patch_drop_until": 1.0,
 }
-# Fields added later; at these defaults they are left out of the digest, so that older digests stay.
+# Fields added later; at these defaults they are left out of the digest, so that older digests stay valid.
 LATER = {
     "data": {"erase": 0.0, "crop": 0.875, "interpolation": "bilinear", "folds": 0},
     "base": LATER_IN_TRAINING,
@@ -136,7 +138,7 @@ class Recipe:
     # By schedule: the variants that are fine-tuned there, where that is not all of them; the others are evaluated off
     # the shelf, which takes seconds.
     finetuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    controls: tuple[str, ...] = ()  # variants that run besides, where their method does; see registry.variants
+    controls: tuple[str, ...] = ()  # variants that also run where their method runs; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool | str = False  # timm's weights from the hub, or those in a file; then the base needs no epochs
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
@@ -155,11 +157,11 @@ class Recipe:
     def __post_init__(self):
         if self.finetune.patch_drop:
             raise UsageError(
-                f"recipe {self.name}: patch_drop is a line of base; methods plan the number of their tokens"
+                f"recipe {self.name}: patch_drop is for the base only; reduced models have a planned number of tokens"
             )
         if unknown := self.finetuned.keys() - set(self.schedules):
             raise UsageError(
-                f"recipe {self.name}: finetuned names schedules that it has not: {', '.join(sorted(unknown))}"
+                f"recipe {self.name}: finetuned names schedules that are not its own: {', '.join(sorted(unknown))}"
             )
 
     def finetune_epochs(self, variant: str, schedule: str) -> int:
@@ -167,7 +169,7 @@ class Recipe:
         return self.finetune.epochs if variant in self.finetuned.get(schedule, (variant,)) else 0
 
     def untrained(self, pretrained: bool | str) -> Recipe:
-        """The same with pretrained weights and without any training, so without tuned lines: all off the shelf."""
+        """The recipe with pretrained weights and no training: every method is evaluated off the shelf."""
         base = replace(self.base, epochs=0)
         finetune = replace(self.finetune, epochs=0)
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune, tuned={})
@@ -183,15 +185,15 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
-        # Which results there are and how they are read, not what they are; a record names its own tuned lines.
+        # These decide which results exist and how they are read, not their values; a record names its own tuned lines.
         readings = ("reference", "margin", "expected_base")
         choices = ("seeds", "workers", "schedules", "methods", "finetuned", "controls", "search", "tuned", *readings)
-        truth = {name: value for name, value in asdict(self).items() if name not in choices}
-        truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
-        del truth["data"]["train_images"], truth["data"]["hub"]
+        decisive = {name: value for name, value in asdict(self).items() if name not in choices}
+        decisive["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
+        del decisive["data"]["train_images"], decisive["data"]["hub"]
         for part, later in LATER.items():
-            truth[part] = {line: v for line, v in truth[part].items() if line not in later or v != later[line]}
-        return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
+            decisive[part] = {line: v for line, v in decisive[part].items() if line not in later or v != later[line]}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def names() -> list[str]:
@@ -222,10 +224,11 @@ def tuning_path(name: str, recipe: Recipe | None = None) -> Path:
 
 
 def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
-    """A packaged recipe by name, or the recipe in a Python file by path; with what was tuned for it, unless refused.
+    """A packaged recipe by name, or the recipe in a Python file by path.
 
-    lines: overrides such as "finetune.epochs=5". Those that the digest covers become part of the recipe's name, as in
-    digits+finetune.epochs=5, so that every record and table says them and no folder mixes them with the plain recipe.
+    tuned: whether to add the lines of its tuning file, where there is one. lines: overrides such as
+    "finetune.epochs=5". Those that the digest covers become part of the recipe's name, as in digits+finetune.epochs=5,
+    so that every record and table shows them and no folder mixes them with the plain recipe.
     """
     recipe = _overridden(_load(name), lines)
     path = tuning_path(name, recipe)
@@ -248,7 +251,7 @@ def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
 def _load(name: str) -> Recipe:
     if name.endswith(".py"):
         path = Path(name)
-        if not os.path.isfile(path):  # false for a name that no file can have, too
+        if not os.path.isfile(path):  # also false for a name that no file can have
             raise UsageError(f"recipe file {name} does not exist")
         spec = importlib.util.spec_from_file_location(f"tpbench_recipe_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)

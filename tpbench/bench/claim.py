@@ -86,7 +86,7 @@ class Claim:
         self._heart.start()
 
     def release(self) -> None:
-        """Stop the heartbeat and delete the file, if it still belongs to this claim; also where a signal interrupts."""
+        """Stop the heartbeat and delete the file, if it still belongs to this claim, even if a signal interrupts."""
         try:
             self._end()
         except (KeyboardInterrupt, SystemExit):
@@ -109,7 +109,7 @@ class Claim:
             except FileNotFoundError:
                 self.lost = True
                 return
-            except OSError:  # the file server is away; so is everybody who could take the job over
+            except OSError:  # the file server is unreachable, also for everybody who could take the job over
                 continue
 
 
@@ -120,7 +120,7 @@ class Watched:
     beat: int  # the file's time of change, in nanoseconds
     looked: float  # when, by this process's monotonic clock
     still: float = 0.0  # seconds of watching without a heartbeat
-    beaten: bool = False  # whether it was seen to beat
+    beaten: bool = False  # whether a heartbeat was seen
 
 
 class Claims:

@@ -79,7 +79,7 @@ def _in_processes(
 
 
 def _results(running: Sequence[Future]) -> set[str]:
-    """The jobs that were left to others. Raises the first error, or OutOfTime if every worker has stopped for it."""
+    """The jobs left to other commands. Raises the first error, or OutOfTime if the time limit stopped the workers."""
     ended, _ = wait(running, return_when=FIRST_EXCEPTION)
     left_to_others = [future.result() for future in ended]
     if None in left_to_others:
@@ -101,7 +101,7 @@ def _begin(make_context: Callable[[], Context], updates: Connection, parent: int
 
 
 def _work(jobs: Sequence[Job]) -> set[str] | None:
-    """Pull jobs in a worker process; None where the time limit ended that."""
+    """Do jobs in a worker process; None if the time limit stopped it."""
     try:
         return pull(jobs, _context, _display)
     except OutOfTime:

@@ -25,7 +25,7 @@ FINETUNE_SEED_STEP = 1_000_000  # larger than any cell's seed
 class Settings(NamedTuple):
     """The settings of a variant: the site where it reduces, its fine-tuning seed, and those of the method.
 
-    live: whether a share of the MACs is met by the tokens that live, not by all that the method is given room for.
+    live: whether only living tokens count towards a share of the MACs, and padding does not.
     """
 
     site: str
@@ -40,10 +40,10 @@ def settings(recipe: Recipe, variant: Variant) -> Settings:
     site = method.pop("site", recipe.site)
     finetune_seed = method.pop("finetune_seed", 0)
     if type(finetune_seed) is not int or not 0 <= finetune_seed < MOST_FINETUNE_SEEDS:
-        raise UsageError(f"{variant}: finetune_seed is a whole number from 0 to {MOST_FINETUNE_SEEDS - 1}")
+        raise UsageError(f"{variant}: finetune_seed must be a whole number from 0 to {MOST_FINETUNE_SEEDS - 1}")
     live = method.pop("live", False)
     if type(live) is not bool:
-        raise UsageError(f"{variant}: live is True or False")
+        raise UsageError(f"{variant}: live must be True or False")
     if live and variant.card.count != "at_most":
         raise UsageError(f"{variant}: live=True is for methods that may keep fewer tokens than asked, such as ats")
     return Settings(site, finetune_seed=finetune_seed, live=live, method=method)
@@ -73,9 +73,9 @@ def reduced(recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedu
 def with_live_budget(
     recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedule, images: Callable[[], Tensor]
 ) -> Schedule:
-    """The schedule of a row whose living tokens cost the share of MACs; that of every other row as it is.
+    """The schedule of a row; with live=True, the counts at which its living tokens cost the schedule's share of MACs.
 
-    images() are [B, C, H, W] that no test uses. Raises UsageError where the schedule names no share of MACs.
+    images() returns [B, C, H, W] that no test uses. Raises UsageError if live=True and the schedule is no such share.
     """
     if not settings(recipe, variant).live:
         return schedule
@@ -88,7 +88,7 @@ def with_live_budget(
 def build_base(recipe: Recipe, seed: int) -> nn.Module:
     """The recipe's unreduced timm model, with the initial weights of a seed or pretrained ones.
 
-    Raises UsageError for the hub's weights where the head would stay random, as nothing is trained.
+    Raises UsageError if nothing is trained and the hub's weights do not fit the head, which would stay random.
     """
     torch.manual_seed(seed)
     if recipe.pretrained is True and not recipe.finetune.epochs:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Progress on standard error, with an estimate of the training that is left; nothing of it when quiet."""
+    """Progress on standard error, with an estimate of the training that is left; quiet prints none of it."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -21,7 +21,7 @@ class Progress:
         self.began = time.monotonic()
         self.texts: dict[str, str] = {}  # the last text of every running job
         self.finished: set[str] = set()
-        self.others = ""  # what was last said of other commands' workers
+        self.others = ""  # the last text on other commands' workers
         self.ahead = TrainingEstimate()
         self.bars = Bars() if sys.stderr.isatty() and not quiet else None
 
@@ -43,7 +43,7 @@ class Progress:
         if share is not None:
             self.ahead.note(name, share, time.monotonic())
         if first and self.ahead.speeds:
-            self.say(f"about {clock_time(self.ahead.seconds())} of training ahead, by the first steps")
+            self.say(f"about {clock_time(self.ahead.seconds())} of training left, estimated from the first steps")
         if self.bars is not None:
             self.bars.draw(name, self.texts[name], share)
             self.bars.draw_total(self.done, self.total, self.clock())
@@ -63,7 +63,7 @@ class Progress:
                 self.ahead.drop(name)
 
     def show_other_runs(self, holders: dict[str, str], waiting: bool) -> None:
-        """Show which jobs are in the hands of other commands' workers; without a terminal, where one waits for them."""
+        """Show which jobs other commands' workers hold; without a terminal, only while a worker waits for them."""
         jobs = sorted(f"{name} ({holder})" for name, holder in holders.items())
         text = "; ".join(jobs[:3]) + (f"; and {len(jobs) - 3} more" if len(jobs) > 3 else "")
         if self.bars is not None:
@@ -170,7 +170,7 @@ class TrainingEstimate:
         self.speeds: dict[str, float] = {}  # work per second of the running jobs, or else of the last ones
 
     def note(self, name: str, share: float, now: float) -> None:
-        """Take in the share of its work that a job has done at a time, in seconds."""
+        """Note the share of a job's work that was done at the time `now`, in seconds."""
         first, when = self.begun.setdefault(name, (share, now))
         self.shares[name] = share
         if share > first and now > when:

@@ -1,4 +1,4 @@
-"""What a results folder already holds, without loading torch, a model or images."""
+"""What a results folder already holds, read without loading torch, a model or images."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def delete_leftovers(out: Path) -> None:
     if not claims.others():
         sweep(out)
         for trained in (out / "work").glob("base_seed*.safetensors"):
-            shutil.rmtree(trained.with_suffix(""), ignore_errors=True)  # its checkpoints, which nobody needs any more
+            shutil.rmtree(trained.with_suffix(""), ignore_errors=True)  # its checkpoints, no longer needed
 
 
 class RecordChanged:
-    """Whether a cell's record has changed since the start: some worker has finished the cell or failed."""
+    """Tells whether a cell's record has changed since this was made: a worker has finished the cell or failed."""
 
     def __init__(self, plan: Plan, machine: str, *, cell: Cell, path: Path):
         self.plan = plan
@@ -103,9 +103,9 @@ def weights_path(out: Path, seed: int) -> Path:
 
 
 def pack_if_complete(plan: Plan, machine: str) -> list[Record]:
-    """The records of a plan's measured cells.
+    """Pack the machine's records if no cell of the plan is left and no other process works on the folder.
 
-    If no cell is left to measure and no other process works on the folder, the machine's records are packed.
+    Returns the records of the plan's measured cells.
     """
     with locked(plan.out):
         store = Store.of(plan.out)
@@ -129,7 +129,7 @@ def failures(records: Sequence[Record]) -> Iterator[Record]:
 
 
 def record_of(store: Store, machine: str, cell: Cell) -> Record | None:
-    """A cell's record on a machine."""
+    """A cell's record on a machine, if there is one."""
     return store.find(machine, str(cell.variant), cell.schedule.text, cell.seed)
 
 

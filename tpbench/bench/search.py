@@ -70,7 +70,9 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
     kept = [k.item() for k in tokens_after_blocks(model)]
     counts = [max(1, int(k)) for k in kept]
     if counts[-1] == model.patch_embed.num_patches:
-        raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
+        raise ScheduleError(
+            f"the search of {method} keeps every token; make its penalty stronger in the recipe ({how.knobs})"
+        )
     found = Learned(
         method=method,
         search=cls.__name__,
@@ -92,7 +94,7 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
 
 
 def with_search(base: nn.Module, cls: type[Search], how: HowToSearch, site: str, seed: int) -> vit.TokenViT:
-    """The base with an instance of a search in every block, at which all tokens arrive."""
+    """The base with an instance of the search in every block; all tokens arrive at each of them."""
     patches = base.patch_embed.num_patches
     depth = len(base.blocks)
     torch.manual_seed(seed)

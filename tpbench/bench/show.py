@@ -1,4 +1,4 @@
-"""What `tpbench show` looks at: a model and some images, from a recipe or from timm and files."""
+"""The subject of `tpbench show`: a model and some images, from a recipe or from timm and files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def recipe_subject(plan: Plan, seed: int, count: int, progress: Progress) -> Sub
 
 
 def model_subject(name: str, pretrained: bool | str, files: Sequence[Path], device: str) -> Subject:
-    """A timm model and image files, or without any the two photographs that come with scikit-learn."""
+    """A timm model and image files; without files, the two photographs that come with scikit-learn."""
     where = environment.device(device)
     torch.manual_seed(0)
     model = vit.create(name, {}, pretrained).eval().to(where)
@@ -85,7 +85,7 @@ def model_subject(name: str, pretrained: bool | str, files: Sequence[Path], devi
 
 
 def read_images(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
-    """The images of some files by name; one that cannot be read is refused."""
+    """The images of some files, by name. Raises UsageError for a file that cannot be read."""
     for number, path in enumerate(files):
         try:
             yield f"{number}-{path.stem}", Image.open(path).convert("RGB")
@@ -117,7 +117,7 @@ def reduced(subject: Subject, variant: Variant, schedule: Schedule) -> vit.Token
 
 
 def stages_by_method(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:
-    """The stages of every method by name; of one that cannot run on this model or at this budget, the reason."""
+    """The stages of every method by name, or the reason why it cannot run on this model or at this budget."""
     found: dict[str, Row] = {}
     for variant in variants:
         try:
@@ -128,7 +128,7 @@ def stages_by_method(subject: Subject, variants: Iterable[Variant], schedule: Sc
 
 
 def check_any_shown(found: dict[str, Row]) -> None:
-    """Refuse to draw nothing: at least one method must have run."""
+    """Raise ScheduleError unless at least one method has run."""
     if all(isinstance(row, str) for row in found.values()):
         name, reason = next(iter(found.items()))
         raise ScheduleError(f"no method can be shown; {name}: {reason}")

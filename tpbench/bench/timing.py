@@ -1,4 +1,4 @@
-"""The clock's part of a benchmark: shares of latency before anything is trained, and the timing session at its end.
+"""What a benchmark times: shares of latency before anything is trained, and the timing session at its end.
 
 Latency depends on the machine, the model, the method and the schedule, and not on the seed: it is measured once for
 all seeds, in one session over all rows, with no worker beside it.
@@ -27,13 +27,13 @@ from tpbench.training import ranks
 from tpbench.training.train import Update
 
 ROUNDS = 50  # at least; more where the recipe wants more samples
-SECONDS = 300.0  # of sampling, over all sittings, after which fewer rounds have to do
+SECONDS = 300.0  # of sampling, over all runs of the session; after these, fewer rounds must do
 
 
 def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -> None:
     """Find the counts of every row that is to cost a share of latency, all in turns, and write them as Budget files.
 
-    The base is not trained yet: shapes decide.
+    The base is not trained yet: latency depends on shapes alone.
     """
     workspace.check_time()
     missing = {cell[:2]: cell for cell in cells if cell.needs_clock and not workspace.budget_path(cell).exists()}
@@ -71,7 +71,7 @@ def budget_record(workspace: Workspace, cell: Cell, solution: latency_budget.Sol
 def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # noqa: ARG001
     """Time all rows of the plan in turns, on the trained base of the first seed, and write OUT/timing/MACHINE.json.
 
-    A session that has these rows is kept, one that was interrupted continues. Where the base's weights are gone nothing
+    A session that has these rows is kept, one that was interrupted continues. If the base's weights are gone, nothing
     is timed, and the update says so.
     """
     workspace.check_time()
@@ -111,7 +111,7 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
 
 
 def grid_of(workspace: Workspace) -> Grid:
-    """The plan's rows that a clock can tell apart."""
+    """The plan's rows that the session times."""
     plan = workspace.plan
     return Grid(
         variants=tuple(variant for variant in plan.variants if plan.is_timed(variant)),
@@ -134,5 +134,5 @@ def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
 
 
 def report_stage(update: Update, stage: str, share: float, left: float) -> None:
-    """Pass a stage of timing on as a job's update: its share and the seconds left."""
+    """Report a stage of timing as a job's progress: the share that is done and the seconds left."""
     update(f"{stage} {share:.0%}, about {clock_time(left)} left" if share else stage)

@@ -91,7 +91,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
 def try_one(
     workspace: Workspace, variant: Variant, schedule: Schedule, lines: dict[str, float]
 ) -> tuple[float | None, float | None]:
-    """Mean validation loss (nats) and top-1 over the seeds; None where the training loss is no longer finite."""
+    """Mean validation loss (nats) and top-1 (share) over the seeds; None if the training loss is no longer finite."""
     recipe = workspace.recipe
     optim = replace(recipe.finetune, **lines)
     losses = []

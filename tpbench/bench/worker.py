@@ -39,7 +39,7 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """A call function(context, argument, update), claimed by its name."""
+    """A call of function(context, argument, update), claimed by its name."""
 
     name: str
     function: Callable[[Any, Any, Update], None]
@@ -48,12 +48,12 @@ class Job:
     is_done: Callable[[], bool] = never  # whether the folder shows that any worker has done it
     counts: bool = True  # whether progress counts it as a cell
     alone: bool = False  # whether no other job may run on this host at the same time
-    once: bool = False  # whether a worker does not wait for it while another worker holds it
+    once: bool = False  # whether a worker that finds it claimed leaves it to the holder, without waiting
     work: float = 0.0  # in a unit that all jobs share, such as epochs
 
 
 class Context(Protocol):
-    """What jobs are done with, as far as a worker uses it."""
+    """What a worker needs of the context that jobs are called with."""
 
     claims: Claims
     writes: bool  # whether this process chooses jobs and writes results: the first of several ranks
@@ -183,9 +183,9 @@ class Worker:
         self.release()
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
-        """Show a job's progress. Raises Lost if another worker has taken it over."""
+        """Show a job's progress. Raises ClaimLost if another worker has taken it over."""
         if self.claim is not None and self.claim.lost:
-            raise ClaimLost(f"{name} was taken over by another worker, which saw no sign of life of this one")
+            raise ClaimLost(f"{name} was taken over by another worker, which saw no heartbeat of this one")
         if self.context.writes:
             self.display.update(name, text, share)
 

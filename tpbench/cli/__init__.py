@@ -1,4 +1,4 @@
-"""The command line. Each verb is a file: its flags, its action, its help. Few flags; the rest is a recipe's line.
+"""The command line. Each verb is a file: its flags, its action, its help. Most settings are lines of a recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or some
 record could not be read (the report is made of the others), 2 wrong usage, 130 interrupted, 143 terminated. Nothing
@@ -38,7 +38,7 @@ VERBS = {
     "list": listing,
     "recipe": recipe,
 }
-# The user can mend these: a path that does not exist or cannot be written, or a full disk.
+# The user can fix these: a path that does not exist or cannot be written, or a full disk.
 OF_THE_FOLDER = (
     errno.ENOENT,
     errno.ENAMETOOLONG,
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Terminated(SystemExit):
-    """SIGTERM came."""
+    """Raised on SIGTERM."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

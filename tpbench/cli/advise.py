@@ -67,7 +67,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def make_advice(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float) -> Advice:
-    """The advice as asked for, with progress on standard error."""
+    """Time the methods and return the advice; progress goes to standard error."""
     from tpbench import environment, registry, schedule
     from tpbench.cli.countdown import Countdown
     from tpbench.measure import advice, subject

@@ -11,7 +11,7 @@ from tpbench.cli.exit_codes import DONE, say
 if TYPE_CHECKING:
     from tpbench.recipe import Recipe
 
-LONGEST = 120  # characters of a folder's name that says every override; a longer one ends with the digest
+LONGEST = 120  # characters of a folder's name that spells out every override; a longer one ends with the digest instead
 
 
 def add_set(verb: ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_set(verb: ArgumentParser) -> None:
 
 
 def load_recipe(arguments: Namespace, tuned: bool = True) -> Recipe:
-    """The recipe with its overridden lines. One line says where the plain recipe's tuning is not used with them."""
+    """The recipe with its overridden lines. Prints a line if the plain recipe's tuning is not used with them."""
     from tpbench import recipe as recipes
 
     recipe = recipes.load(arguments.recipe, tuned=tuned, lines=arguments.lines)

@@ -67,7 +67,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.fresh and (remote or arguments.gpus):
         raise UsageError("--fresh would let the workers delete each other's results; delete the folder instead")
     if arguments.workers is not None and (arguments.gpus or computes_on_gpu(arguments.device)):
-        raise UsageError("--workers are processes on a CPU; --gpus N starts one worker a GPU")
+        raise UsageError("--workers are processes on a CPU; --gpus N starts one worker per GPU")
     if "RANK" in os.environ and (uses_other_processes(arguments) or (arguments.workers or 1) > 1):
         raise UsageError("the ranks of torchrun are one worker; start torchrun again for another")
 

@@ -22,7 +22,7 @@ EXAMPLE = (
     " --methods all --schedules macs=0.6@3,6,9 --batch-sizes 1,8 --dtype float32,bfloat16"
 )
 
-MOST_ROUNDS = 100_000  # a larger number is a slip of the finger
+MOST_ROUNDS = 100_000  # a larger number is a typing error
 ROUNDS = 50
 REPEATS = 20
 WARM_UP = 3  # forward passes before the samples
@@ -93,7 +93,7 @@ def kept_after_stop(arguments: argparse.Namespace) -> str:
 
 
 def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
-    """Layers, tokens, memory and latency of one method."""
+    """Measure and print the layers, tokens, memory and latency of one method."""
     repeats = REPEATS if arguments.repeats is None else arguments.repeats
     if repeats < 1:
         raise UsageError(f"--repeats {repeats}: at least 1 is needed")
@@ -130,7 +130,7 @@ def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
 
 
 def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
-    """A timing session over methods, schedules, batch sizes, dtypes and modes."""
+    """Run and print a timing session over methods, schedules, batch sizes, dtypes and modes."""
     rounds = ROUNDS if arguments.rounds is None else arguments.rounds
     if not 1 <= rounds <= MOST_ROUNDS:
         raise UsageError(f"--rounds {rounds}: at least 1 is needed, at most {MOST_ROUNDS} are possible")
@@ -154,7 +154,7 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
 
 
 def hold_folder(out: Path | None) -> AbstractContextManager[None]:
-    """Hold the results folder, if there is one; sessions are too long to wait for."""
+    """Hold the results folder, if there is one, without waiting: sessions of other processes take too long."""
     from tpbench.bench.results_folder import locked
 
     return nullcontext() if out is None else locked(out, patience=0)
@@ -167,7 +167,7 @@ def cut_off(session: Session, rounds: int, out: Path | None) -> str:
 
 
 def run_session(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, limit: float | None) -> Session:
-    """The session as asked for: solved where a share of latency is asked, timed, and written where it is to be kept."""
+    """Run the session that the flags ask for: solve shares of latency, time all rows; with --out, keep the session."""
     from tpbench import environment, registry
     from tpbench.cli.countdown import Countdown
     from tpbench.measure import many, subject

@@ -33,12 +33,10 @@ def act(arguments: argparse.Namespace) -> int:
         if arguments.lines:
             raise UsageError("--set needs the name of a recipe")
         names = recipes.names()
-        text = (
-            json.dumps(names)
-            if arguments.json
-            else "\n".join(f"{name:<16} {docstring_lines(name)[0]}" for name in names)
-        )
-        print(text)
+        if arguments.json:
+            print(json.dumps(names))
+        else:
+            print("\n".join(f"{name:<16} {docstring_lines(name)[0]}" for name in names))
         return DONE
     recipe = recipes.load(arguments.name, lines=arguments.lines)
     lines = asdict(recipe)

@@ -52,15 +52,15 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for flags that contradict each other, and for several folders without --out."""
     several = len(arguments.folder) > 1
     if several and not arguments.html:
-        raise UsageError("several folders stand side by side on a page: add --html and --out FILE")
+        raise UsageError("several folders are shown side by side on a page: add --html and --out FILE")
     if several and arguments.out is None:
-        raise UsageError("the page of several folders needs a place: --out FILE")
+        raise UsageError("the page of several folders needs --out FILE")
     if arguments.out is not None and not arguments.html:
         raise UsageError("--out names the page that --html writes")
     if arguments.out is not None and arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is a folder; name the file, such as {arguments.out / 'report.html'}")
     if arguments.json and arguments.html:
-        raise UsageError("--json prints the tables; it says nothing of the page of --html")
+        raise UsageError("--json prints the tables and does not go with --html")
     if arguments.by is not None and arguments.html:
         raise UsageError("--by prints rows; the page of --html sorts and filters them")
 

@@ -68,7 +68,7 @@ def add_course(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same bits twice on a GPU too: only deterministic algorithms; a method that has none fails",
+        help="use deterministic algorithms only: the same bits twice on a GPU too; a method that has none fails",
     )
     verb.add_argument(
         "--fresh",
@@ -97,7 +97,7 @@ def act(arguments: argparse.Namespace) -> int:
         return launch.start_workers(arguments, plan.out)
     from tpbench.bench import results_folder
 
-    # Whether the images in --data are those of the records is seen only by reading them.
+    # Only reading the images in --data shows whether they are those of the records.
     known = None if arguments.fresh or arguments.data else results_folder.records_if_finished(plan)
     if known is None:
         return measure(plan, arguments.fresh, output)
@@ -108,7 +108,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
-    """What was asked for. began: seconds of time.monotonic() from which the time limit counts."""
+    """The plan that the flags ask for. began: seconds of time.monotonic() from which the time limit counts."""
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
@@ -183,7 +183,7 @@ def measure(plan: Plan, fresh: bool, output: Output) -> int:
 def report_outcome(plan: Plan, records: Sequence[Record], *, output: Output, reports: bool = True) -> int:
     """Write the report, say what is left, what has failed and what cannot be read, and return the exit code.
 
-    Where another run is the one that reports, it is left to that.
+    reports=False leaves the report to another run.
     """
     from tpbench.bench import results_folder
 

@@ -1,4 +1,4 @@
-"""The flags that several verbs share: where results go, what they run on, what is said meanwhile."""
+"""The flags that several verbs share: where results go, what they run on, what they print."""
 
 from __future__ import annotations
 

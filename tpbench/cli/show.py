@@ -83,7 +83,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse flags that say nothing together."""
+    """Raise UsageError for flags that do not go together, and for an impossible number of images."""
     if arguments.model is None and (arguments.images or arguments.pretrained):
         raise UsageError("--images and --pretrained need --model; a recipe has images and a base of its own")
     if not 1 <= arguments.count <= MOST_IMAGES:
@@ -91,7 +91,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def draw(subject, rows, budget: str, folder: Path) -> int:
-    """Draw every image, write the overlap table and say where they are."""
+    """Draw every image, write the overlap table and print their paths."""
     from tpbench.bench.show import check_any_shown as check_rows
     from tpbench.report import overlap, pictures
 

@@ -70,7 +70,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def table(found: Tuning) -> Iterator[str]:
-    """What tuning brought each method, in lines of text."""
+    """The losses and accuracies of each method before and after tuning, in lines of text."""
     yield f"validation at {found.schedule}, means of {len(found.seeds)} seeds that are not reported"
     yield f"{'method':<16} {'loss, default':>13} {'tuned':>7} {'top-1 %, default':>17} {'tuned':>7}  lines"
     for method, tuned in found.methods.items():

@@ -55,8 +55,10 @@ def empty_pairs(x: Tensor) -> Tensor:
 
 
 def readable_part(pairs: Tensor) -> tuple[int, int, int]:
-    """Strides of a set and of a row of [B, N, N], and how many numbers of a row may be read: with `empty_pairs`
-    the padding too, so that loads need no mask within it."""
+    """Strides of a set and of a row of [B, N, N], and how many numbers of a row may be read.
+
+    Rows made by `empty_pairs` may be read up to their padding, so that loads need no mask within it.
+    """
     row = pairs.stride(1)
     n = pairs.shape[2]
     return pairs.stride(0), row, row if row == triton.cdiv(n, 16) * 16 else n

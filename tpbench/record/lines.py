@@ -52,7 +52,7 @@ def sealed_line(text: bytes) -> bytes:
 
 
 def read(path: Path) -> Record:
-    """A record from a file of its own. Corrupt files and other schema versions are refused by name."""
+    """A record from a file of its own. Raises UsageError that names a corrupt file or one of another schema."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -61,7 +61,7 @@ def read(path: Path) -> Record:
 
 
 def read_budget(path: Path) -> Budget:
-    """A budget from its file; one that cannot be read is refused by name."""
+    """A budget from its file. Raises UsageError that names a file that cannot be read."""
     try:
         return checked(Budget, unseal(path.read_bytes())[0])
     except (OSError, ValueError, RecursionError) as error:
@@ -71,7 +71,7 @@ def read_budget(path: Path) -> Budget:
 
 
 def read_spectrum(path: Path) -> Spectrum:
-    """A base's spectrum from its file; one that cannot be read is refused by name."""
+    """A base's spectrum from its file. Raises UsageError that names a file that cannot be read."""
     try:
         return checked(Spectrum, read_content(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -79,7 +79,7 @@ def read_spectrum(path: Path) -> Spectrum:
 
 
 def read_learned(path: Path) -> Learned:
-    """What a search has learned, from its file; one that cannot be read is refused by name."""
+    """What a search has learned, from its file. Raises UsageError that names a file that cannot be read."""
     try:
         return checked(Learned, read_content(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -89,6 +89,6 @@ def read_learned(path: Path) -> Learned:
 def write(path: Path, content: Record | Budget | Spectrum | Learned, indent: int | None = None) -> None:
     """Write a typed value as JSON with a checksum, in one step, so that no reader ever sees half of it.
 
-    Half characters, as file names in an error message may hold, become question marks: no reader takes them.
+    Lone surrogates, which file names in an error message may contain, become question marks: no JSON reader takes them.
     """
     replace_bytes(path, seal(json.dumps(asdict(content), ensure_ascii=False, indent=indent)) + b"\n")

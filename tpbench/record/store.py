@@ -55,8 +55,8 @@ class Part:
 class Store:
     """The records under a results folder, by machine. They are shared: nobody may change them.
 
-    Use `Store.of`, which reads only what has changed since this process last asked. `bad` are the records that cannot
-    be read; whoever goes on without them names them.
+    Use `Store.of`, which reads only what has changed since this process last asked. `bad` lists the records that cannot
+    be read; a caller that goes on without them reports them.
     """
 
     def __init__(self, folder: Path):
@@ -158,7 +158,7 @@ class Store:
         return os.path.join(self.folder, "records", file)
 
     def _shared(self, record: Record) -> Record:
-        """The record, with what other records have as well kept once: that is half of its memory."""
+        """The record, with values that other records have too stored once: that saves half of its memory."""
         for name in REPEATED:
             value = getattr(record, name)
             setattr(record, name, self._common.setdefault(_as_bytes(value), value))
@@ -188,8 +188,8 @@ class Store:
     def pack(self, machine: str) -> Path:
         """Put all records of a machine into one file, one line a record, sorted by row and seed; return its path.
 
-        What a record says stays as it is; one without a checksum gets one. Whoever packs holds the folder's lock.
-        Raises UsageError where a record of the machine cannot be read: nothing is packed then.
+        The content of the records stays the same; one without a checksum gets one. The caller must hold the folder.
+        Raises UsageError, and packs nothing, if a record of the machine cannot be read.
         """
         self.refuse_bad(machine)
         packed = f"{machine}.jsonl"
@@ -246,9 +246,9 @@ def _opened(folder: Path) -> Store:
 
 
 def read_all(folder: Path) -> list[Record]:
-    """Every record under a results folder, by machine; one that cannot be read is refused by name.
+    """Every record under a results folder, by machine. Raises UsageError that names one that cannot be read.
 
-    To go on with the others, ask `Store.of(folder)`.
+    `Store.of(folder)` has the others all the same.
     """
     if not (folder / "records").is_dir():
         raise UsageError(f"{folder} holds no records")
@@ -279,7 +279,7 @@ def _state(about: os.stat_result) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """Parsing makes many objects and no garbage; looking for some would take longer than parsing."""
+    """Switch off garbage collection: parsing makes many objects and no garbage, and the search would take longer."""
     enabled = gc.isenabled()
     gc.disable()
     try:

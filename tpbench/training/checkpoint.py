@@ -150,7 +150,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def name_full_disk(folder: Path) -> Iterator[None]:
-    """Raise OSError where torch could not write because the disk is full: its own error says neither."""
+    """Raise OSError with the folder if torch could not write because the disk is full; its own error says neither."""
     try:
         yield
     except RuntimeError as error:

@@ -198,7 +198,7 @@ class Run:
         return state
 
     def finish(self) -> None:
-        """Put the weights to evaluate into the model, and free the engine."""
+        """Put the weights that are to be evaluated into the model, and free the engine."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         self.engine.destroy()

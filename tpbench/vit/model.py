@@ -24,7 +24,7 @@ from tpbench.vit.sizing import planned_for
 
 
 class TokenModel:
-    """Over a kind of timm's vision transformer (`of`): it passes Tokens from block to block.
+    """A mixin for a class of timm's vision transformer (`of`): it passes Tokens from block to block.
 
     Made by `reduce`; called, saved and loaded like the model it came from.
     requested and achieved: (block, K) of every block the schedule names, as asked for and as planned.
@@ -33,7 +33,7 @@ class TokenModel:
     kinds: ClassVar[dict[type[nn.Module], type[TokenModel]]] = {}
     block: ClassVar[type[Reducing]]
     requested: tuple[tuple[int, int], ...]
-    schedule: Schedule | None  # None: it is not known, and images of another size cannot be planned for
+    schedule: Schedule | None  # None: unknown, so that images of another size cannot be planned for
 
     def __init_subclass__(cls, *, of: type[nn.Module]):
         TokenModel.kinds[of] = cls
@@ -68,7 +68,7 @@ class TokenModel:
 
     @property
     def achieved(self) -> tuple[tuple[int, int], ...]:
-        """(block, K) as planned: equal to `requested` for methods that count exactly, at most that for the others."""
+        """(block, K) as planned: equal to `requested` for methods that meet counts exactly, at most that for others."""
         k_after = {r.setup.block: r.leaves for r in self.reducers}
         result = []
         n = self.patch_embed.num_patches
@@ -113,9 +113,9 @@ class TokenModel:
         return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + pooling + self.head_macs()
 
     def macs_living(self, living: Mapping[int, float]) -> float:
-        """The same when only living tokens were computed: living[i] body tokens live after block i, on average.
+        """The same if only living tokens were computed: living[i] body tokens live after block i, on average.
 
-        After a block that is not named as many live as before it.
+        After a block that is not named, as many live as before it.
         """
         count = float(self.patch_embed.num_patches)
         counts = []
@@ -134,7 +134,7 @@ class TokenModel:
         return self.enter(images, provenance)[0]
 
     def enter(self, images: Tensor, provenance: bool) -> tuple[Tokens, Rotations | None]:
-        """The tokens that enter the first block, and how the blocks turn queries and keys, if they do."""
+        """The tokens that enter the first block, and the rotations of queries and keys, if the model has any."""
         patches = self.patch_embed(images)
         grid = tuple(patches.shape[1:3]) if patches.dim() == 4 else tuple(self.patch_embed.grid_size)
         x, table = self.positioned(patches)

@@ -19,7 +19,7 @@ ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed)
 
 
 class Rotations:
-    """How the blocks of one forward pass turn the queries and keys of the body tokens."""
+    """The rotations of the body tokens' queries and keys in the blocks of one forward pass."""
 
     def __init__(self, rope: nn.Module, table: Tensor, grid: tuple[int, int], position: Tensor):
         self.rope = rope

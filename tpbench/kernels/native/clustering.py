@@ -1,6 +1,6 @@
 """The operators `clustering.kmedoids` and `clustering.kmeans` in compiled loops, and the steps they are made of.
 
-A few sets at a time go through all steps, in memory that is used again.
+A few sets at a time go through all steps, in memory that is reused.
 """
 
 from __future__ import annotations
@@ -96,6 +96,6 @@ def _prepared(
 
 
 def _firsts(first: Tensor | None, batch: int, k: int) -> Tensor:
-    """Room [B, K] for the tokens to start from, or a copy of those given."""
+    """An empty [B, K] for the tokens to start from, or a copy of those given."""
     chosen = torch.empty(batch, k, dtype=torch.int64, device="cpu")
     return chosen if first is None else chosen.copy_(first)

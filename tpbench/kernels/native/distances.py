@@ -3,7 +3,7 @@
 Shapes: B sets, N tokens, C width.
 
 bfloat16 tokens, on a machine that multiplies bfloat16 matrices natively, are rounded to bfloat16 after the mean is
-taken off; their products are summed in float32. Their distances then carry the rounding of 8 bits, as on a GPU.
+subtracted; their products are summed in float32. Their distances then carry the rounding of 8 bits, as on a GPU.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def distances_from(products: Tensor) -> Tensor:
 
 
 def _centre(x: Tensor, room: Room) -> Tensor:
-    """x [B, N, C] less the rounded mean of each set: in the room, or as the definition has it."""
+    """x [B, N, C] minus the rounded mean of each set: in the buffer, or computed by the definition."""
     batch, n, _ = x.shape
     if batch == 0 or x.stride(2) != 1:
         return x - clustering.offset(x)  # PyTorch adds and multiplies in another order where channels lie apart
     numbers, set_stride, row_stride = flat_array(x)
     bits = numbers.view(np.int64 if x.dtype == torch.float64 else np.int32)
-    mean = x.mean(1).numpy()  # PyTorch's own: nobody else adds in its order
+    mean = x.mean(1).numpy()  # by PyTorch, whose order of additions no loop repeats
     if over_sets(centre_sets, 0, batch, n, numbers, bits, set_stride, row_stride, mean, room.array):
         return room.tensor if len(room.tensor) == batch else room.tensor[:batch]
     return x - clustering.offset(x)
@@ -108,7 +108,7 @@ def multiplies_bfloat16() -> bool:
 
 @contextmanager
 def _bfloat16_products() -> Iterator[None]:
-    """Within it float32 matrices that hold bfloat16 numbers are multiplied as such, and summed in float32."""
+    """Within the block, multiply float32 matrices as bfloat16 numbers, and sum in float32."""
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
@@ -122,7 +122,7 @@ def _bfloat16_products() -> Iterator[None]:
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {
         centre_sets: (given.line, given.bits, given.size, given.size, given.table, given.cube),
         distance_sets: (given.cube, given.cube),

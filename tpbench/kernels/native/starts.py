@@ -49,7 +49,7 @@ def _started(start: str, distance: Tensor, score: Tensor, k: int) -> Tensor:
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {start_sets: (given.size, given.cube, given.table, given.index)}
 
 

@@ -1,4 +1,4 @@
-"""Every native twin: what is compiled before the first of a topic runs."""
+"""All native twins by topic, and compiling those of a topic before the first of them runs."""
 
 from __future__ import annotations
 

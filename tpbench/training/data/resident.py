@@ -62,7 +62,7 @@ class Resident:
 
 
 class Augmentation:
-    """What happens to every image of a part in one epoch of one seed.
+    """The augmentation of every image of a part in one epoch of one seed.
 
     Flips and shifts are drawn for all N images at once, so an image's depend on (seed, epoch, image) alone.
     """

@@ -36,8 +36,8 @@ class Streamed:
         """Batches of up to `size` images [B, C, rows, columns] with their labels [B], on the part's device.
 
         shuffle is (seed, epoch), None for the order of the files without augmentation; the other arguments are those
-        of `draws.batch_indices`. Raises DataError with the name of an image that cannot be read. The worker processes have
-        ended when the iterator is exhausted, closed or left by an error.
+        of `draws.batch_indices`. Raises DataError with the name of an image that cannot be read. The worker processes
+        have ended when the iterator is exhausted, closed or left by an error.
         """
         loader = torch.utils.data.DataLoader(
             SeededAugmentation(self.dataset, shuffle),
@@ -45,7 +45,7 @@ class Streamed:
                 share.tolist() for share in batch_indices(len(self), size, shuffle, rank=rank, ranks=ranks, skip=skip)
             ],
             num_workers=self.processes,
-            generator=generator(*(shuffle or (0, 0))),  # or it would draw from the generator of the training
+            generator=generator(*(shuffle or (0, 0))),  # otherwise it would draw from the generator of the training
             pin_memory=self.device.type == "cuda",
         )
         try:
@@ -60,9 +60,9 @@ class Streamed:
 def loader_iterator(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Tensor]]]:
     """An iterator over the loader. Its worker processes have ended when the block is left.
 
-    Left to itself, torch ends them when the iterator is collected: with an exception that refers to it they live on,
-    and where one was killed (by the signal that ends a whole process group, say), torch raises inside `__del__`,
-    which Python can only print.
+    By itself, torch ends them when the iterator is garbage-collected. They would outlive an exception that refers to
+    it, and if one was killed (say, by a signal to the whole process group), torch would raise inside `__del__`, where
+    Python can only print the error.
     """
     iterator = iter(loader)
     try:
@@ -70,7 +70,7 @@ def loader_iterator(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[li
     finally:
         shutdown = getattr(iterator, "_shutdown_workers", None)  # torch has no public name for it
         if shutdown is not None:
-            with suppress(RuntimeError):  # "worker is killed by signal": it has ended, which is all that is asked here
+            with suppress(RuntimeError):  # "worker is killed by signal": it has ended
                 shutdown()
 
 
@@ -143,7 +143,7 @@ class SeededAugmentation(torch.utils.data.Dataset):
 
 
 class Selected(torch.utils.data.Dataset):
-    """Some images of a timm data set under one transform; one that cannot be read is an error with its name."""
+    """Some images of a timm data set under one transform. Raises DataError with the name of an unreadable image."""
 
     def __init__(self, dataset: Any, indices: list[int], transform: Any, data: Data):
         self.dataset = dataset
