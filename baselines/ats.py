@@ -2,8 +2,8 @@
 
 Scores are the class token's attention times the length of the values. They are sorted in rising order and summed up,
 and the sums are scaled to run from 0 to 1. K samples, evenly spaced from the smallest positive sum to 1, each take the
-token whose sum is nearest: at most K different tokens. How many depends on the image; the rest of the K places is
-padding that no token sees. Sums and samples are those of the published code; the paper writes (2s - 1) / 2K for the
+token whose sum is nearest: at most K different tokens. How many depends on the image; the other places are padding
+that no token sees. Sums and samples are those of the published code; the paper writes (2s - 1) / 2K for the
 samples.
 """
 

@@ -1,8 +1,8 @@
 """A-ViT (Yin et al., CVPR 2022, https://arxiv.org/abs/2112.07658): every token decides when to halt.
 
 A token's first feature is its halting score; scores add up over the reducing blocks, and a token whose sum reaches 0.99
-is hidden from then on. Nothing is removed from the tensors, as in the published code: the row of the table shows how
-many tokens live, and that nothing is saved. The last tokens of an image may all reach 0.99 at once; the one with the
+is hidden from then on. As in the published code, nothing is removed from the tensors: the row of the table shows how
+many tokens live, and that no time is saved. The last tokens of an image may all reach 0.99 at once; the one with the
 lowest sum then stays, since average pooling, and attention without a class token, need at least one token.
 """
 

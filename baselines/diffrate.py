@@ -1,7 +1,7 @@
 """DiffRate (Chen et al., ICCV 2023, https://arxiv.org/abs/2305.17997): prune and merge, and learn how many of each.
 
-Tokens are sorted by class attention. The last are pruned; of those left the least attended are merged, each into the
-most similar more attended one: their plain mean. Later attention counts the merged key as often as its patches, each
+Tokens are sorted by class attention, and the last are pruned. Of those left, the least attended merge, each into the
+most similar of the more attended ones, as a plain mean. Later attention counts the merged key as often as its patches, each
 weighted by the similarity of the token that brought it (the logarithm is added to the scores). How many are pruned and
 merged in every block is learned (`tpbench search --method diffrate`): a softmax over candidate counts, made hard with a
 straight-through gradient, the weights frozen. Written from the paper's description.
@@ -43,7 +43,7 @@ class RateSearch(Search):
         super().__init__(setup, config)
         counts = torch.arange(setup.tokens, 0, -min(self.config.granularity, setup.tokens))
         self.register_buffer("candidates", counts / setup.tokens)
-        favour = -torch.arange(len(counts)).float()  # no token leaves at first
+        favour = -torch.arange(len(counts)).float()  # at first no token leaves
         self.pruning = nn.Parameter(favour.clone())
         self.merging = nn.Parameter(favour.clone())
 

@@ -74,11 +74,11 @@ class DynamicViT(Downsampler):
         return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})
 
     def prune(self, tokens: Tokens, score: Tensor) -> Tokens:
-        """At inference: what is left of the tokens when those with the highest score [B, N] stay."""
+        """At inference: the K tokens with the highest score [B, N], in their order."""
         return tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)
 
     def hide(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:  # noqa: ARG002
-        """In training: the tokens of which alive [B, N] could be seen and kept [B, N] will be."""
+        """In training: the tokens before those visible in alive [B, N] but not in kept [B, N] are hidden."""
         return tokens
 
     def predict(self, body: Tensor, alive: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """GTP (Xu et al., WACV 2024, https://arxiv.org/abs/2311.03035): prune, and propagate what is pruned along a graph.
 
-A token is worth keeping if it attends much to itself, so that the others could hardly make it again, and if the others
+A token is worth keeping if it attends much to itself, since the others could hardly reconstruct it, and if the others
 attend much to it. The graph joins neighbours on the patch grid, and every token with those most similar to it; a
 weight is divided by the roots of the degrees of both ends. Each token that stays adds a fraction of its pruned
 neighbours to itself. The number of times that later attention counts it grows in the same way. Written from the

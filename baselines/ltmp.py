@@ -49,8 +49,8 @@ class Thresholds(Downsampler):
 
     def __init__(self, setup: Setup, config: Downsampler.Config | None = None):
         super().__init__(setup, config)
-        self.merging = nn.Parameter(torch.ones(1))  # no token is so similar, and at first none merges
-        self.pruning = nn.Parameter(torch.zeros(1))  # none receives so little, and at first none is pruned
+        self.merging = nn.Parameter(torch.ones(1))  # a cosine that no token exceeds: at first none merges
+        self.pruning = nn.Parameter(torch.zeros(1))  # attention that no token falls below: at first none is pruned
 
     def excess(self, tokens: Tokens, probe: Probe, alive: Tensor) -> Excess:
         """How far tokens, of which alive [B, N] can be seen, are beyond the thresholds."""

@@ -2,7 +2,7 @@
 
 Tokens are split alternately into sets A and B, the class token counted, as published. Every token of A finds its most
 similar one in B by the cosine of their head-averaged keys, and the r best pairs merge into their size-weighted mean.
-What stays of A comes out first, in its order, then B: the next block splits by that order. Later attention counts a
+The tokens of A that stay come first, in their order, then B; the next block splits by that order. Later attention counts a
 key as often as the patches it stands for. Written from the paper's description.
 """
 

@@ -29,8 +29,8 @@ def solve(schedule: Schedule, cost: Callable[[Schedule], float], patches: int) -
     """
     search = BudgetSearch(schedule, lambda counts: cost(schedule.counting(counts)))
     for start in search.by_rate(patches)[:STARTS]:
-        counts = search.refined(start, patches)
-        if search.off(counts) <= TOLERANCE:
+        counts = search.refine(start, patches)
+        if search.relative_error(counts) <= TOLERANCE:
             return schedule.counting(counts)
     raise search.unreachable()
 
@@ -57,7 +57,7 @@ class BudgetSearch:
                 self.tried[counts] = 0.0
         return self.tried[counts]
 
-    def off(self, counts: Counts) -> float:
+    def relative_error(self, counts: Counts) -> float:
         """The distance of these counts' cost from the target, as a share of the target."""
         return abs(self.price(counts) - self.target) / self.target
 
@@ -72,17 +72,17 @@ class BudgetSearch:
                 low = middle
             else:
                 high = middle
-        nearest = min(range(max(low, 0), high + 1), key=lambda place: self.off(chain[place]))
+        nearest = min(range(max(low, 0), high + 1), key=lambda place: self.relative_error(chain[place]))
         return [chain[place] for place in sorted(range(len(chain)), key=lambda place: abs(place - nearest))]
 
-    def refined(self, counts: Counts, patches: int) -> Counts:
+    def refine(self, counts: Counts, patches: int) -> Counts:
         """Change single counts, the last first, until the cost is within TOLERANCE or no change helps; return them."""
         changed = True
-        while changed and self.off(counts) > TOLERANCE:
+        while changed and self.relative_error(counts) > TOLERANCE:
             changed = False
             for stage in reversed(range(len(counts))):
-                better = min(neighbours(counts, stage, patches), key=self.off)
-                if self.off(better) < self.off(counts):
+                better = min(neighbours(counts, stage, patches), key=self.relative_error)
+                if self.relative_error(better) < self.relative_error(counts):
                     counts = better
                     changed = True
         return counts
@@ -94,7 +94,7 @@ class BudgetSearch:
         start = f"schedule {self.schedule.text!r}: the method cannot cost {asked}"
         if not reached:
             return Unreachable(f"{start}, nor come near it")
-        nearest = min(reached, key=self.off)
+        nearest = min(reached, key=self.relative_error)
         tokens = spell(nearest, self.schedule.blocks)
         return Unreachable(f"{start}; the nearest share it reaches is {reached[nearest]:.3f}, with {tokens}")
 

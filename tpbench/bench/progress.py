@@ -22,14 +22,14 @@ class Progress:
         self.texts: dict[str, str] = {}  # the last text of every running job
         self.finished: set[str] = set()
         self.others = ""  # the last text on other commands' workers
-        self.ahead = TrainingEstimate()
+        self.estimate = TrainingEstimate()
         self.bars = Bars() if sys.stderr.isatty() and not quiet else None
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
         """Begin to count: `done` of `total` cells were measured before, and these jobs are to run."""
         self.total = total
         self.done = done
-        self.ahead = TrainingEstimate(jobs)
+        self.estimate = TrainingEstimate(jobs)
         self.finished = set()
         if done:
             self.say(f"{done} of {total} cells have been measured before and are kept; --fresh measures them again")
@@ -39,11 +39,11 @@ class Progress:
         if name in self.finished:  # read from a worker's pipe after its job was done
             return
         self.texts[name] = text or self.texts.get(name, "")
-        first = not self.ahead.speeds
+        first = not self.estimate.speeds
         if share is not None:
-            self.ahead.note(name, share, time.monotonic())
-        if first and self.ahead.speeds:
-            self.say(f"about {clock_time(self.ahead.seconds())} of training left, estimated from the first steps")
+            self.estimate.note(name, share, time.monotonic())
+        if first and self.estimate.speeds:
+            self.say(f"about {clock_time(self.estimate.seconds())} of training left, estimated from the first steps")
         if self.bars is not None:
             self.bars.draw(name, self.texts[name], share)
             self.bars.draw_total(self.done, self.total, self.clock())
@@ -60,7 +60,7 @@ class Progress:
             if counts:
                 self.count(name, counts, last="by another run")
             else:
-                self.ahead.drop(name)
+                self.estimate.drop(name)
 
     def show_other_runs(self, holders: dict[str, str], waiting: bool) -> None:
         """Show which jobs other commands' workers hold; without a terminal, only while a worker waits for them."""
@@ -75,7 +75,7 @@ class Progress:
     def count(self, name: str, counts: bool, last: str) -> None:
         """Count a job that is done and say so in a line, with its last text."""
         self.done += counts
-        self.ahead.drop(name)
+        self.estimate.drop(name)
         if self.bars is not None:
             self.bars.remove(name)
             self.bars.draw_total(self.done, self.total, self.clock())
@@ -96,9 +96,9 @@ class Progress:
     def clock(self) -> str:
         """The time since the start, and what is left of the training where that can be estimated."""
         elapsed = clock_time(time.monotonic() - self.began)
-        if not (self.ahead.speeds and self.ahead.work):
+        if not (self.estimate.speeds and self.estimate.work):
             return elapsed
-        return f"{elapsed} (training left: about {clock_time(self.ahead.seconds())})"
+        return f"{elapsed} (training left: about {clock_time(self.estimate.seconds())})"
 
 
 class Bars:

@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import mean
 
 from tpbench import environment
+from tpbench.bench.cell_model import build_cell
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.plan import NOTHING_REDUCED, Cell, Plan
 from tpbench.bench.progress import Progress
-from tpbench.bench.runner import base_job, build_cell
+from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import CellFailed, Unreachable, UsageError
 from tpbench.record import checked, replace_text

@@ -39,7 +39,7 @@ VERBS = {
     "recipe": recipe,
 }
 # The user can fix these: a path that does not exist or cannot be written, or a full disk.
-OF_THE_FOLDER = (
+FOLDER_ERRORS = (
     errno.ENOENT,
     errno.ENAMETOOLONG,
     errno.EISDIR,
@@ -90,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.errno not in OF_THE_FOLDER:
+        if error.errno not in FOLDER_ERRORS:
             raise
         code = FAILED if error.errno == errno.ENOSPC else WRONG
         return say(f"cannot write {error.filename or 'results'}: {error.strerror}", code)

@@ -113,8 +113,8 @@ def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale
     batch, heads, n, _ = q.shape
     received = q.new_empty(batch, n, dtype=torch.float32)
     own = q.new_empty(batch, n, dtype=torch.float32)
-    for part, room in _chunks(q):
-        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
+    for part, buffer in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, buffer)
         _column_sums(attention, received[part], own[part])
     return received.div_(heads), own.div_(heads)
 
@@ -132,10 +132,10 @@ def attend_and_receive(
     out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection after it reads it
     received = q.new_empty(batch, n, dtype=torch.float32)
     own = q.new_empty(batch, n, dtype=torch.float32)
-    heads_room = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
-    for part, room in _chunks(q):
-        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
-        product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=heads_room[: len(attention) * heads])
+    outputs = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
+    for part, buffer in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, buffer)
+        product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=outputs[: len(attention) * heads])
         out[part] = product.view(-1, heads, n, v.shape[-1])
         _column_sums(attention, received[part], own[part])
     return out, received.div_(heads), own.div_(heads)
@@ -148,8 +148,8 @@ def attention_transpose_apply(q: Tensor, k: Tensor, s: Tensor, times: int) -> Te
     q, which holds the scale already, and k [B, H, N, D]. The rows of A sum to 1, so that the sum of s stays.
     """
     out = torch.empty_like(s, memory_format=torch.contiguous_format)
-    for part, room in _chunks(q):
-        attention = _attention(q[part], k[part], None, 1.0, room).flatten(0, 1).to(s.dtype)
+    for part, buffer in _chunks(q):
+        attention = _attention(q[part], k[part], None, 1.0, buffer).flatten(0, 1).to(s.dtype)
         row = s[part].flatten(0, 1)[:, None]
         for _ in range(times):
             row = torch.bmm(row, attention)
@@ -170,15 +170,15 @@ def _chunks(q: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """
     batch, heads, n, _ = q.shape
     step = _images(q)
-    room = q.new_empty(min(step, batch), heads, n, n)
+    buffer = q.new_empty(min(step, batch), heads, n, n)
     for start in range(0, batch, step):
-        yield slice(start, start + step), room[: batch - start]
+        yield slice(start, start + step), buffer[: batch - start]
 
 
-def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, room: Tensor) -> Tensor:
-    flat = room.flatten(0, 1)
+def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, buffer: Tensor) -> Tensor:
+    flat = buffer.flatten(0, 1)
     torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale, out=flat)
-    return torch.softmax(room if bias is None else room.add_(bias), dim=-1, out=room)
+    return torch.softmax(buffer if bias is None else buffer.add_(bias), dim=-1, out=buffer)
 
 
 def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The fused twins of `tpbench.kernels.attention`, for CUDA devices: same names, signatures and answers.
 
-Shapes: B images, H heads, N tokens, D head width; M queries by N keys in a tile. Two ways to compute the attention received:
+Shapes: B images, H heads, N tokens, D head width; M queries by N keys in a tile. Two ways compute the attention
+received:
 
 attend_and_receive  one pass for short sequences: all keys of a head fit into one tile, and the column sums are one
                     more reduction of numbers that are in registers anyway. Where they do not fit (float32, wide

@@ -189,8 +189,8 @@ def peaks(distance: Tensor, score: Tensor, k: int) -> Tensor:
 def farthest(distance: Tensor, score: Tensor, k: int) -> Tensor:
     """Weighted farthest-first traversal, one token after the other: [B, K].
 
-    The first is the heaviest token; the next is always the token not yet taken with the largest score_i times its least squared
-    distance to those taken; ties go to the lower index.
+    The first is the heaviest token. The next is always the token not yet taken with the largest score_i times its least
+    squared distance to those taken; ties go to the lower index.
     """
     chosen = heaviest(score, 1)
     taken = torch.zeros_like(score, dtype=torch.bool).scatter_(1, chosen, True)

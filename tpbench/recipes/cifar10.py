@@ -10,7 +10,7 @@ under data/cifar10 or `--data DIR`. Machine: one data-centre GPU, bfloat16; not 
 or better. Other encodings of the images (JPEG) give other accuracies, and records of the two are never mixed.
 
 cifar10-p2 has 256 tokens, as a 224-pixel image in patches of 16 would; cifar10-w128 and cifar10-w256 are the same
-study on narrower and wider bases: with them the claims are read on the Pareto hull over widths too.
+study on narrower and wider bases; with them the claims can use the Pareto hull over widths.
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe
@@ -42,6 +42,7 @@ def images(validation: float) -> Data:
 def recipe(
     name: str = "cifar10", width: int = 192, patch: int = 4, methods: tuple[str, ...] = EQUAL_COST + SETTINGS
 ) -> Recipe:
+    """The recipe that the module describes, or one on a base of another width or patch size in pixels."""
     return Recipe(
         name=name,
         model="deit_tiny_patch16_224",

@@ -140,7 +140,7 @@ class Record:
 
 @dataclass
 class Budget:
-    """The counts with which a method meets a share of the unreduced model's latency on one machine, and the search for them.
+    """The counts with which a method meets a share of the unreduced model's latency on a machine, and their search.
 
     tried: {"counts": [...], "reduced": [seconds], "unreduced": [seconds]} for every candidate, samples taken in turns
     at batch size `batch`. counts is None where no candidate came near; `error` says how near.

@@ -17,7 +17,7 @@ from tpbench.kernels.native.distances import (
     products_in_parts,
     squared_distances,
 )
-from tpbench.kernels.native.engine import array, over_sets, room
+from tpbench.kernels.native.engine import array, buffer, over_sets
 from tpbench.kernels.native.iterations import iterate_means, iterate_medoids, means_sets, medoids_sets, run
 from tpbench.kernels.native.starts import STARTS, farthest, heaviest, peaks, start_sets
 
@@ -69,7 +69,7 @@ def kmeans(
         if first is None:
             distance = pairs
             if start != "topk":
-                distance = room("distances", pairs.shape, exact).array
+                distance = buffer("distances", pairs.shape, exact).array
                 over_sets(distance_sets, begin, end, n, pairs, distance)
             over_sets(start_sets, begin, end, n, STARTS[start], distance, scores, chosen)
         run(means_sets, begin, end, n, pairs, weights, iterations, chosen, shares, own)

@@ -5,7 +5,7 @@ without the interpreter's lock: numba starts no threads of its own, and a proces
 the benchmark's workers, starts none at all. A forked process starts its own when it needs them.
 
 Fresh memory for the distances of every call costs more than the loops over them, because the system hands out pages one
-by one. `room` gives every thread the same memory again and again.
+by one. `buffer` gives every thread the same memory again and again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _threads(process: int, count: int) -> ThreadPoolExecutor:  # noqa: ARG001
 # ---------------------------------------------------------------- memory
 
 
-class Room(NamedTuple):
+class Buffer(NamedTuple):
     """The same memory for PyTorch and for compiled loops."""
 
     tensor: Tensor
@@ -114,13 +114,13 @@ class _Kept(threading.local):
 
     def __init__(self) -> None:
         self.flat: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.rooms: dict[tuple[str, tuple[int, ...], torch.dtype], Room] = {}
+        self.rooms: dict[tuple[str, tuple[int, ...], torch.dtype], Buffer] = {}
 
 
 _kept = _Kept()
 
 
-def room(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Room:
+def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
     """Uninitialised memory of a shape. The next call on this thread with the same name may return the same memory.
 
     Memory for more than SET_NUMBERS numbers a thread is fresh every time, so that little stays allocated.
@@ -130,13 +130,13 @@ def room(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Room:
         return found
     count = prod(shape)
     if count > SET_NUMBERS * torch.get_num_threads():
-        return _room(torch.empty(shape, dtype=dtype, device="cpu"))
+        return _buffer(torch.empty(shape, dtype=dtype, device="cpu"))
     flat = _kept.flat.get((name, dtype))
     with torch.inference_mode(mode=False):  # what is made in inference mode could not be written to outside it
         if flat is None or flat.numel() < count:
             _kept.rooms = {key: value for key, value in _kept.rooms.items() if (key[0], key[2]) != (name, dtype)}
             flat = _kept.flat[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")
-        found = _room(flat[:count].view(shape))
+        found = _buffer(flat[:count].view(shape))
     _kept.rooms[name, shape, dtype] = found
     return found
 
@@ -147,8 +147,8 @@ def release() -> None:
     _kept.rooms.clear()
 
 
-def _room(tensor: Tensor) -> Room:
-    return Room(tensor, tensor.numpy())
+def _buffer(tensor: Tensor) -> Buffer:
+    return Buffer(tensor, tensor.numpy())
 
 
 # ---------------------------------------------------------------- numbers
