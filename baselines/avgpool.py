@@ -18,7 +18,10 @@ class GridPooling(Downsampler):
 
     @classmethod
     def reachable(cls, tokens: int, k: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
-        """The largest grid of at most k cells whose sides shrink alike within a factor of 2. Raises UsageError off a grid."""
+        """The largest grid of at most k cells whose sides shrink alike within a factor of 2.
+
+        Raises UsageError for tokens on no grid.
+        """
         if grid is None:
             raise UsageError(f"{cls.__name__} needs tokens on a grid")
         if k >= tokens:

@@ -35,10 +35,10 @@ def last_token(tokens: Tokens, halting: Tensor) -> Tensor:
     year=2022,
     url="https://arxiv.org/abs/2112.07658",
     count="masked",
-    differs="halts at the schedule's blocks, drawn to their K and not to a Gaussian over depth; no mean over depth; "
-    "ponder is the sum over blocks of the mass left, not blocks plus remainder, so that every block has a gradient; "
-    "an image keeps its last token; scale and shift are the paper's, where its recipe takes 10 and 30 (DeiT-Ti) or 75 "
-    "(DeiT-S)",
+    differs="halts at the schedule's blocks, where a loss draws the living tokens to K and not to a Gaussian over "
+    "depth; no mean over depth; ponder is the sum over blocks of the mass left, not blocks plus remainder, so that "
+    "every block has a gradient; an image keeps its last token; scale and shift are the paper's, where its recipe "
+    "takes 10 and 30 (DeiT-Ti) or 75 (DeiT-S)",
 )
 class AViT(Downsampler):
     """Hides the tokens whose halting scores have added up to `halt`; none is removed."""

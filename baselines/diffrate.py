@@ -1,10 +1,10 @@
 """DiffRate (Chen et al., ICCV 2023, https://arxiv.org/abs/2305.17997): prune and merge, and learn how many of each.
 
 Tokens are sorted by class attention, and the last are pruned. Of those left, the least attended merge, each into the
-most similar of the more attended ones, as a plain mean. Later attention counts the merged key as often as its patches, each
-weighted by the similarity of the token that brought it (the logarithm is added to the scores). How many are pruned and
-merged in every block is learned (`tpbench search --method diffrate`): a softmax over candidate counts, made hard with a
-straight-through gradient, the weights frozen. Written from the paper's description.
+most similar of the more attended ones, as a plain mean. Later attention counts the merged key as often as its patches,
+each weighted by the similarity of the token that brought it (the logarithm is added to the scores). How many are pruned
+and merged in every block is learned (`tpbench search --method diffrate`): a softmax over candidate counts, made hard
+with a straight-through gradient, the weights frozen. Written from the paper's description.
 """
 
 from dataclasses import dataclass, replace

@@ -1,9 +1,9 @@
 """DTEM (Lee and Hong, NeurIPS 2024, https://openreview.net/forum?id=pVPyCgXv57): learn what to merge by.
 
 A linear head on the block's normalised input gives every token an embedding for the matching alone, so that keys serve
-attention alone. At inference it replaces the keys in ToMe's matching. In training merging is soft, so that the embeddings have
-a gradient: the r most similar pairs are chosen by r rounds of a softmax over all pairs, each of which lowers the
-chances of the pairs it took. Tokens give part of their patches to their partners and stay with the rest.
+attention alone. At inference it replaces the keys in ToMe's matching. In training merging is soft, so that the
+embeddings have a gradient: the r most similar pairs are chosen by r rounds of a softmax over all pairs, each of which
+lowers the chances of the pairs it took. Tokens give part of their patches to their partners and stay with the rest.
 """
 
 from dataclasses import dataclass, replace

@@ -1,10 +1,10 @@
 """GTP (Xu et al., WACV 2024, https://arxiv.org/abs/2311.03035): prune, and propagate what is pruned along a graph.
 
 A token is worth keeping if it attends much to itself, since the others could hardly reconstruct it, and if the others
-attend much to it. The graph joins neighbours on the patch grid, and every token with those most similar to it; a
-weight is divided by the roots of the degrees of both ends. Each token that stays adds a fraction of its pruned
-neighbours to itself. The number of times that later attention counts it grows in the same way. Written from the
-paper's description; the defaults are those of its public code.
+attend much to it. The graph joins neighbours on the patch grid, and every token with those most similar to it; a weight
+is divided by the roots of the degrees of both ends. Each token that stays adds a fraction of its pruned neighbours to
+itself. The number of times that later attention counts it grows in the same way. Written from the paper's description;
+the defaults are those of its public code.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from tpbench.tokens import Tokens, cosine, rows, segment_sum, stable_topk
     url="https://arxiv.org/abs/2311.03035",
     differs="both attentions of the score are means over heads, not maxima, which the fused operator does not give; "
     "similarities and degrees are those of the tokens that arrive, not of the embedded patches; attention maps are not "
-    "made sparse; the patches of a pruned token count to the kept neighbour with the heaviest edge, or to none",
+    "made sparse; the patches of a pruned token go to the kept neighbour with the heaviest edge, or to none",
 )
 class GTP(Downsampler):
     """Keeps the K tokens with the largest product of attention to themselves and attention received."""

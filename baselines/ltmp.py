@@ -132,7 +132,7 @@ class ThresholdSearch(Thresholds, Search):
     differs="every image loses exactly N - K tokens, those farthest beyond a threshold, where the paper's thresholds "
     "decide how many; fine-tuning trains the model too, and draws counts to K (the search draws MACs to a target); the "
     "class token is in neither set; attention received is in units of its mean, so that the second threshold does not "
-    "depend on N; what would merge into a token that is pruned goes with it",
+    "depend on N; a token that would merge into a pruned one is pruned too",
 )
 class LTMP(Thresholds):
     """Merges or prunes the N - K tokens that are farthest beyond the block's thresholds."""

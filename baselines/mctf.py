@@ -29,9 +29,9 @@ Temperature = Annotated[float, Gt(0)]
     venue="CVPR",
     year=2024,
     url="https://arxiv.org/abs/2403.10030",
-    differs="merges behind the attention whose map tells the attention received, so that the map is the block's own, "
-    "where the paper merges before it and reuses the merged map; no consistency loss between two reductions; the class "
-    "token is in neither set; the second direction uses the attractions of the first, at most half leave in one block",
+    differs="merges after the attention, whose map gives the attention received; the paper merges before it and reuses "
+    "the merged map; no consistency loss between two reductions; the class token is in neither set; the second "
+    "direction uses the attractions of the first, at most half leave in one block",
 )
 class MCTF(ToMe):
     """Merges pairs by similarity, attention received and size, in both directions."""

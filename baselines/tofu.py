@@ -1,8 +1,8 @@
 """ToFu (Kim et al., WACV 2024, https://arxiv.org/abs/2312.01026): prune early, merge late, keep the norms.
 
 ToMe's matching says which tokens leave and whom they are most similar to. In the first half of the layers, which
-respond nonlinearly to mixed tokens, those that leave are dropped. In the second half they merge by MLERP: the
-merged token points where the mean points, and is as long as the longest of those merged.
+respond nonlinearly to mixed tokens, those that leave are dropped. In the second half they merge by MLERP: the merged
+token points where the mean points, and is as long as the longest of those merged.
 """
 
 import torch

@@ -77,7 +77,8 @@ class TokenPooling(Downsampler):
     venue="WACV",
     year=2023,
     url="https://arxiv.org/abs/2110.03860",
-    differs="the paper leaves placement, start and diagonal open: after attention, top-K by significance, diagonal in",
+    differs="the paper leaves placement, start and diagonal open; here: after attention, top-K by significance, with "
+    "the diagonal",
 )
 class WeightedKMedoids(TokenPooling):
     """Each cluster is replaced by its medoid, so that the kept tokens are a subset of the tokens."""

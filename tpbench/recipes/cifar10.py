@@ -9,8 +9,8 @@ under data/cifar10 or `--data DIR`. Machine: one data-centre GPU, bfloat16; not 
 30,000 to 80,000 images/s: 10 to 25 minutes for the three bases, a third of a minute for a cell. Expect the base at 90 %
 or better. Other encodings of the images (JPEG) give other accuracies, and records of the two are never mixed.
 
-cifar10-p2 has 256 tokens, as a 224-pixel image in patches of 16 would; cifar10-w128 and cifar10-w256 are the same
-study on narrower and wider bases; with them the claims can use the Pareto hull over widths.
+cifar10-p2 has 256 tokens, as a 224-pixel image in patches of 16 would; cifar10-w128 and cifar10-w256 are the same study
+on narrower and wider bases; with them the claims can use the Pareto hull over widths.
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe
