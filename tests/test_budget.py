@@ -78,7 +78,7 @@ def test_coarse_steps_are_solved_by_single_counts():
 
 def test_a_share_that_is_too_small_is_rejected_with_the_nearest():
     with pytest.raises(
-        Unreachable, match=r"cannot cost 0.4 of the .* MACs; the nearest it reaches is 0.503, by 1,1,1@"
+        Unreachable, match=r"cannot cost 0.4 of the .* MACs; the nearest it reaches is 0.503, with 1,1,1@"
     ):
         solve("macs=0.4@3,6,9")
 
@@ -207,7 +207,7 @@ def test_living_tokens_meet_the_budget_where_asked(make_vit):
     ("variant", "text", "message"),
     [
         ("topk(live=True)", "macs=0.5@0", "for methods that may keep fewer tokens"),
-        ("ats(live=3)", "macs=0.5@0", "live is True or False"),
+        ("ats(live=3)", "macs=0.5@0", "live must be True or False"),
         ("ats(live=True)", "0.7@0", "needs a share of the MACs"),
     ],
 )

@@ -83,7 +83,7 @@ WRONG_REQUESTS = {
     "budget above 1": (["run", "--recipe", "smoke", "--budget", "1.5"], "outside (0, 1]"),
     "budget too small": (
         ["run", "--recipe", "smoke", "--methods", "topk", "--budget", "0.01"],
-        "the nearest share it reaches",
+        "the nearest it reaches",
     ),
     "latency in a profile": (
         ["profile", "--model", "test_vit", "--method", "topk", "--schedule", "latency=0.5@1"],

@@ -77,7 +77,7 @@ def test_a_line_gets_its_value(line, read, value) -> None:
         ("finetune=5", "is a group of lines: finetune.epochs, finetune.lr"),
         ("finetune.epoch=5", "there is no line 'epoch'; did you mean epochs"),
         ("fine.epochs=5", "there is no line 'fine'; did you mean"),
-        ("finetune.epochs.more=5", "finetune.epochs is a value and has no lines in it"),
+        ("finetune.epochs.more=5", "finetune.epochs is a single value and has no lines in it"),
         ("search.tome.optim.epochs=1", "there is no 'tome'"),
         ("search.topk.optim.epoch=1", "did you mean epochs"),
         ("name=other", "it names the results"),

@@ -104,7 +104,7 @@ def test_positions_are_kept_or_the_mean_of_the_patches():
 
 def test_a_method_that_does_not_say_where_tokens_go_has_no_provenance():
     tokens = some_tokens()
-    with pytest.raises(UnsupportedModel, match="rotary position embedding must know where they lie"):
+    with pytest.raises(UnsupportedModel, match="rotary position embedding needs their positions"):
         tokens.with_body(tokens.body[:, :2], torch.ones(1, 2))
     unsaid = replace(tokens, position=None).with_body(tokens.body[:, :2], torch.ones(1, 2))
     assert unsaid.provenance is None

@@ -86,7 +86,7 @@ def found_losses(found: Tuning) -> tuple[list, list]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"recipe": "other"}, "is of recipe 'other'"),
+        ({"recipe": "other"}, "is for recipe 'other'"),
         ({"digest": "0" * 12}, "another version of recipe"),
         ({"space": [{}]}, "another space of trials"),
         ({"seeds": ["x"]}, "cannot be used"),

@@ -96,7 +96,7 @@ class BudgetSearch:
             return Unreachable(f"{start}, nor come near it")
         nearest = min(reached, key=self.relative_error)
         tokens = spell(nearest, self.schedule.blocks)
-        return Unreachable(f"{start}; the nearest share it reaches is {reached[nearest]:.3f}, with {tokens}")
+        return Unreachable(f"{start}; the nearest it reaches is {reached[nearest]:.3f}, with {tokens}")
 
 
 @cache
