@@ -57,7 +57,7 @@ def _attention_and_lse(
     fits = bias is None and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
     if fits and flash_runs_on(q.device):
         operator = torch.ops.aten._scaled_dot_product_flash_attention
-        return operator(q, k, v, dropout, False, False, scale=scale)[:2]
+        return operator(q, k, v, dropout_p=dropout, is_causal=False, return_debug_mask=False, scale=scale)[:2]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale), None
 
 

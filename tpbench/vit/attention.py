@@ -26,15 +26,16 @@ class Probed:
         if not needs:
             return self.plain(x, bias, rotation), NO_PROBE
         q, keys, v = self.project(x)
-        q, k = self.turned(q, keys, v, rotation)
+        q, k = self.turned(q, keys, v=v, rotation=rotation)
         drop = self.attn_drop.p if self.training else 0.0
-        cls = kernels.class_attention(q, k, bias, self.scale) if needs & Needs.CLS else None
-        received = own = None
+        cls = kernels.class_attention(q, k, bias=bias, scale=self.scale) if needs & Needs.CLS else None
+        received = None
+        own = None
         if needs & Needs.RECEIVED:
-            out, received, own = kernels.attention_with_received(q, k, v, bias, self.scale, drop)
+            out, received, own = kernels.attention_with_received(q, k, v, bias=bias, scale=self.scale, dropout=drop)
         else:
             out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
-        probe = self.probe(q, k, keys, v, needs)
+        probe = self.probe(q, k, keys=keys, v=v, needs=needs)
         return self.finish(x, out), probe._replace(cls=cls, received=received, own=own)
 
     def masked(
@@ -42,14 +43,15 @@ class Probed:
     ) -> tuple[Tensor, Probe]:
         """Attention in which key j counts alive x count [B, P + N] times, with a gradient to alive; and its Probe."""
         q, keys, v = self.project(x)
-        q, k = self.turned(q, keys, v, rotation)
-        out, attention = kernels.masked_attention(q, k, v, alive, self.scale, count)
+        q, k = self.turned(q, keys, v=v, rotation=rotation)
+        out, attention = kernels.masked_attention(q, k, v, alive=alive, scale=self.scale, count=count)
         cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
-        received = own = None
+        received = None
+        own = None
         if needs & Needs.RECEIVED:
             received = attention.sum(dim=2).mean(dim=1)
             own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
-        probe = self.probe(q, k, keys, v, needs)
+        probe = self.probe(q, k, keys=keys, v=v, needs=needs)
         return self.finish(x, out), probe._replace(cls=cls, received=received, own=own)
 
     def probe(self, q: Tensor, k: Tensor, keys: Tensor, v: Tensor, needs: Needs) -> Probe:

@@ -74,10 +74,11 @@ class Reducing:
         seen = needs & Needs.ATTENTION
         if tokens.alive is not None and tokens.alive.requires_grad:
             count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
-            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, seen, rotation)
+            alive = pad_prefix(tokens.alive, tokens.prefix)
+            attended, probe = self.attn.masked(x, alive, count=count, needs=seen, rotation=rotation)
         else:
             bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
-            attended, probe = self.attn(x, bias, seen, rotation)
+            attended, probe = self.attn(x, bias=bias, needs=seen, rotation=rotation)
         body = {
             name: None if row is None else row[:, tokens.prefix :]
             for name, row in (("cls", probe.cls), ("received", probe.received), ("own", probe.own))

@@ -52,7 +52,10 @@ class TokenModel:
         by_block = {reducer.setup.block: reducer for reducer in reducers}
         weighted = any(reducer.weighted_attention for reducer in reducers)
         prefix = model.num_prefix_tokens
-        blocks = [kind.block.around(b, by_block.get(i), site, prefix, weighted) for i, b in enumerate(model.blocks)]
+        blocks = [
+            kind.block.around(block, by_block.get(index), site=site, prefix=prefix, weighted=weighted)
+            for index, block in enumerate(model.blocks)
+        ]
         adopted.blocks = nn.ModuleList(blocks) if isinstance(model.blocks, nn.ModuleList) else nn.Sequential(*blocks)
         if adopted.attn_pool is not None:
             adopted.attn_pool = adopt(WeightedPool, model.attn_pool)
