@@ -18,7 +18,7 @@ from tpbench.tokens import Tokens, cosine, segment_sum
 def mlerp(tokens: Tokens, assignment: Tensor, k: int) -> Tokens:
     """Merge by assignment [B, N] into k tokens: direction of the size-weighted mean, greatest norm of the members.
 
-    A token alone in its cluster stays what it is, to the last bit.
+    A token alone in its cluster stays unchanged, to the last bit.
     """
     out = tokens.merge(assignment, k)
     norm = tokens.body.float().norm(dim=2)

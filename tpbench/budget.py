@@ -49,7 +49,7 @@ class BudgetSearch:
         self.tried: dict[Counts, float] = {}  # 0 for counts that the method cannot reach
 
     def price(self, counts: Counts) -> float:
-        """The cost of these counts, asked for only once; 0 for counts that the method cannot reach."""
+        """The cost of these counts, computed only once; 0 for counts that the method cannot reach."""
         if counts not in self.tried:
             try:
                 self.tried[counts] = self.cost(counts)

@@ -39,7 +39,7 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.family not in ("", *FAMILIES):
-            raise ValueError(f"{self.name} is of no known family: {self.family!r}; known: {', '.join(FAMILIES)}")
+            raise ValueError(f"{self.name} has an unknown family {self.family!r}; known: {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)

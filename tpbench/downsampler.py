@@ -82,7 +82,7 @@ class Setup(NamedTuple):
 class Output(NamedTuple):
     """What a token model returns in every mode.
 
-    logits [B, classes], the tokens behind the final norm, and the body tokens that left each block.
+    logits [B, classes], the tokens after the final norm, and the body tokens that left each block.
     """
 
     logits: Tensor

@@ -45,7 +45,7 @@ class Provenance:
         return replace(self, owner=self._moved(assignment), patch=self.patch.gather(1, index))
 
     def merge(self, assignment: Tensor, k: int) -> Provenance:
-        """After tokens with the same assignment [B, N] int64 in [0, k) became one; a token alone stays what it is."""
+        """After tokens with the same assignment [B, N] int64 in [0, k) became one; a token alone keeps its patch."""
         members = assignment.new_zeros(assignment.shape[0], k).scatter_add_(1, assignment, torch.ones_like(assignment))
         patch = assignment.new_zeros(assignment.shape[0], k).scatter_add_(1, assignment, self.patch)
         return replace(self, owner=self._moved(assignment), patch=torch.where(members == 1, patch, MERGED))

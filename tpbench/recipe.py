@@ -77,9 +77,7 @@ class Optim:
     zero_stage: int = 0
     new_lr_scale: float = 1.0  # learning rate of a method's own new parameters, relative to lr
     backbone_lr_scale: float | None = None  # of all other parameters, relative to lr; None: what the method asks for
-    frozen_share: float | None = (
-        None  # share of the epochs in which they are not trained; None: what the method asks for
-    )
+    frozen_share: float | None = None  # share of the epochs without training them; None: what the method asks for
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Measure:
     """How a model's speed is sampled. Reduced and unreduced models take turns, sample by sample."""
 
     batch_sizes: tuple[int, ...] = (1, 32)
-    repeats: int = 30  # 0: nothing is timed beside the training
+    repeats: int = 30  # 0: cells sample no latency; the timing session at the end does
     warmup: int = 5
     compile: bool = False
     cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed

@@ -34,7 +34,7 @@ class Tokens:
     carry  [B, N] values of a method's own that stay with their tokens, by name, until tokens merge
     key_weight  [B, N] how often proportional attention counts each body token as a key; None: as often as its size
     position    [B, N, 2] float32, row and column of each body token on the patch grid, where the model needs them
-    provenance  which input patches each body token stands for, where it was asked for
+    provenance  which input patches each body token stands for, if it is tracked
     """
 
     x: Tensor

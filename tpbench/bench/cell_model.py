@@ -19,7 +19,7 @@ def build_cell(workspace: Workspace, cell: Cell) -> tuple[vit.TokenViT, vit.Toke
     base = load_base(workspace, cell.seed)
     method = registry.method(cell.variant.method)
     teacher = vit.reduce(copy.deepcopy(base), "none") if method.teacher else None
-    torch.manual_seed(cell.seed)  # a method's own parameters start alike in every run
+    torch.manual_seed(cell.seed)  # a method's own parameters start the same in every run
     schedule = with_live_budget(
         workspace.recipe,
         model=base,

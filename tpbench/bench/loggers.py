@@ -1,4 +1,4 @@
-"""Loggers: the training loss of every epoch and the final metrics, a run for every job, beside the records.
+"""Loggers: the training loss of every epoch and the final metrics, a run for every job, in addition to the records.
 
 They receive what progress shows, after it was computed, so nothing that is trained or measured depends on them. The
 losses have the three decimals that progress shows; the exact ones are in the records. Only the first rank logs.

@@ -51,7 +51,7 @@ def benchmark(workspace: Workspace, missing: Collection[Cell]) -> Iterator[Job]:
         base = base_job(workspace, seed)
         yield base
         yield from base_measurements(workspace, seed, base)
-        for early in (True, False):
+        for early in (True, False):  # first the unreduced model and what is not fine-tuned, then the other rows
             for schedule in plan.schedules:
                 for method in plan.methods_at(schedule):
                     cell = Cell(method, schedule, seed)
@@ -94,7 +94,7 @@ class RunResult(NamedTuple):
 
 
 def run(plan: Plan, fresh: bool, progress: Progress) -> RunResult:
-    """Run a plan's cells that have no record yet, beside whoever else runs them in the same folder.
+    """Run a plan's cells that have no record yet, together with other runs in the same folder.
 
     The last run to end times the rows and writes the report. Raises Unreachable before any training for a row whose
     budget its method cannot meet, unless the plan allows holes.
@@ -212,7 +212,7 @@ def fine_tune(
 
 
 def cost_of(workspace: Workspace, cell: Cell, model: vit.TokenViT) -> Cost:
-    """What a cell's model costs, measured on test images beside the base of its seed."""
+    """What a cell's model costs, measured on test images in turns with the base of its seed."""
     how = workspace.recipe.measure
     images = next(iter(workspace.data(cell.seed).test.batches(max(how.batch_sizes)))).images
     return measure(model, base=load_base(workspace, cell.seed), how=how, dtype=workspace.dtype, images=images)

@@ -1,7 +1,7 @@
 """What a benchmark times: shares of latency before anything is trained, and the timing session at its end.
 
 Latency depends on the machine, the model, the method and the schedule, and not on the seed: it is measured once for
-all seeds, in one session over all rows, with no worker beside it.
+all seeds, in one session over all rows, while no worker runs.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def grid_of(workspace: Workspace) -> Grid:
 
 
 def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
-    """The counts of the rows that cost a share of latency, as solve_budgets has found them, or why there are none."""
+    """The counts of the rows that cost a share of latency, found by `solve_budgets`, or why there are none."""
     found = {}
     for variant, schedule in grid.pairs():
         cell = Cell(variant, schedule, seed=0)

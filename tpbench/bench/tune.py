@@ -136,5 +136,5 @@ def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"trials {path} cannot be used ({error}); delete the file to try them again") from error
     if digest != workspace.recipe.digest:
-        raise UsageError(f"trials {path} are of another version of the recipe; delete the folder to try them again")
+        raise UsageError(f"trials {path} are for another version of the recipe; delete the folder to try them again")
     return tuned

@@ -7,7 +7,7 @@ Three custom operators, each with a fake and a FLOP formula; [B, H, N, N] never 
 
 attend_and_receive  both in one pass, for inference: on a CPU a few images at a time, so that the scores stay in the
                     cache; on a GPU where a row of scores fits a tile.
-receive             the sums alone, beside whatever attention computed the output: for training, and for long
+receive             the sums alone, in addition to any attention for the output: for training, and for long
                     sequences on a GPU. The output's gradient is that of the fused attention.
 
 attention_transpose_apply  repeated weighted column sums, head by head: what PageRank on the attention is made of.
@@ -166,7 +166,7 @@ def _images(q: Tensor) -> int:
 def _chunks(q: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of images, each with the part [b, H, N, N] of one buffer that its scores may use.
 
-    On a CPU, a fresh buffer for every chunk would cost more than all other steps beside the two products.
+    On a CPU, a fresh buffer for every chunk would cost more than all other steps besides the two products.
     """
     batch, heads, n, _ = q.shape
     step = _images(q)

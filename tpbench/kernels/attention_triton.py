@@ -37,7 +37,7 @@ def attend_and_receive(
     batch, heads, n, width = q.shape
     if q.dtype == torch.float32 or n > WIDEST_TILE or width > WIDEST_HEAD:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale), *receive(q, k, bias, None, scale)
-    out = q.new_empty(batch, n, heads, width).transpose(1, 2)  # laid out as the projection behind it reads it
+    out = q.new_empty(batch, n, heads, width).transpose(1, 2)  # laid out as the projection after it reads it
     rows = 32
     keys = max(64, triton.next_power_of_2(n))
     cuts = 1 if batch * heads >= FULL else triton.cdiv(n, rows)

@@ -1,7 +1,7 @@
 """CIFAR-10 with a vision transformer of DeiT-Ti's width and depth at 64 tokens: the study's main table.
 
     python -m tpbench run --recipe cifar10 --time-limit 9m      # again and again, until nothing is left
-    python -m tpbench run --recipe cifar10 --methods all        # and every other method beside them
+    python -m tpbench run --recipe cifar10 --methods all        # and every other method too
     python -m tpbench run --recipe cifar10 --plan               # cells and estimated hours, runs nothing
 
 Data: uoft-cs/cifar10 of the Hugging Face hub, fetched once, or train.parquet and test.parquet of encoded 32x32 images

@@ -1,4 +1,4 @@
-"""What is measured or learned beside the cells: a profile, a search's counts, a base's spectrum."""
+"""What is measured or learned besides the cells: a profile, a search's counts, a base's spectrum."""
 
 from __future__ import annotations
 

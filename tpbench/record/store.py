@@ -53,7 +53,7 @@ class Part:
 
 
 class Store:
-    """The records under a results folder, by machine. They are shared: nobody may change them.
+    """The records under a results folder, by machine. They are shared and must not be changed.
 
     Use `Store.of`, which reads only what has changed since this process last asked. `bad` lists the records that cannot
     be read; a caller that goes on without them reports them.

@@ -16,7 +16,7 @@ class Probed:
     """A mixin for a class of timm's attention: it also returns what a reducer needs. Without needs, timm's code runs.
 
     A subclass has `plain`, timm's forward, and `project`. A rotation, where the model has one, turns the queries and
-    keys of the body tokens: [N, 2 D], [B, 1, N, 2 D] or [B, H, N, 2 D], sine beside cosine.
+    keys of the body tokens: [N, 2 D], [B, 1, N, 2 D] or [B, H, N, 2 D], sines and cosines.
     """
 
     def forward(

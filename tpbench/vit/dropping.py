@@ -13,7 +13,7 @@ from tpbench.vit.model import TokenModel
 
 
 def drop_patches(model: TokenModel, rate: float) -> None:
-    """Let a model in training mode drop this share of its patches at random behind the position embedding; 0: none.
+    """Let a model in training mode drop this share of its patches at random after the position embedding; 0: none.
 
     A model in evaluation mode drops none. Raises UsageError for a model with reducers, whose token counts are planned,
     and for a model of timm's Eva family, whose rotary angles would have to be dropped too.

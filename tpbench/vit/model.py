@@ -204,12 +204,12 @@ class TokenModel:
         return self.forward_tokens(x).logits
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Images -> the tokens behind the final norm [B, P + K, C]."""
+        """Images -> the tokens after the final norm [B, P + K, C]."""
         refuse_masks(attn_mask, is_causal)
         return self.forward_tokens(x).tokens.x
 
     def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
-        """Dense features behind the blocks, as timm's: see `dense.intermediates`."""
+        """Dense features after the blocks, as timm's: see `dense.intermediates`."""
         return intermediates(self, x, *args, **options)
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:

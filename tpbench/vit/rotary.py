@@ -2,7 +2,7 @@
 
 Positions are rows and columns of the patch grid, fractional after merging. While nothing is reduced timm's own table is
 used; computed at whole positions a rotation equals the table's row.
-Shapes: B images, N tokens, D head width; a rotation holds sine beside cosine.
+Shapes: B images, N tokens, D head width; a rotation holds sines and cosines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any timm data set behind torch's DataLoader, with timm's transforms."""
+"""Any timm data set, read by torch's DataLoader with timm's transforms."""
 
 from __future__ import annotations
 
