@@ -88,7 +88,7 @@ def pull(jobs: Sequence[Job], context: Context, display: Display) -> set[str]:
     """
     worker = Worker(jobs, context, display)
     try:
-        while (job := worker.next()) is not None:
+        while (job := worker.next_job()) is not None:
             worker.do(job)
     finally:
         worker.release()
@@ -109,34 +109,34 @@ class Worker:
         self.waiting: int | None = None  # the claimed job that waits to be alone on the host
         self.host = FileLock(Path(tempfile.gettempdir()) / "tpbench-alone.lock", mode=0o666)
 
-    def next(self) -> Job | None:
+    def next_job(self) -> Job | None:
         """Claim a job and return it; None when all are done. Wait while other workers hold all that are left."""
         pause = SHORTEST
         while True:
-            number = self.context.same_on_all_ranks(self.look() if self.context.writes else WAIT)
+            number = self.context.same_on_all_ranks(self.claim_next() if self.context.writes else WAIT)
             if number != WAIT:
                 return None if number == NOTHING_LEFT else self.jobs[number]
             self.context.check_time()
             time.sleep(pause * chance.uniform(0.5, 1.0))  # so that waiting workers do not look at the same time
             pause = min(LONGEST, 1.5 * pause)
 
-    def look(self) -> int:
-        """Claim a job and return its number, or WAIT or OVER."""
-        living = self.context.claims.holders()
+    def claim_next(self) -> int:
+        """Claim a job and return its number, or WAIT or NOTHING_LEFT."""
+        holders = self.context.claims.holders()
         if self.waiting is not None:
             return self.waiting if self.undisturbed() else WAIT
-        self.show(living, waiting=False)
-        blocked = any(holder.on_this_host and holder.alone for holder in living.values())
+        self.show(holders, waiting=False)
+        blocked = any(holder.on_this_host and holder.alone for holder in holders.values())
         for number, job in list(self.open.items()):
-            holder = living.get(key_of(job.name))
+            holder = holders.get(key_of(job.name))
             if holder is not None:
                 if job.once and self.context.claims.is_certain(holder):
                     self.left_to_others.add(job.name)
-                    self.drop(number)
+                    self.mark_done(number)
             elif not self.done.issuperset(job.needs):
                 continue
             elif job.is_done():
-                self.drop(number)
+                self.mark_done(number)
                 self.display.done_elsewhere(job.name, job.counts)
             elif not blocked and self.take(job):
                 if not job.alone:
@@ -144,7 +144,7 @@ class Worker:
                 self.waiting = number
                 self.display.update(job.name, "waiting until no other worker computes on this machine")
                 return self.waiting if self.undisturbed() else WAIT
-        self.show(living, waiting=bool(self.open))
+        self.show(holders, waiting=bool(self.open))
         return WAIT if self.open else NOTHING_LEFT
 
     def take(self, job: Job) -> bool:
@@ -177,7 +177,7 @@ class Worker:
                 raise CellFailed(str(lost)) from lost
             print(lost, file=sys.stderr)
         else:
-            self.drop(self.jobs.index(job))
+            self.mark_done(self.jobs.index(job))
             if self.context.writes:
                 self.display.finish(job.name, job.counts)
         self.release()
@@ -189,7 +189,7 @@ class Worker:
         if self.context.writes:
             self.display.update(name, text, share)
 
-    def drop(self, number: int) -> None:
+    def mark_done(self, number: int) -> None:
         """Note that a job is done, by any worker."""
         self.done.add(self.open.pop(number).name)
 
@@ -201,14 +201,14 @@ class Worker:
         self.waiting = None
         self.host.release()
 
-    def show(self, living: dict[str, Holder], waiting: bool) -> None:
+    def show(self, holders: dict[str, Holder], waiting: bool) -> None:
         """Show which jobs other commands' workers hold."""
         names = {key_of(job.name): job.name for job in self.open.values()}
-        others = {key: holder for key, holder in living.items() if not self.own(holder)}
+        others = {key: holder for key, holder in holders.items() if not self.is_ours(holder)}
         self.display.show_other_runs(
             {names[key]: str(holder) for key, holder in others.items() if key in names}, waiting
         )
 
-    def own(self, holder: Holder) -> bool:
+    def is_ours(self, holder: Holder) -> bool:
         """Whether a holder is a worker of this command."""
         return holder.on_this_host and holder.command == self.context.claims.command
