@@ -11,9 +11,9 @@ def one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def in_short(error: BaseException) -> str:
-    """An error's message in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+def in_short(error: BaseException, limit: int = 300) -> str:
+    """An error's message in one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]
 
 
 class UsageError(ValueError):

@@ -20,7 +20,7 @@ from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
-from tpbench.errors import ScheduleError, Unreachable, UnsupportedModel, UsageError
+from tpbench.errors import ScheduleError, Unreachable, UnsupportedModel, UsageError, in_short
 from tpbench.measure.followed import follow
 from tpbench.recipe import Recipe
 from tpbench.registry import Variant
@@ -90,7 +90,7 @@ def read_images(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
         try:
             yield f"{number}-{path.stem}", Image.open(path).convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise UsageError(f"image {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise UsageError(f"image {path} cannot be read: {in_short(error, 200)}") from error
 
 
 def sample_photographs() -> Iterable[tuple[str, Image.Image]]:

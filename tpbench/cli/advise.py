@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tpbench.cli import values
 from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import load_plugins
 from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,10 +51,8 @@ def act(arguments: argparse.Namespace) -> int:
     limit = values.seconds(arguments.time_limit)
     if arguments.images < 1:
         raise UsageError(f"--images {arguments.images}: at least 1 is needed")
-    from tpbench import registry
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     advice = make_advice(arguments, sizes, limit)
     if arguments.json:
         print(json.dumps(asdict(advice), indent=1))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tpbench.cli.exit_codes import DONE, FAILED, say
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 
 HERE = "here"
 MOST_WORKERS = 1024  # a larger number is a typing error
@@ -209,7 +209,7 @@ def on_slurm(words: Sequence[str], count: int, *, folder: Path, asked: Sequence[
         with executor.batch():
             jobs = [executor.submit(Command(words)) for _ in range(count)]
     except (RuntimeError, ValueError, NameError, AssertionError, submitit.core.utils.FailedJobError) as error:
-        raise UsageError(f"--launcher submitit: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(f"--launcher submitit: {in_short(error)}") from error
     say(f"submitted {count} workers: {', '.join(job.job_id for job in jobs)}; what they print is in {folder}", DONE)
     if cluster == "slurm":
         return DONE

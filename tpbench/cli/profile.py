@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tpbench.cli import values
 from tpbench.cli.exit_codes import DONE, say
+from tpbench.cli.shared_flags import load_plugins
 from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,10 +79,8 @@ def act(arguments: argparse.Namespace) -> int:
         if getattr(arguments, flag):
             goes = "--method" if many else "--methods"
             raise UsageError(f"--{flag.replace('_', '-')} goes with {goes}")
-    from tpbench import registry
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     return profile_many(arguments, sizes) if many else profile_one(arguments, sizes)
 
 

@@ -13,7 +13,7 @@ from tpbench.cli import launch, rows
 from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder
 from tpbench.cli.exit_codes import DONE, FAILED, say
 from tpbench.cli.json_output import print_document, stdout_to_stderr
-from tpbench.cli.shared_flags import add_quiet, add_where
+from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 from tpbench.cli.unreadable import report_unreadable
 from tpbench.cli.values import seconds
 from tpbench.environment import make_deterministic
@@ -113,8 +113,7 @@ def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
     from tpbench import registry, schedule
 
     launch.check(arguments)
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     limit = seconds(arguments.time_limit)
     recipe = load_recipe(arguments)
     if arguments.data is not None:

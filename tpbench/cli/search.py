@@ -6,7 +6,7 @@ import argparse
 
 from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
 from tpbench.cli.exit_codes import DONE
-from tpbench.cli.shared_flags import add_quiet, add_where
+from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 
 HELP = "learn how many tokens each block keeps, using the search of a method's paper; the counts work with any method"
 EXAMPLE = "tpbench search --recipe digits --method topk"
@@ -24,10 +24,8 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
-    from tpbench import registry
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     recipe = load_recipe(arguments)
     out = output_folder(arguments, recipe)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tpbench.cli.exit_codes import DONE
-from tpbench.cli.shared_flags import add_where
+from tpbench.cli.shared_flags import add_where, load_plugins
 from tpbench.errors import UsageError
 
 HELP = "draw what methods keep, drop and merge of an image, block by block, and tell which keep the same tokens"
@@ -51,8 +51,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     variants = [variant for variant in registry.variants(arguments.methods) if not variant.card.unreduced]
     if not variants:
         raise UsageError(f"--methods {arguments.methods} reduces nothing; see `tpbench list`")

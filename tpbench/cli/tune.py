@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
 from tpbench.cli.exit_codes import DONE
-from tpbench.cli.shared_flags import add_quiet, add_where
+from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     recipe = load_recipe(arguments, tuned=False)
     if arguments.data is not None:
         recipe = recipes.with_data_at(recipe, arguments.data)

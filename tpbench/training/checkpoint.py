@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 from tpbench.record import replace_text
 from tpbench.training.randomness import generators
 from tpbench.training.ranks import rank_0_answer
@@ -132,7 +132,7 @@ class Checkpoints:
         except Exception as error:
             raise UsageError(
                 f"checkpoint {self.folder} cannot be read"
-                f" ({type(error).__name__}: {' '.join(str(error).split())[:160]}); delete it or run with --fresh"
+                f" ({type(error).__name__}: {in_short(error, 160)}); delete it or run with --fresh"
             ) from error
 
     def check(self, about: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from tpbench import registry
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,9 +44,9 @@ def create(
             load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn, weights_only=True)
     except Exception as error:
         if not pretrained:
-            raise UsageError(f"model {name!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
+            raise UsageError(f"model {name!r} cannot be made: {in_short(error, 200)}") from error
         where = "from the hub" if pretrained is True else f"in {pretrained}"
-        why = " ".join(str(error).split())[:200]
+        why = in_short(error, 200)
         raise UsageError(f"the pretrained weights of {name} {where} cannot be loaded: {why}") from error
     if sincos is not None:
         table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)

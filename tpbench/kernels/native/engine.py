@@ -135,7 +135,8 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
     with torch.inference_mode(mode=False):  # what is made in inference mode could not be written to outside it
         if flat is None or flat.numel() < count:
             _kept.rooms = {key: value for key, value in _kept.rooms.items() if (key[0], key[2]) != (name, dtype)}
-            flat = _kept.flat[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")
+            flat = torch.empty(count, dtype=dtype, device="cpu")
+            _kept.flat[name, dtype] = flat
         found = _buffer(flat[:count].view(shape))
     _kept.rooms[name, shape, dtype] = found
     return found

@@ -15,7 +15,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpbench.errors import DataError
+from tpbench.errors import DataError, in_short
 from tpbench.recipe import Data
 from tpbench.training.data.draws import (
     AUGMENTATION,
@@ -164,7 +164,7 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"data file {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"data file {path} cannot be read: {in_short(error, 200)}") from error
     if missing := table["label"].null_count:
         raise DataError(f"data file {path}: {missing} of {len(table)} labels are missing")
     if not arrow.types.is_integer(table["label"].type):

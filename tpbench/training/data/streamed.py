@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tpbench.errors import DataError
+from tpbench.errors import DataError, in_short
 from tpbench.recipe import Data
 from tpbench.training.data.draws import batch_indices, chosen_indices, generator, generators_kept, seed_generators
 from tpbench.training.data.parts import Batch, Parts, TestSet
@@ -97,7 +97,7 @@ def read_timm(data: Data, device: torch.device) -> Parts:
         sides = [side if hasattr(side, "__getitem__") else list(side) for side in sides]  # a stream is held in memory
     except Exception as error:
         raise DataError(
-            f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}"
+            f"data set {data.source!r} under {data.root!r} cannot be read: {in_short(error, 200)}"
         ) from error
     chosen = chosen_indices(len(sides[0]), data.train_limit)
     tested = chosen_indices(len(sides[1]), data.test_limit)
@@ -162,7 +162,7 @@ class Selected(torch.utils.data.Dataset):
             image = image if isinstance(image, Image.Image) else Image.open(image)
             image = image.convert("RGB" if self.data.channels == 3 else "L")
         except Exception as error:
-            raise DataError(f"image {self.name(index)} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise DataError(f"image {self.name(index)} cannot be read: {in_short(error, 200)}") from error
         if not 0 <= label < self.data.classes:
             raise DataError(f"image {self.name(index)} has label {label}, the recipe has {self.data.classes} classes")
         return self.transform(image), label
