@@ -1,4 +1,4 @@
-"""Zero-TPrune (Wang et al., CVPR 2024, https://arxiv.org/abs/2305.17328): prune unimportant tokens with a likeness.
+"""Zero-TPrune (Wang et al., CVPR 2024, https://arxiv.org/abs/2305.17328): prune unimportant, redundant tokens.
 
 The attention of every head is a graph, and the importance of a token is its weighted PageRank there: its share after
 many rounds in which each token passes its share on to those it attends to. Heads are combined by a root mean square
