@@ -83,7 +83,7 @@ def machine(where: torch.device, host: str) -> str:
         import torch
 
         return f"{slug(torch.cuda.get_device_name(where))}-{host}"
-    return f"{slug(cpu_name())}-{cores()}c-{host}"
+    return _cpu_machine(host)
 
 
 def machine_of(name: str, host: str) -> str:
@@ -93,8 +93,12 @@ def machine_of(name: str, host: str) -> str:
     """
     no_gpu = sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
     if name == "cpu" or (name == "auto" and no_gpu):
-        return f"{slug(cpu_name())}-{cores()}c-{host}"
+        return _cpu_machine(host)
     return machine(device(name), host)
+
+
+def _cpu_machine(host: str) -> str:
+    return f"{slug(cpu_name())}-{cores()}c-{host}"
 
 
 def cores() -> int:

@@ -28,8 +28,8 @@ LONGEST = 2.0
 
 chance = random.SystemRandom()  # separate from the generators that training seeds
 
-WAIT = -1  # the result of a look if other workers hold all remaining jobs
-NOTHING_LEFT = -2  # the result if no job is left
+WAIT = -1  # instead of a job's number: other workers hold all remaining jobs
+NOTHING_LEFT = -2  # instead of a job's number: all jobs are done
 
 
 def never() -> bool:
