@@ -73,7 +73,7 @@ def act(arguments: argparse.Namespace) -> int:
     else:
         plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
         subject = show.recipe_subject(plan, arguments.seed, count=arguments.count, progress=Progress())
-    return show(
+    return draw(
         subject,
         show.stages_by_method(subject, variants, schedule=budget, seed=arguments.seed),
         budget=budget.text,
@@ -91,10 +91,10 @@ def check(arguments: argparse.Namespace) -> None:
 
 def draw(subject, rows, budget: str, folder: Path) -> int:
     """Draw every image, write the overlap table and print their paths."""
-    from tpbench.bench.show import check_any_shown as check_rows
+    from tpbench.bench.show import check_any_shown
     from tpbench.report import overlap, pictures
 
-    check_rows(rows)
+    check_any_shown(rows)
     about = f"{subject.about}, schedule {budget}"
     for number, name in enumerate(subject.names):
         print(
