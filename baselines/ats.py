@@ -2,9 +2,8 @@
 
 Scores are the class token's attention times the length of the values. They are sorted in rising order and summed up,
 and the sums are scaled to run from 0 to 1. K samples, evenly spaced from the smallest positive sum to 1, each take the
-token whose sum is nearest: at most K different tokens. How many depends on the image; the rest of the K places is
-padding that no token sees. Sums and samples are those of the published code; the paper writes (2s - 1) / 2K for the
-samples.
+token whose sum is nearest: at most K different tokens. How many depends on the image; the other places are padding that
+no token sees. Sums and samples are those of the published code; the paper writes (2s - 1) / 2K for the samples.
 """
 
 import torch
@@ -25,7 +24,7 @@ from tpbench.tokens import Tokens
     url="https://arxiv.org/abs/2111.15667",
     count="at_most",
     differs="gathered after attention, which equals selecting its rows; time is that of the padded K; samples as in "
-    "the published code, but K of them (there always one for each patch)",
+    "the published code, but K of them instead of one for each patch",
 )
 class ATS(Downsampler):
     """Samples up to K different tokens of each image; the rest of the K places is padding, which is not alive."""

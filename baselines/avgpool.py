@@ -18,7 +18,10 @@ class GridPooling(Downsampler):
 
     @classmethod
     def reachable(cls, tokens: int, k: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
-        """The largest grid of at most k cells, shrunk alike within a factor of 2. Raises UsageError off a grid."""
+        """The largest grid of at most k cells whose sides shrink alike within a factor of 2.
+
+        Raises UsageError for tokens on no grid.
+        """
         if grid is None:
             raise UsageError(f"{cls.__name__} needs tokens on a grid")
         if k >= tokens:
@@ -41,7 +44,7 @@ class GridPooling(Downsampler):
         return body.transpose(1, 2).unflatten(2, self.setup.grid)
 
     def from_grid(self, tokens: Tokens, image: Tensor) -> Tokens:
-        """The image [B, C, rows, columns] as body tokens; each stands for an equal share of the patches."""
+        """An image [B, C, rows, columns] as body tokens; each stands for an equal share of the patches."""
         size = tokens.size.sum(dim=1, keepdim=True) / self.setup.k
         position = tokens.position
         if position is not None:

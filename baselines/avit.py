@@ -1,8 +1,8 @@
 """A-ViT (Yin et al., CVPR 2022, https://arxiv.org/abs/2112.07658): every token decides when to halt.
 
 A token's first feature is its halting score; scores add up over the reducing blocks, and a token whose sum reaches 0.99
-is hidden from then on. Nothing is removed from the tensors, as in the published code: the row of the table shows how
-many tokens live, and that nothing is saved. The last tokens of an image may all reach 0.99 at once; the one with the
+is hidden from then on. As in the published code, nothing is removed from the tensors: the row of the table shows how
+many tokens live, and that no time is saved. The last tokens of an image may all reach 0.99 at once; the one with the
 lowest sum then stays, since average pooling, and attention without a class token, need at least one token.
 """
 
@@ -35,10 +35,10 @@ def last_token(tokens: Tokens, halting: Tensor) -> Tensor:
     year=2022,
     url="https://arxiv.org/abs/2112.07658",
     count="masked",
-    differs="halts at the schedule's blocks, drawn to their K and not to a Gaussian over depth; no mean over depth; "
-    "ponder is the sum over blocks of the mass left, not blocks plus remainder, so that every block has a gradient; "
-    "an image keeps its last token; scale and shift are the paper's, where its recipe takes 10 and 30 (DeiT-Ti) or 75 "
-    "(DeiT-S)",
+    differs="halts at the schedule's blocks, where a loss draws the living tokens to K and not to a Gaussian over "
+    "depth; no mean over depth; ponder is the sum over blocks of the mass left, not blocks plus remainder, so that "
+    "every block has a gradient; an image keeps its last token; scale and shift are the paper's, where its recipe "
+    "takes 10 and 30 (DeiT-Ti) or 75 (DeiT-S)",
 )
 class AViT(Downsampler):
     """Hides the tokens whose halting scores have added up to `halt`; none is removed."""

@@ -1,10 +1,10 @@
 """DiffRate (Chen et al., ICCV 2023, https://arxiv.org/abs/2305.17997): prune and merge, and learn how many of each.
 
-Tokens are sorted by class attention. The last are pruned; of those left the least attended are merged, each into the
-most similar more attended one: their plain mean. Later attention counts the merged key as often as its patches, each
-weighted by the similarity of the token that brought it (the logarithm is added to the scores). How many are pruned and
-merged in every block is learned (`tpbench search --method diffrate`): a softmax over candidate counts, made hard with a
-straight-through gradient, the weights frozen. Written from the paper's description.
+Tokens are sorted by class attention, and the last are pruned. Of those left, the least attended merge, each into the
+most similar of the more attended ones, as a plain mean. Later attention counts the merged key as often as its patches,
+each weighted by the similarity of the token that brought it (the logarithm is added to the scores). How many are pruned
+and merged in every block is learned (`tpbench search --method diffrate`): a softmax over candidate counts, made hard
+with a straight-through gradient, the weights frozen. Written from the paper's description.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine, segment_sum, stable_topk
 
 
-def counted(tokens: Tokens) -> Tensor:
+def key_counts(tokens: Tokens) -> Tensor:
     """How often attention counts each body token as a key: [B, N]."""
     return tokens.size if tokens.key_weight is None else tokens.key_weight
 
@@ -43,7 +43,7 @@ class RateSearch(Search):
         super().__init__(setup, config)
         counts = torch.arange(setup.tokens, 0, -min(self.config.granularity, setup.tokens))
         self.register_buffer("candidates", counts / setup.tokens)
-        favour = -torch.arange(len(counts)).float()  # no token leaves at first
+        favour = -torch.arange(len(counts)).float()  # at first no token leaves
         self.pruning = nn.Parameter(favour.clone())
         self.merging = nn.Parameter(favour.clone())
 
@@ -83,12 +83,12 @@ class RateSearch(Search):
         body = torch.where(merges[:, :, None], mean.to(tokens.x.dtype), tokens.body)
         x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
         size = (joins * tokens.size[:, :, None]).sum(dim=1)
-        key_weight = (joins * (counted(tokens) * likeness)[:, :, None]).sum(dim=1)
+        key_weight = (joins * (key_counts(tokens) * likeness)[:, :, None]).sum(dim=1)
         return replace(
             tokens,
             x=x,
             size=torch.where(merges, size, tokens.size),
-            key_weight=torch.where(merges, key_weight, counted(tokens)),
+            key_weight=torch.where(merges, key_weight, key_counts(tokens)),
         )
 
     def kept(self, arriving: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class DiffRate(Downsampler):
         stay = torch.arange(k, device=partner.device).expand(partner.shape[0], -1)
         assignment = torch.cat([stay, partner], dim=1)
         likeness = torch.cat([torch.ones_like(tokens.size[:, :k]), similarity.clamp(min=0).float()], dim=1)
-        key_weight = segment_sum(counted(tokens) * likeness, assignment, k)
+        key_weight = segment_sum(key_counts(tokens) * likeness, assignment, k)
         merged = tokens.merge(assignment, k, weight=torch.ones_like(tokens.size))  # the plain mean
         return replace(merged, key_weight=key_weight)
 

@@ -1,9 +1,9 @@
 """DTEM (Lee and Hong, NeurIPS 2024, https://openreview.net/forum?id=pVPyCgXv57): learn what to merge by.
 
-A linear head on the block's normalised input gives every token an embedding that serves the matching alone; keys stay
-what attention needs. At inference ToMe's matching goes by it. In training merging is soft, so that the embeddings have
-a gradient: the r most similar pairs are chosen by r rounds of a softmax over all pairs, each of which lowers the
-chances of what it took. Tokens give a part of their patches to their partners and stay with what is left of them.
+A linear head on the block's normalised input gives every token an embedding for the matching alone, so that keys serve
+attention alone. At inference it replaces the keys in ToMe's matching. In training merging is soft, so that the
+embeddings have a gradient: the r most similar pairs are chosen by r rounds of a softmax over all pairs, each of which
+lowers the chances of the pairs it took. Tokens give part of their patches to their partners and stay with the rest.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from tpbench.kernels.matching import match_halves
 from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine
 
-LEAST = 1e-6  # of what is left of a token: its logarithm is taken
+LEAST = 1e-6  # lower limit of what is left of a token, because its logarithm is taken
 
 
 def soft_pairs(similarity: Tensor, r: int, temperature: float, chance: Tensor) -> Tensor:
@@ -59,7 +59,9 @@ class DTEM(ToMe):
 
         embedding: Annotated[int, Ge(1)] = 64  # its width
         temperature: Annotated[float, Gt(0)] = 0.1
-        input_gradient: Annotated[float, Interval(ge=0, le=1)] = 0.1  # what the input feels of the head's gradient
+        input_gradient: Annotated[float, Interval(ge=0, le=1)] = (
+            0.1  # share of the head's gradient that reaches the input
+        )
         frozen: Annotated[float, Interval(ge=0, le=1)] = 0.0  # share of the epochs that train the heads alone
 
     def __init__(self, setup: Setup, config: Config | None = None):

@@ -1,4 +1,4 @@
-"""dTPS (Wei et al., CVPR 2023, https://arxiv.org/abs/2304.10716): DynamicViT, with what it prunes squeezed.
+"""dTPS (Wei et al., CVPR 2023, https://arxiv.org/abs/2304.10716): DynamicViT whose pruned tokens are squeezed.
 
 Predictor, decisions and losses are DynamicViT's. Every token that is pruned goes to the most similar one that stays, as
 in eTPS. In training nothing is removed: the tokens that a stage decides to drop are squeezed into those that it keeps,
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.dynamicvit import DynamicViT
-from baselines.etps import HOST, squeezed
+from baselines.etps import HOST, squeeze
 from tpbench.registry import register
 from tpbench.tokens import Tokens, cosine
 
@@ -28,14 +28,14 @@ from tpbench.tokens import Tokens, cosine
     differs="as dynamicvit and etps: reduces where the recipe says; no gradient through the similarities",
 )
 class DTPS(DynamicViT):
-    """DynamicViT, of which pruned tokens are squeezed into those that stay."""
+    """DynamicViT whose pruned tokens are squeezed into those that stay."""
 
-    def pruned(self, tokens: Tokens, score: Tensor) -> Tokens:
+    def prune(self, tokens: Tokens, score: Tensor) -> Tokens:
         """At inference: keep the K tokens of highest score and squeeze the others into them."""
-        return squeezed(tokens, score, self.setup.k)
+        return squeeze(tokens, score, self.setup.k)
 
-    def hidden(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
-        """In training: the same for the tokens that go from alive [B, N] to not kept [B, N]."""
+    def hide(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
+        """In training: the same for the tokens that alive [B, N] shows and kept [B, N] hides."""
         similarity = cosine(tokens.body, tokens.body).masked_fill((kept == 0)[:, None, :], float("-inf"))
         score, host = similarity.max(dim=2)
         leaves = (alive - kept)[:, :, None] * F.one_hot(host, tokens.count)  # [B, from, to]

@@ -62,7 +62,7 @@ class DynamicViT(Downsampler):
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
         scores = self.predict(tokens.body, alive)
         if not self.training:
-            return self.pruned(tokens, scores[..., 0])
+            return self.prune(tokens, scores[..., 0])
         soft = F.gumbel_softmax(scores.float())
         keep = soft[..., 0]
         likeliest = keep.masked_fill(alive == 0, -1).argmax(dim=1, keepdim=True)
@@ -70,15 +70,15 @@ class DynamicViT(Downsampler):
         kept = alive * (stays + (keep - keep.detach()))  # exactly 0 or 1
         off = (kept.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
-        tokens = self.hidden(tokens, alive, kept)
+        tokens = self.hide(tokens, alive, kept)
         return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})
 
-    def pruned(self, tokens: Tokens, score: Tensor) -> Tokens:
-        """At inference: what is left of the tokens when those with the highest score [B, N] stay."""
+    def prune(self, tokens: Tokens, score: Tensor) -> Tokens:
+        """At inference: the K tokens with the highest score [B, N], in their order."""
         return tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)
 
-    def hidden(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:  # noqa: ARG002
-        """In training: the tokens of which alive [B, N] could be seen and kept [B, N] will be."""
+    def hide(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:  # noqa: ARG002
+        """In training: the tokens before those visible in alive [B, N] but not in kept [B, N] are hidden."""
         return tokens
 
     def predict(self, body: Tensor, alive: Tensor) -> Tensor:

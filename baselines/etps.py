@@ -17,7 +17,7 @@ from tpbench.tokens import Tokens, cosine, rows, stable_topk
 HOST = math.e  # what a token that stays weighs in its own mean: its similarity to itself is 1
 
 
-def squeezed(tokens: Tokens, score: Tensor, k: int) -> Tokens:
+def squeeze(tokens: Tokens, score: Tensor, k: int) -> Tokens:
     """Keep the k tokens with the highest score [B, N], in their order, and squeeze each other one into its host."""
     order = stable_topk(score, tokens.count)
     kept = order[:, :k].sort(dim=1).values
@@ -46,7 +46,7 @@ class ETPS(Downsampler):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """Keep K tokens by class attention; the others join their hosts."""
-        return squeezed(tokens, probe.cls, self.setup.k)
+        return squeeze(tokens, probe.cls, self.setup.k)
 
     def macs(self) -> int:
         """(N - K) K C: the cosines between dropped and kept tokens."""

@@ -1,10 +1,10 @@
 """GTP (Xu et al., WACV 2024, https://arxiv.org/abs/2311.03035): prune, and propagate what is pruned along a graph.
 
-A token is worth keeping if it attends much to itself, so that the others could hardly make it again, and if the others
-attend much to it. The graph joins neighbours on the patch grid, and every token with those most similar to it; a
-weight is divided by the roots of the degrees of both ends. Each token that stays adds a fraction of its pruned
-neighbours to itself. The number of times that later attention counts it grows in the same way. Written from the
-paper's description; the defaults are those of its public code.
+A token is worth keeping if it attends much to itself, since the others could hardly reconstruct it, and if the others
+attend much to it. The graph joins neighbours on the patch grid, and every token with those most similar to it; a weight
+is divided by the roots of the degrees of both ends. Each token that stays adds a fraction of its pruned neighbours to
+itself. The number of times that later attention counts it grows in the same way. Written from the paper's description;
+the defaults are those of its public code.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from tpbench.tokens import Tokens, cosine, rows, segment_sum, stable_topk
     url="https://arxiv.org/abs/2311.03035",
     differs="both attentions of the score are means over heads, not maxima, which the fused operator does not give; "
     "similarities and degrees are those of the tokens that arrive, not of the embedded patches; attention maps are not "
-    "made sparse; the patches of a pruned token count to the kept neighbour with the heaviest edge, or to none",
+    "made sparse; the patches of a pruned token go to the kept neighbour with the heaviest edge, or to none",
 )
 class GTP(Downsampler):
     """Keeps the K tokens with the largest product of attention to themselves and attention received."""
@@ -52,7 +52,7 @@ class GTP(Downsampler):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """Keep K tokens; each adds a fraction of its dropped neighbours."""
-        tokens = placed(tokens)
+        tokens = with_places(tokens)
         order = stable_topk(probe.own * probe.received, tokens.count)
         kept = order[:, : self.setup.k].sort(dim=1).values
         dropped = order[:, self.setup.k :]
@@ -61,7 +61,7 @@ class GTP(Downsampler):
         count = tokens.size if tokens.key_weight is None else tokens.key_weight
         heard = (message * count.gather(1, dropped)[:, None, :]).sum(dim=2)
         body = rows(tokens.body, kept) + message.to(tokens.x.dtype) @ rows(tokens.body, dropped)
-        out = absorbing(tokens, kept, edges)
+        out = keep_and_absorb(tokens, kept, edges)
         x = torch.cat([tokens.x[:, : tokens.prefix], body], dim=1)
         return replace(out, x=x, key_weight=count.gather(1, kept) + heard)
 
@@ -84,7 +84,7 @@ class GTP(Downsampler):
         return (n * n + k * (n - k)) * width
 
 
-def placed(tokens: Tokens) -> Tokens:
+def with_places(tokens: Tokens) -> Tokens:
     """The tokens with the row and the column of each on the patch grid, which stay with those that are kept."""
     if "row" in tokens.carry:
         return tokens
@@ -94,7 +94,7 @@ def placed(tokens: Tokens) -> Tokens:
     return replace(tokens, carry={**tokens.carry, "row": place[:, :, 0], "column": place[:, :, 1]})
 
 
-def absorbing(tokens: Tokens, kept: Tensor, edges: Tensor) -> Tokens:
+def keep_and_absorb(tokens: Tokens, kept: Tensor, edges: Tensor) -> Tokens:
     """The body tokens kept [B, K], each with the patches of the tokens whose heaviest edge leads to it.
 
     edges [B, K, N] from the kept tokens to all. A token that has no edge to any of them is dropped.

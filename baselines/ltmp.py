@@ -49,8 +49,8 @@ class Thresholds(Downsampler):
 
     def __init__(self, setup: Setup, config: Downsampler.Config | None = None):
         super().__init__(setup, config)
-        self.merging = nn.Parameter(torch.ones(1))  # no token is so similar, and at first none merges
-        self.pruning = nn.Parameter(torch.zeros(1))  # none receives so little, and at first none is pruned
+        self.merging = nn.Parameter(torch.ones(1))  # a cosine that no token exceeds: at first none merges
+        self.pruning = nn.Parameter(torch.zeros(1))  # attention that no token falls below: at first none is pruned
 
     def excess(self, tokens: Tokens, probe: Probe, alive: Tensor) -> Excess:
         """How far tokens, of which alive [B, N] can be seen, are beyond the thresholds."""
@@ -62,12 +62,12 @@ class Thresholds(Downsampler):
         received = probe.received.detach() * (alive > 0)
         mean = received.sum(dim=1, keepdim=True) / (alive > 0).sum(dim=1, keepdim=True)
         return Excess(
-            merging=alternating(score, never, tokens.count) - self.merging,
+            merging=interleave(score, never, tokens.count) - self.merging,
             pruning=self.pruning - received / mean,
-            host=alternating(host, host, tokens.count),
+            host=interleave(host, host, tokens.count),
         )
 
-    def masked(self, tokens: Tokens, probe: Probe) -> Tokens:
+    def mask(self, tokens: Tokens, probe: Probe) -> Tokens:
         """The tokens with those that leave hidden: merged into their hosts where they can be, or else pruned.
 
         alive is 0 or 1 in value and has the gradient of the probability to stay.
@@ -81,7 +81,7 @@ class Thresholds(Downsampler):
         stay = (1 - merge) * torch.sigmoid(-excess.pruning / self.config.temperature)
         merges = (leaves & (excess.merging > 0)) + (merge - merge.detach())
         stays = alive * (~leaves + (stay - stay.detach()))
-        return replace(joined(tokens, alive * merges, excess.host), alive=stays, grid=None)
+        return replace(merge_guests(tokens, alive * merges, excess.host), alive=stays, grid=None)
 
 
 class ThresholdSearch(Thresholds, Search):
@@ -104,7 +104,7 @@ class ThresholdSearch(Thresholds, Search):
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """Mask by the thresholds, and note the share of the tokens that stay."""
-        after = self.masked(tokens, probe)
+        after = self.mask(tokens, probe)
         if self.training:
             before = after.alive.numel() if tokens.alive is None else tokens.alive.sum()
             self.share = after.alive.sum() / before
@@ -132,7 +132,7 @@ class ThresholdSearch(Thresholds, Search):
     differs="every image loses exactly N - K tokens, those farthest beyond a threshold, where the paper's thresholds "
     "decide how many; fine-tuning trains the model too, and draws counts to K (the search draws MACs to a target); the "
     "class token is in neither set; attention received is in units of its mean, so that the second threshold does not "
-    "depend on N; what would merge into a token that is pruned goes with it",
+    "depend on N; a token that would merge into a pruned one is pruned too",
 )
 class LTMP(Thresholds):
     """Merges or prunes the N - K tokens that are farthest beyond the block's thresholds."""
@@ -149,13 +149,13 @@ class LTMP(Thresholds):
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
         """Mask by the thresholds in training; at inference remove N - K tokens."""
         if not self.training:
-            return self.removed(tokens, probe)
-        after = self.masked(tokens, probe)
+            return self.remove(tokens, probe)
+        after = self.mask(tokens, probe)
         off = (after.alive.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
         return replace(after, aux={**tokens.aux, "keep_rate": rate})
 
-    def removed(self, tokens: Tokens, probe: Probe) -> Tokens:
+    def remove(self, tokens: Tokens, probe: Probe) -> Tokens:
         """At inference: the K tokens least beyond the thresholds, with what merges into them."""
         k = self.setup.k
         excess = self.excess(tokens, probe, torch.ones_like(tokens.size))
@@ -172,12 +172,12 @@ class LTMP(Thresholds):
         return (n - n // 2) * (n // 2) * (self.setup.width // self.setup.heads)
 
 
-def alternating(even: Tensor, odd: Tensor, n: int) -> Tensor:
+def interleave(even: Tensor, odd: Tensor, n: int) -> Tensor:
     """Values of the even tokens [B, A] and those of the odd ones (and one too many, if n is odd) in turn: [B, n]."""
     return torch.stack([even, odd], dim=2).flatten(1)[:, :n]
 
 
-def joined(tokens: Tokens, merges: Tensor, host: Tensor) -> Tokens:
+def merge_guests(tokens: Tokens, merges: Tensor, host: Tensor) -> Tokens:
     """Each host as the size-weighted mean of itself and of the tokens that merge into it; merges [B, N] is 0 or 1."""
     guests = (merges * tokens.size)[:, :, None] * F.one_hot(host, tokens.count)  # [B, from, to]
     size = tokens.size + guests.sum(dim=1)

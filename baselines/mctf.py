@@ -29,9 +29,9 @@ Temperature = Annotated[float, Gt(0)]
     venue="CVPR",
     year=2024,
     url="https://arxiv.org/abs/2403.10030",
-    differs="merges behind the attention whose map tells the attention received, so that the map is the block's own, "
-    "where the paper merges before it and reuses the merged map; no consistency loss between two reductions; the class "
-    "token is in neither set; the second direction uses the attractions of the first, at most half leave in one block",
+    differs="merges after the attention, whose map gives the attention received; the paper merges before it and reuses "
+    "the merged map; no consistency loss between two reductions; the class token is in neither set; the second "
+    "direction uses the attractions of the first, at most half leave in one block",
 )
 class MCTF(ToMe):
     """Merges pairs by similarity, attention received and size, in both directions."""
@@ -56,15 +56,15 @@ class MCTF(ToMe):
         received = probe.received.detach().clamp(min=torch.finfo(torch.float32).tiny)
         attraction = self.attraction(tokens, received)
         r = tokens.count - self.setup.k
-        sources, targets = crossed(attraction, r)
+        sources, targets = match_both_ways(attraction, r)
         assignment = numbered(sources, targets, tokens.count)
         return tokens.merge(assignment, self.setup.k, weight=received * tokens.size)
 
     def attraction(self, tokens: Tokens, received: Tensor) -> Tensor:
         """How much the even body tokens and the odd ones attract each other: [B, A, B']."""
         similarity = (cosine(tokens.body[:, ::2], tokens.body[:, 1::2]).clamp(min=-1) + 1) / 2
-        ignored = scaled(1 / received)
-        small = scaled(1 / tokens.size)
+        ignored = scale_to_one(1 / received)
+        small = scale_to_one(1 / tokens.size)
         information = ignored[:, ::2, None] * ignored[:, None, 1::2]
         size = small[:, ::2, None] * small[:, None, 1::2]
         return (
@@ -79,12 +79,12 @@ class MCTF(ToMe):
         return (n - n // 2) * (n // 2) * self.setup.width
 
 
-def scaled(x: Tensor) -> Tensor:
+def scale_to_one(x: Tensor) -> Tensor:
     """x [B, N], its largest number in every image 1."""
     return x / x.amax(dim=1, keepdim=True)
 
 
-def crossed(attraction: Tensor, r: int) -> tuple[Tensor, Tensor]:
+def match_both_ways(attraction: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """r merges by attraction [B, A, B']: r - r // 2 from A to B, then the others from B to what is left of A.
 
     Body tokens [B, r] that leave, and those they join in the end: a token of A whose partner in B leaves goes along.

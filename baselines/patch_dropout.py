@@ -1,7 +1,7 @@
 """Uniform patch dropout: evenly spaced tokens stay, the same ones for every image. A trivial control.
 
-PatchDropout (Liu et al., WACV 2023, https://arxiv.org/abs/2208.07220) drops at random at the input of training; what is
-kept here is fixed, so that inference is deterministic and `random` remains the random control.
+PatchDropout (Liu et al., WACV 2023, https://arxiv.org/abs/2208.07220) drops at random at the input of training; here
+the kept tokens are fixed, so that inference is deterministic and `random` remains the random control.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""PiToMe (Tran et al., NeurIPS 2024, https://arxiv.org/abs/2405.16148): merge where tokens are many and alike.
+"""PiToMe (Tran et al., NeurIPS 2024, https://arxiv.org/abs/2405.16148): merge tokens that have many similar ones.
 
 A token's energy is its mean similarity to the others beyond a margin, which shrinks with depth. In the first half of
 layers the sorted tokens are split alternately and the r most similar pairs merge; in the second half only the 2r tokens

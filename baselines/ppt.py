@@ -18,7 +18,7 @@ from tpbench.registry import register
 from tpbench.tokens import Tokens, stable_topk
 
 
-def either(chosen: Tensor, first: Tokens, second: Tokens) -> Tokens:
+def choose_by_image(chosen: Tensor, first: Tokens, second: Tokens) -> Tokens:
     """The first of two reductions to as many tokens for the images that are chosen [B], the second for the others."""
 
     def picked(a: Tensor, b: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class PPT(ToMe):
         pooled = super().forward(tokens, probe)
         pruned = tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)
         pools = score.var(dim=1) < self.config.threshold * (196 / self.setup.patches) ** 2
-        return either(pools, pooled, pruned)
+        return choose_by_image(pools, pooled, pruned)
 
     @staticmethod
     def scores(tokens: Tokens, probe: Probe) -> Tensor:

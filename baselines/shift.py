@@ -1,4 +1,4 @@
-"""Representation Shift (ICCV 2025): tokens that a branch of the block moves far are worth keeping.
+"""Representation Shift (ICCV 2025): keep the tokens that a branch of the block moves farthest.
 
 The importance of a token is the L2 distance between its representation before and after a branch of the block. It needs
 no attention map, so that fused attention stays. The K tokens that moved farthest are kept, in their order.

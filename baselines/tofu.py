@@ -1,8 +1,8 @@
 """ToFu (Kim et al., WACV 2024, https://arxiv.org/abs/2312.01026): prune early, merge late, keep the norms.
 
 ToMe's matching says which tokens leave and whom they are most similar to. In the first half of the layers, which
-respond to mixed tokens in no linear way, those that leave are dropped. In the second half they merge by MLERP: the
-merged token points where the mean points, and is as long as the longest of those merged.
+respond nonlinearly to mixed tokens, those that leave are dropped. In the second half they merge by MLERP: the merged
+token points where the mean points, and is as long as the longest of those merged.
 """
 
 import torch
@@ -18,7 +18,7 @@ from tpbench.tokens import Tokens, cosine, segment_sum
 def mlerp(tokens: Tokens, assignment: Tensor, k: int) -> Tokens:
     """Merge by assignment [B, N] into k tokens: direction of the size-weighted mean, greatest norm of the members.
 
-    A token alone in its cluster stays what it is, to the last bit.
+    A token alone in its cluster stays unchanged, to the last bit.
     """
     out = tokens.merge(assignment, k)
     norm = tokens.body.float().norm(dim=2)

@@ -23,7 +23,7 @@ from tpbench.tokens import Tokens, spread
     venue="NeurIPS",
     year=2021,
     url="https://arxiv.org/abs/2106.11297",
-    differs="maps come from each token alone, by a two-layer network, and not from convolutions: behind a reduction "
+    differs="maps come from each token alone, by a two-layer network, and not from convolutions: after a reduction "
     "tokens lie on no grid",
 )
 class TokenLearner(Downsampler):

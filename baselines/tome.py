@@ -2,8 +2,8 @@
 
 Tokens are split alternately into sets A and B, the class token counted, as published. Every token of A finds its most
 similar one in B by the cosine of their head-averaged keys, and the r best pairs merge into their size-weighted mean.
-What stays of A comes out first, in its order, then B: the next block splits by that order. Later attention counts a
-key as often as the patches it stands for. Written from the paper's description.
+The tokens of A that stay come first, in their order, then B; the next block splits by that order. Later attention
+counts a key as often as the patches it stands for. Written from the paper's description.
 """
 
 import torch
@@ -24,8 +24,8 @@ from tpbench.tokens import Tokens, cosine
     venue="ICLR",
     year=2023,
     url="https://arxiv.org/abs/2210.09461",
-    differs="r follows from the schedule, at its blocks; at most the body tokens of A can go in one block; what stays "
-    "of A keeps its order in models without a class token too, as in the paper's listing",
+    differs="r follows from the schedule, at its blocks; at most the body tokens of A can leave in one block; those of "
+    "A that stay keep their order in models without a class token too, as in the paper's listing",
 )
 class ToMe(Downsampler):
     """Merges the N - K most similar pairs of tokens between two alternating sets."""

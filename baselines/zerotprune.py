@@ -1,7 +1,7 @@
-"""Zero-TPrune (Wang et al., CVPR 2024, https://arxiv.org/abs/2305.17328): prune what is unimportant and has a likeness.
+"""Zero-TPrune (Wang et al., CVPR 2024, https://arxiv.org/abs/2305.17328): prune unimportant, redundant tokens.
 
-The attention of every head is a graph, and the importance of a token its weighted PageRank there: what it holds after
-many rounds in which each token hands its share to those it attends to. Heads are combined by a root mean square
+The attention of every head is a graph, and the importance of a token is its weighted PageRank there: its share after
+many rounds in which each token passes its share on to those it attends to. Heads are combined by a root mean square
 weighted by their variances. The less important half of the tokens is compared with the other half, and those most
 similar to one of it are dropped.
 """
@@ -28,11 +28,12 @@ from tpbench.tokens import Tokens, cosine, rows, stable_topk
     venue="CVPR",
     year=2024,
     url="https://arxiv.org/abs/2305.17328",
-    differs="importance parts the tokens and similarity alone chooses who leaves, at most half in one block; no head "
-    "is filtered out by its variance; rounds fall from 30 to 5 to 1 over the schedule's blocks, not the model's",
+    differs="importance splits the tokens in halves and similarity alone decides which leave, at most half in one "
+    "block; no head is filtered out by its variance; rounds fall from 30 to 5 to 1 over the schedule's blocks, not the "
+    "model's",
 )
 class ZeroTPrune(ToMe):
-    """Keeps the more important half of the tokens, and of the others those least like it."""
+    """Keeps the more important half of the tokens, and of the others those least similar to it."""
 
     needs = Needs.QUERIES | Needs.KEYS
     weighted_attention = False

@@ -106,12 +106,12 @@ def pack(folder: Path, size: int) -> Callable[[], object]:  # noqa: ARG001
 
 
 def resume(folder: Path, size: int) -> Callable[[], object]:
-    from tpbench.bench import look
+    from tpbench.bench import results_folder
 
     plan = plan_of(size, folder)
 
     def act() -> None:
-        assert len(look.finished(plan)) == len(plan.cells), "a cell is missing"
+        assert len(results_folder.records_if_finished(plan)) == len(plan.cells), "a cell is missing"
 
     return act
 

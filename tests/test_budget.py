@@ -78,7 +78,7 @@ def test_coarse_steps_are_solved_by_single_counts():
 
 def test_a_share_that_is_too_small_is_rejected_with_the_nearest():
     with pytest.raises(
-        Unreachable, match=r"cannot cost 0.4 of the .* MACs; the nearest it reaches is 0.503, by 1,1,1@"
+        Unreachable, match=r"cannot cost 0.4 of the .* MACs; the nearest it reaches is 0.503, with 1,1,1@"
     ):
         solve("macs=0.4@3,6,9")
 
@@ -196,9 +196,9 @@ def test_living_tokens_meet_the_budget_where_asked(make_vit):
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     asked = schedule.parse("macs=0.5@0,1,2")
     plain, live = registry.variants("ats,ats(live=True)")
-    met = models.living(recipe, base, live, asked, lambda: images)
+    met = models.with_live_budget(recipe, base, live, asked, lambda: images)
     assert live_share(base, models.reduced(recipe, base, live, met), images) == pytest.approx(0.5, rel=budget.TOLERANCE)
-    as_it_is = models.living(recipe, base, plain, asked, lambda: images)
+    as_it_is = models.with_live_budget(recipe, base, plain, asked, lambda: images)
     assert as_it_is == asked
     assert live_share(base, models.reduced(recipe, base, plain, asked), images) < 0.48  # control
 
@@ -207,14 +207,14 @@ def test_living_tokens_meet_the_budget_where_asked(make_vit):
     ("variant", "text", "message"),
     [
         ("topk(live=True)", "macs=0.5@0", "for methods that may keep fewer tokens"),
-        ("ats(live=3)", "macs=0.5@0", "live is True or False"),
+        ("ats(live=3)", "macs=0.5@0", "live must be True or False"),
         ("ats(live=True)", "0.7@0", "needs a share of the MACs"),
     ],
 )
 def test_living_tokens_are_refused_where_they_mean_nothing(make_vit, variant, text, message):
     (variant,) = registry.variants(variant)
     with pytest.raises(UsageError, match=message):
-        models.living(tiny_recipe.recipe(), make_vit(), variant, schedule.parse(text), lambda: None)
+        models.with_live_budget(tiny_recipe.recipe(), make_vit(), variant, schedule.parse(text), lambda: None)
 
 
 def test_living_tokens_that_never_cost_so_much_are_out_of_reach(make_vit):

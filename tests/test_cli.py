@@ -10,7 +10,7 @@ from dataclasses import fields
 
 import pytest
 
-from tpbench.bench.look import locked
+from tpbench.bench.results_folder import locked
 from tpbench.cli import DONE, FAILED, WRONG, main
 from tpbench.record import Profile, Record
 

@@ -330,7 +330,7 @@ def test_distances_of_bfloat16_tokens_are_computed_in_float32(function, monkeypa
     A machine with bfloat16 matrix products uses them for such tokens: tests/test_native.py says how well.
     """
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        monkeypatch.setattr(clustering, "native_room", lambda x: None)  # noqa: ARG005
+        monkeypatch.setattr(clustering, "native_module", lambda x: None)  # noqa: ARG005
     x = gaussian(2, 50, 16, 5, torch.bfloat16) + 3
     w = weights("random", 2, 50, 5).float()
     choice, assignment = function(x, w, 12)

@@ -107,7 +107,7 @@ def test_a_method_without_a_deterministic_form_fails_in_one_line(tmp_path, capsy
 
 def test_worker_processes_that_do_not_inherit_the_switch_turn_it_on(tmp_path):
     """Where processes are spawned and not forked, a worker begins with its workspace."""
-    plan = run.planned(parser().parse_args(words(tmp_path, "--deterministic")), began=0.0)
+    plan = run.make_plan(parser().parse_args(words(tmp_path, "--deterministic")), began=0.0)
     Workspace(replace(plan, deterministic=False))
     assert not torch.are_deterministic_algorithms_enabled(), "control"
     Workspace(plan)

@@ -213,7 +213,7 @@ def test_lines_of_a_recipe(path, value):
         found = answer(lambda: recipes.load("smoke", tuned=False, lines=[f"{path}={value}"]))
     if not isinstance(found, UsageError):
         assert found.digest
-        overrides.canonical(found, overrides.lines([f"{path}={value}"])[0])
+        overrides.canonical(found, overrides.parse([f"{path}={value}"])[0])
 
 
 @FEW

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from test_data import encoded, write_parquet
 
 from tpbench.errors import DataError
-from tpbench.recipe import Data, elsewhere, load
+from tpbench.recipe import Data, load, with_data_at
 from tpbench.training import data
 
 CPU = torch.device("cpu")
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_named_and_fetched_again_when_it_is_gone(lines, tmp_pa
 
 
 def test_a_folder_that_was_named_is_the_only_place(tmp_path):
-    recipe = elsewhere(load("cifar10-cpu"), tmp_path)
+    recipe = with_data_at(load("cifar10-cpu"), tmp_path)
     assert load("cifar10-cpu").data.hub
     with pytest.raises(DataError, match=r"train\.parquet does not exist"):
         data.load(recipe.data, CPU)

@@ -19,7 +19,7 @@ import pytest
 
 from tpbench.bench.claim import Claims
 from tpbench.bench.jobs import Job, side_by_side
-from tpbench.bench.progress import Ahead, Progress, spell
+from tpbench.bench.progress import Progress, TrainingEstimate, clock_time
 from tpbench.errors import CellFailed
 from tpbench.training.train import Update
 
@@ -39,7 +39,7 @@ class Here:
     def check_time(self) -> None:
         """There is no time limit."""
 
-    def same(self, number: int) -> int:
+    def same_on_all_ranks(self, number: int) -> int:
         return number
 
 
@@ -100,7 +100,7 @@ def test_the_terminal_is_restored_when_a_run_is_interrupted(tmp_path, monkeypatc
     jobs = [Job("a", function=failing, argument=None)]
     progress = Progress()
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(jobs, workers=1, here=Here(tmp_path), make=dict, progress=progress)
+        side_by_side(jobs, workers=1, context=Here(tmp_path), make_context=dict, progress=progress)
     shown = stderr.getvalue()
     assert "begun" in shown, "control: it was drawn"
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
@@ -123,19 +123,19 @@ def test_what_other_runs_do_is_shown(monkeypatch, capsys):
     progress = Progress()
     progress.start(2, 0, [job("a", 1), job("b", 1)])
     for waiting in (False, True, True):
-        progress.elsewhere({"a": "host, process 7"}, waiting)
-    progress.gone("a", counts=True)
+        progress.show_other_runs({"a": "host, process 7"}, waiting)
+    progress.done_elsewhere("a", counts=True)
     progress.finish("b", counts=True)
-    progress.gone("b", counts=True)
+    progress.done_elsewhere("b", counts=True)
     lines = [re.sub(r"\d:\d\d", "TIME", line) for line in capsys.readouterr().err.splitlines()]
     assert lines == ["waiting for other runs: a (host, process 7)", "[1/2] TIME a: by another run", "[2/2] TIME b"]
     stderr = terminal(monkeypatch)
     progress = Progress()
     progress.update("c", "working")
-    progress.elsewhere({"a": "host, process 7"}, waiting=False)
+    progress.show_other_runs({"a": "host, process 7"}, waiting=False)
     progress.update("c", "working on")
     assert "a (host, process 7)" in stderr.getvalue()
-    progress.elsewhere({}, waiting=False)
+    progress.show_other_runs({}, waiting=False)
     before = len(stderr.getvalue())
     progress.update("c", "still working")
     assert "process 7" not in stderr.getvalue()[before:], "control: the line is gone"
@@ -143,7 +143,7 @@ def test_what_other_runs_do_is_shown(monkeypatch, capsys):
 
 
 def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
-    ahead = Ahead([job("base", 10), job("a", 2), job("b", 2)])
+    ahead = TrainingEstimate([job("base", 10), job("a", 2), job("b", 2)])
     assert ahead.seconds() == 0, "nothing is known before the first steps"
     ahead.note("base", 0.5, now=100.0)  # continued: the first half was done before
     assert not ahead.speeds
@@ -159,7 +159,7 @@ def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
 
 
 def test_durations_are_written_as_on_a_clock():
-    assert [spell(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [clock_time(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
 
 
 def stuck(context: object, argument: str, update: Update) -> None:  # noqa: ARG001
@@ -187,7 +187,7 @@ def test_a_killed_worker_ends_the_run(tmp_path, moment):
     jobs = [Job(name, stuck, str(pids)) for name in ("a", "b", "c")]
     began = time.monotonic()
     with pytest.raises(CellFailed, match="a worker process died"):
-        side_by_side(jobs, workers=2, here=Here(tmp_path), make=partial(Here, tmp_path), progress=Progress())
+        side_by_side(jobs, workers=2, context=Here(tmp_path), make_context=partial(Here, tmp_path), progress=Progress())
     killer.join()
     assert time.monotonic() - began < 60, "it hung"
     assert not list((tmp_path / "work" / "claims").iterdir()), "the dead worker's claim is gone"
@@ -209,8 +209,8 @@ def test_jobs_of_the_first_seed_come_before_the_base_of_the_third(tmp_path):
     for seed in range(4):
         for name in (f"base {seed}", *(f"cell {seed} {number}" for number in range(3))):
             needs = () if name.startswith("base") else (f"base {seed}",)
-            jobs.append(Job(name, noted, (str(file), name), needs=needs, over=partial(noted_in, file, name)))
-    side_by_side(jobs, workers=2, here=Here(tmp_path), make=partial(Here, tmp_path), progress=Progress())
+            jobs.append(Job(name, noted, (str(file), name), needs=needs, is_done=partial(noted_in, file, name)))
+    side_by_side(jobs, workers=2, context=Here(tmp_path), make_context=partial(Here, tmp_path), progress=Progress())
     order = file.read_text().split("\n")
     assert len(order) == 17, "each was done once"
     assert order.index("cell 0 0") < order.index("base 2"), "a partial run is a comparison"

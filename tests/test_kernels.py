@@ -211,7 +211,7 @@ def starts_differ(room: ModuleType, sets: Sets) -> bool:
 def medoids_differ(room: ModuleType, sets: Sets) -> bool:
     """From distances whose rows are padded, as the kernels make them, and from plain ones."""
     distance = clustering.squared_distances(sets.x)
-    padded = fused("clustering_triton").room_for_pairs(sets.x).copy_(distance)
+    padded = fused("clustering_triton").empty_pairs(sets.x).copy_(distance)
     for first in firsts(sets):
         for iterations in (0, 1, 5):
             want = clustering.iterate_medoids(distance, sets.weight, first, iterations)

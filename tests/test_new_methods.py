@@ -293,11 +293,11 @@ def test_mctf_spares_what_is_attended_and_what_is_large():
 
 def test_mctf_crossing_by_brute_force():
     """Both directions against loops over all pairs; a token of A whose partner leaves ends where that goes."""
-    from baselines.mctf import crossed
+    from baselines.mctf import match_both_ways
 
     for seed in range(20):
         attraction = torch.rand(1, 5, 4, generator=torch.Generator().manual_seed(seed))
-        source, target = crossed(attraction, 4)
+        source, target = match_both_ways(attraction, 4)
         w = attraction[0].tolist()
         best = sorted(range(5), key=lambda i: -max(w[i]))[:2]
         to = {2 * i: 2 * max(range(4), key=lambda j: w[i][j]) + 1 for i in best}

@@ -256,7 +256,7 @@ def test_every_image_loses_patches_of_its_own_and_keeps_its_class_token():
 def test_what_cannot_drop_patches_says_so(conditions):
     with pytest.raises(UsageError, match="patch_drop is for the unreduced base"):
         train(fresh("topk"), conditions, DROPPED, seed=0)
-    with pytest.raises(UsageError, match="patch_drop is a line of base"):
+    with pytest.raises(UsageError, match="patch_drop is for the base only"):
         replace(tiny_recipe.recipe(), finetune=DROPPED)
     for lines in ({"patch_drop": 1.0}, {"patch_drop": -0.1}, {"patch_drop_until": 1.5}):
         with pytest.raises(UsageError, match="must lie in"):

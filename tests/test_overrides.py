@@ -77,7 +77,7 @@ def test_a_line_gets_its_value(line, read, value) -> None:
         ("finetune=5", "is a group of lines: finetune.epochs, finetune.lr"),
         ("finetune.epoch=5", "there is no line 'epoch'; did you mean epochs"),
         ("fine.epochs=5", "there is no line 'fine'; did you mean"),
-        ("finetune.epochs.more=5", "finetune.epochs is a value and has no lines in it"),
+        ("finetune.epochs.more=5", "finetune.epochs is a single value and has no lines in it"),
         ("search.tome.optim.epochs=1", "there is no 'tome'"),
         ("search.topk.optim.epoch=1", "did you mean epochs"),
         ("name=other", "it names the results"),
@@ -102,14 +102,14 @@ def test_every_field_is_covered_by_its_type() -> None:
     """Each line of the default recipe, set to what it is already, is taken as it is."""
     from dataclasses import asdict
 
-    from tpbench.cli.recipe import flat
+    from tpbench.cli.recipe import dotted_lines
 
     plain = changed()
-    for path, value in flat(asdict(plain)):
-        if path.split(".")[0] in overrides.ELSEWHERE:
+    for path, value in dotted_lines(asdict(plain)):
+        if path.split(".")[0] in overrides.NOT_OVERRIDABLE:
             continue
         line = overrides.Line(path, json.dumps(value))
-        assert overrides.overridden(plain, line) == plain, path
+        assert overrides.apply(plain, line) == plain, path
 
 
 # ------------------------------------------------------------------------------------------ name and digest
@@ -229,12 +229,12 @@ def test_json_of_a_run_that_trains_holds_nothing_else(tmp_path: Path, capfd) -> 
 def test_what_a_library_prints_does_not_reach_a_document(capfd) -> None:
     import os
 
-    from tpbench.cli.only import nothing_printed
+    from tpbench.cli.json_output import stdout_to_stderr
 
-    with nothing_printed(True):
+    with stdout_to_stderr(True):
         print("from Python")
         os.write(1, b"from C\n")
-    with nothing_printed(False):
+    with stdout_to_stderr(False):
         print("kept")
     out, err = capfd.readouterr()
     assert out == "kept\n"

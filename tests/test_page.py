@@ -343,7 +343,7 @@ def test_traces_sessions_and_claims_are_linked(tmp_path):
         (["nowhere", "--html"], "nowhere holds no records"),
         (["good", "good", "--html", "--out", "x.html"], "a results folder is given twice"),
         (["good", "good"], "add --html and --out FILE"),
-        (["good", "nowhere", "--html"], "the page of several folders needs a place: --out FILE"),
+        (["good", "nowhere", "--html"], "the page of several folders needs --out FILE"),
         (["good", "--out", "x.html"], "--out names the page that --html writes"),
         (["good", "--html", "--out", "good"], "is a folder; name the file"),
         (["good", "--html", "--by", "macs"], "--by prints rows"),

@@ -84,7 +84,7 @@ def test_soft_assignments_are_followed_by_their_strongest_part():
 def test_the_first_of_a_repeated_token_has_its_patch_and_the_dead_have_none():
     twice = fresh((1, 3)).keep(torch.tensor([[2, 2, 0]]))
     assert twice.owner.tolist() == [[2, DROPPED, 0]]
-    living = twice.living(torch.tensor([[1.0, 0.0, 0.0]]))
+    living = twice.without_dead(torch.tensor([[1.0, 0.0, 0.0]]))
     assert living.owner.tolist() == [[DROPPED, DROPPED, 0]]
     assert living.patch.tolist() == [[2, MERGED, MERGED]]
 
@@ -104,7 +104,7 @@ def test_positions_are_kept_or_the_mean_of_the_patches():
 
 def test_a_method_that_does_not_say_where_tokens_go_has_no_provenance():
     tokens = some_tokens()
-    with pytest.raises(UnsupportedModel, match="rotary position embedding must know where they lie"):
+    with pytest.raises(UnsupportedModel, match="rotary position embedding needs their positions"):
         tokens.with_body(tokens.body[:, :2], torch.ones(1, 2))
     unsaid = replace(tokens, position=None).with_body(tokens.body[:, :2], torch.ones(1, 2))
     assert unsaid.provenance is None
@@ -164,7 +164,7 @@ def test_as_many_patches_go_into_a_token_as_it_stands_for(name, pictures):
     model = tpbench.reduce(backbone(), name, "0.7@1,2")
     torch.manual_seed(0)
     tokens = model.forward_tokens(pictures, provenance=True).tokens
-    known = tokens.provenance.living(tokens.alive)
+    known = tokens.provenance.without_dead(tokens.alive)
     if not known.exact:
         pytest.skip("a patch is in several tokens")
     for image in range(2):
@@ -239,7 +239,7 @@ def test_control_a_wrong_provenance_is_found(pictures):
 def test_masked_tokens_are_dropped_where_they_are_dead(pictures):
     model = tpbench.reduce(backbone(), "avit", "0.5@1,2", scale=5.0, shift=0.0)
     tokens = model.forward_tokens(pictures, provenance=True).tokens
-    known = tokens.provenance.living(tokens.alive)
+    known = tokens.provenance.without_dead(tokens.alive)
     assert (tokens.alive == 0).any()
     assert torch.equal(known.owner != DROPPED, tokens.alive > 0)
 

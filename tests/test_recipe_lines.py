@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tpbench.cli import main
-from tpbench.cli.recipe import flat
+from tpbench.cli.recipe import dotted_lines
 from tpbench.recipe import load, names
 
 
@@ -26,7 +26,7 @@ def test_a_recipe_is_printed_line_by_line(capsys):
     assert main(["recipe", "digits", "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
     assert whole["finetune"]["epochs"] == epochs
-    assert [name for name, _ in flat(whole)][1:] == re.findall(r"^([\w.()=]+) = ", out, re.MULTILINE)
+    assert [name for name, _ in dotted_lines(whole)][1:] == re.findall(r"^([\w.()=]+) = ", out, re.MULTILINE)
 
 
 def test_recipes_are_listed(capsys):

@@ -68,9 +68,9 @@ def parses(monkeypatch) -> list[str]:
 
     def counted(text: bytes, where: str):
         seen.append(where)
-        return lines.parsed(text, where)
+        return lines.parse_record(text, where)
 
-    monkeypatch.setattr(store, "parsed", counted)
+    monkeypatch.setattr(store, "parse_record", counted)
     return seen
 
 
@@ -187,17 +187,17 @@ def test_a_folder_that_cannot_be_packed_is_refused(tmp_path, capsys):
 
 def test_every_changed_bit_of_a_record_is_found():
     text = seal(json.dumps(asdict(measured("topk", 0, 96.0)))) + b"\n"
-    assert lines.parsed(text, "here")[1], "control: unchanged, it is read"
+    assert lines.parse_record(text, "here")[1], "control: unchanged, it is read"
     for at in range(len(text) - 1):
         damaged = bytearray(text)
         damaged[at] ^= 1 << (at % 8)
         with pytest.raises(UsageError, match=r"^record here [^\n]*$"):
-            lines.parsed(bytes(damaged), "here")
+            lines.parse_record(bytes(damaged), "here")
 
 
 def test_control_without_a_checksum_a_changed_digit_is_believed():
     text = json.dumps(asdict(measured("topk", 0, 96.0)))
-    record, sealed = lines.parsed(text.replace("0.96", "0.97").encode(), "here")
+    record, sealed = lines.parse_record(text.replace("0.96", "0.97").encode(), "here")
     assert not sealed
     assert record.metrics["fine_tuned_top1"] == 0.97
 
@@ -337,7 +337,7 @@ def test_no_text_makes_a_reader_fail_in_another_way(text, sealed):
         text = seal(text.decode("utf-8", errors="replace"))
     said = refused(text)
     if said is None:
-        record, _ = lines.parsed(text, "place")
+        record, _ = lines.parse_record(text, "place")
         assert type(record.seed) is int
         assert type(record.metrics) is dict
     else:
@@ -349,7 +349,7 @@ def test_no_text_makes_a_reader_fail_in_another_way(text, sealed):
 def refused(text: bytes) -> str | None:
     """With which words a text is refused as a record, if it is."""
     try:
-        lines.parsed(text, "place")
+        lines.parse_record(text, "place")
     except UsageError as error:
         return str(error)
     return None

@@ -230,7 +230,7 @@ def test_a_run_stopped_by_a_time_limit_continues_elsewhere_to_the_same_numbers(f
     while True:
         left = iter(range(10, -1, -1))
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "late", lambda _, left=left: next(left, 0) == 0)
+            patch.setattr(Run, "past_deadline", lambda _, left=left: next(left, 0) == 0)
             assert run(out, "--time-limit", "9m") == DONE
         said = capsys.readouterr().err
         if "time limit reached" not in said:
@@ -522,11 +522,11 @@ def test_fresh_measures_again(tmp_path, capsys):
 
 
 def test_a_run_waits_for_a_folder_that_is_being_packed(tmp_path, capsys, monkeypatch):
-    from tpbench.bench import look
+    from tpbench.bench import results_folder
 
     out = tmp_path / "results"
-    monkeypatch.setattr(look, "PATIENCE", 0.3)
-    with look.locked(out):
+    monkeypatch.setattr(results_folder, "PATIENCE", 0.3)
+    with results_folder.locked(out):
         assert run(out, methods="none") == WRONG
     assert "is being written by another process" in capsys.readouterr().err
     assert run(out, "--time-limit", "0.001s", methods="none") == DONE, "control: nobody holds it any more"

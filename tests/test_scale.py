@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scale
 
-from tpbench.bench import look
+from tpbench.bench import results_folder
 from tpbench.claims import study
 from tpbench.record import Store
 from tpbench.report import frame, tables
@@ -76,11 +76,11 @@ def test_a_quadratic_action_is_noticed():
 
 def test_a_folder_made_packed_is_finished(folders):
     plan = scale.plan_of(FEW, folders[FEW])
-    assert len(look.finished(plan)) == len(plan.cells) == len(Store.of(folders[FEW]))
+    assert len(results_folder.records_if_finished(plan)) == len(plan.cells) == len(Store.of(folders[FEW]))
     packed = next((folders[FEW] / "records").glob("*.jsonl"))
     whole = packed.read_bytes()
     packed.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))
-    assert look.finished(plan) is None, "control: a record is missing"
+    assert results_folder.records_if_finished(plan) is None, "control: a record is missing"
     packed.write_bytes(whole)
 
 

@@ -138,14 +138,14 @@ def test_the_threshold_search_counts_what_stays():
     model.forward_tokens(images)
     first, second = (a.sum().item() / 4 for a in alive)
     assert 1 < second < first < 64
-    kept = search.leaving(model)
+    kept = search.tokens_after_blocks(model)
     assert kept[0].item() == pytest.approx(0.9 * 64 + 0.1 * first)
     assert kept[1].item() == pytest.approx(kept[0].item() * (0.9 + 0.1 * second / first))
     assert torch.autograd.grad(kept[1], model.reducers[1].pruning)[0] < 0, "a higher threshold leaves fewer"
     model.eval()
     with torch.no_grad():
         model.forward_tokens(images)
-    assert search.leaving(model)[1].item() == pytest.approx(kept[1].item()), "evaluating learns nothing"
+    assert search.tokens_after_blocks(model)[1].item() == pytest.approx(kept[1].item()), "evaluating learns nothing"
 
 
 def test_the_budget_is_in_macs():
@@ -167,7 +167,7 @@ def test_counts_never_rise(cls):
     with torch.no_grad():
         for p in (p for one in model.reducers for p in one.parameters()):
             p.uniform_(-1, 1)
-    kept = [k.item() for k in search.leaving(model)]
+    kept = [k.item() for k in search.tokens_after_blocks(model)]
     assert all(later <= sooner <= 64 for sooner, later in zip([64, *kept], kept))
 
 

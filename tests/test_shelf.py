@@ -11,6 +11,7 @@ from tpbench import registry, schedule
 from tpbench.bench import runner
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
+from tpbench.bench.workspace import Workspace
 from tpbench.cli.rows import with_controls
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe, load
@@ -62,8 +63,23 @@ def test_the_base_comes_first_then_the_shelf_then_schedule_by_schedule(tmp_path)
     assert names(every)[:4] == ["none none", "topk 0.5@0,1", "random 0.5@0,1", "topk(finetune_seed=1) 0.5@0,1"]
 
 
+def test_jobs_come_in_the_order_of_the_cells_each_after_its_base(tmp_path):
+    own = plan(tmp_path, recipe(finetuned=SOME, seeds=2))
+    jobs = list(runner.benchmark(Workspace(own), set(own.cells)))
+    assert [job.argument for job in jobs if job.function is runner.run_cell] == list(own.cells)
+    bases = [number for number, job in enumerate(jobs) if job.function is runner.train_base]
+    assert [jobs[number].argument for number in bases] == [0, 1]
+    for number, job in enumerate(jobs):
+        if job.function is runner.run_cell:
+            assert job.needs == (jobs[bases[job.argument.seed]].name,)
+            assert number > bases[job.argument.seed]
+    some = set(own.cells[-3:-1])
+    jobs = list(runner.benchmark(Workspace(own), some))
+    assert [job.argument for job in jobs if job.function is runner.run_cell] == list(own.cells[-3:-1]), "control"
+
+
 def test_a_schedule_that_the_recipe_has_not_is_refused():
-    with pytest.raises(UsageError, match=r"names schedules that it has not: 0\.6@0,1"):
+    with pytest.raises(UsageError, match=r"names schedules that are not its own: 0\.6@0,1"):
         recipe(finetuned={"0.6@0,1": ()})
 
 

@@ -126,7 +126,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, questions: int):
         self.left = questions
-        monkeypatch.setattr(Run, "late", self.late)
+        monkeypatch.setattr(Run, "past_deadline", self.late)
 
     def late(self) -> bool:
         self.left -= 1

@@ -12,7 +12,7 @@ import tiny_recipe
 
 from tpbench import recipe as recipes
 from tpbench import tuning
-from tpbench.bench.tune import best
+from tpbench.bench.tune import best_trial
 from tpbench.cli import DONE, WRONG, main
 from tpbench.record import read_all
 from tpbench.tuning import TRIALS, Tuned, Tuning, space
@@ -86,7 +86,7 @@ def found_losses(found: Tuning) -> tuple[list, list]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"recipe": "other"}, "is of recipe 'other'"),
+        ({"recipe": "other"}, "is for recipe 'other'"),
         ({"digest": "0" * 12}, "another version of recipe"),
         ({"space": [{}]}, "another space of trials"),
         ({"seeds": ["x"]}, "cannot be used"),
@@ -104,6 +104,6 @@ def test_a_tuning_of_something_else_is_refused_by_name(tuned, tmp_path, capsys, 
 
 
 def test_the_best_trial_is_the_one_of_smallest_finite_loss():
-    assert best([0.5, None, 0.3, 0.4]) == 2
-    assert best([None, None]) == 0
-    assert best([0.5, 0.5]) == 0, "the recipe's own lines where nothing is better"
+    assert best_trial([0.5, None, 0.3, 0.4]) == 2
+    assert best_trial([None, None]) == 0
+    assert best_trial([0.5, 0.5]) == 0, "the recipe's own lines where nothing is better"

@@ -27,7 +27,7 @@ from faults import FRESH, Command, fork, hurry, passes_in_a_fresh_process
 
 from tpbench.bench import claim as claims_room
 from tpbench.bench.claim import Claim, Claims, Holder, key_of
-from tpbench.bench.host import place, started
+from tpbench.bench.host import pid_scope, start_time
 from tpbench.cli import DONE, WRONG, launch, main, parser
 from tpbench.errors import UsageError
 from tpbench.record import Store
@@ -151,8 +151,8 @@ def test_a_dead_process_of_this_host_holds_nothing(tmp_path):
 
 
 def test_a_pid_that_is_used_again_is_another_process(tmp_path):
-    own = {"place": place(), "pid": os.getpid()}
-    elsewhere(tmp_path, "a job", **own, start=started(os.getpid()))
+    own = {"place": pid_scope(), "pid": os.getpid()}
+    elsewhere(tmp_path, "a job", **own, start=start_time(os.getpid()))
     assert Claims(tmp_path).take("a job") is None, "control: this process holds it"
     elsewhere(tmp_path, "a job", **own, start="1")
     claim = Claims(tmp_path).take("a job")
@@ -179,7 +179,7 @@ def test_control_a_claim_of_another_host_that_beats_stays(tmp_path, monkeypatch)
         assert watching.take("a job") is None
         os.utime(path)
         time.sleep(0.02)
-    assert watching.certain(next(iter(watching.living().values()))), "it was seen to beat"
+    assert watching.is_certain(next(iter(watching.holders().values()))), "it was seen to beat"
 
 
 @pytest.mark.parametrize("shift", [-3600.0, 3600.0])
@@ -192,7 +192,7 @@ def test_clocks_that_differ_do_not_matter(tmp_path, monkeypatch, shift):
         os.utime(path, (time.time() + shift + beat, time.time() + shift + beat))
         assert watching.take("a job") is None
         time.sleep(0.02)
-    until(lambda: watching.living() == {}, 10)
+    until(lambda: watching.holders() == {}, 10)
 
 
 def test_time_in_which_nobody_watched_does_not_count(tmp_path, monkeypatch):
@@ -200,13 +200,13 @@ def test_time_in_which_nobody_watched_does_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr(claims_room, "EXPIRY", 60.0)
     elsewhere(tmp_path, "a job")
     watching = Claims(tmp_path)
-    watching.living()
+    watching.holders()
     clock = time.monotonic
     monkeypatch.setattr(claims_room.time, "monotonic", lambda: clock() + 3600)
-    assert watching.living() != {}
+    assert watching.holders() != {}
     for second in range(0, 70, 4):
         monkeypatch.setattr(claims_room.time, "monotonic", lambda second=second: clock() + 3600 + second)
-        found = watching.living()
+        found = watching.holders()
     assert found == {}, "control: watched all the time, it expires"
 
 
@@ -227,7 +227,7 @@ class Careless(Claims):
     """Takes a dead claim over by deleting it and creating it again: two may do so, one after the other."""
 
     def take(self, job: str, alone: bool = False) -> Claim | None:
-        if key_of(job) in self.living():
+        if key_of(job) in self.holders():
             return None
         time.sleep(0.002)
         path = self._path(key_of(job), 1)
@@ -371,7 +371,7 @@ def test_workers_killed_among_others_lose_nothing(one, tmp_path, number, kinds):
 
 def holding(out: Path, runs: list[Run], kind: str) -> list[Run]:
     """The runs that hold a claim of a kind."""
-    pids = {holder.pid for holder in Claims(out).living().values() if kind in holder.job}
+    pids = {holder.pid for holder in Claims(out).holders().values() if kind in holder.job}
     return [run for run in runs if run.process.pid in pids and run.process.is_alive()]
 
 
@@ -386,7 +386,7 @@ def test_a_run_of_several_workers_ends_as_a_whole(one, tmp_path, sign):
     code = run.end(120)
     assert code == (-sign if sign == signal.SIGKILL else 128 + sign)
     assert len(children) == 2
-    until(lambda: all(started(pid) is None for pid in children), 10)
+    until(lambda: all(start_time(pid) is None for pid in children), 10)
     if sign != signal.SIGKILL:
         assert "the same command continues" in run.said().splitlines()[-1]
         assert list((out / "work" / "claims").iterdir()) == [], "no stale claim"
@@ -470,7 +470,7 @@ def fork_holder(out: Path, recipe: str, job: str = "a cell") -> multiprocessing.
 
     process = fork.Process(target=hold)
     process.start()
-    until(lambda: key_of(job) in Claims(out).living())
+    until(lambda: key_of(job) in Claims(out).holders())
     return process
 
 
@@ -489,7 +489,7 @@ def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path, monkeyp
     other = fork_holder(out, "")
     elsewhere(out, "another cell")
     run = Run(out, tmp_path / "log")
-    until(lambda: key_of(timing_job(out)) in Claims(out).living())
+    until(lambda: key_of(timing_job(out)) in Claims(out).holders())
     time.sleep(1)
     assert run.process.is_alive()
     assert not (out / "timing").exists()
@@ -514,7 +514,7 @@ def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path, monkeyp
         (["--launcher", "submitit", "--jobs", "2"], "--slurm time=240"),
         (["--launcher", "submitit", "--jobs", "2", "--slurm", "gpu"], "expected KEY=VALUE"),
         (["--launcher", "submitit", "--jobs", "2", "--slurm", "time=9", "--slurm", "colour=red"], "submitit"),
-        (["--gpus", "2", "--workers", "2"], "one worker a GPU"),
+        (["--gpus", "2", "--workers", "2"], "one worker per GPU"),
         (["--gpus", "999"], "that can be used"),
     ],
 )
@@ -540,7 +540,7 @@ def test_workers_get_the_commands_words_without_what_launched_them(tmp_path, mon
     assert (count, more["asked"]) == (2, ["time=9", "partition=gpu"])
     worker = parser().parse_args(own)
     launch.check(argparse.Namespace(**vars(worker), words=own))
-    assert not launch.wanted(worker)
+    assert not launch.uses_other_processes(worker)
     assert worker.out == tmp_path
 
 
@@ -597,10 +597,10 @@ def test_workers_on_gpus_end_with_a_command_that_is_killed(tmp_path):
     command.start()
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
-    assert started(pid) is not None, "control"
+    assert start_time(pid) is not None, "control"
     command.kill()
     command.join()
-    until(lambda: started(pid) is None, 20)
+    until(lambda: start_time(pid) is None, 20)
 
 
 # ------------------------------------------------------------------------------------ two hosts

@@ -29,14 +29,14 @@ def solve(schedule: Schedule, cost: Callable[[Schedule], float], patches: int) -
     """
     search = BudgetSearch(schedule, lambda counts: cost(schedule.counting(counts)))
     for start in search.by_rate(patches)[:STARTS]:
-        counts = search.refined(start, patches)
-        if search.off(counts) <= TOLERANCE:
+        counts = search.refine(start, patches)
+        if search.relative_error(counts) <= TOLERANCE:
             return schedule.counting(counts)
     raise search.unreachable()
 
 
 class BudgetSearch:
-    """A search for the counts whose cost is nearest to a target. It remembers what was tried, at which cost.
+    """A search for the counts whose cost is nearest to a target. It keeps the cost of all counts that were tried.
 
     cost(counts) returns a share of the unreduced model's cost, which rises with the counts, and raises Unreachable for
     fewer tokens than the method can reach.
@@ -46,10 +46,10 @@ class BudgetSearch:
         self.schedule = schedule
         self.cost = cost
         self.target = float(schedule.budget)
-        self.tried: dict[Counts, float] = {}  # 0 for counts that are too few: those that cost enough lie above
+        self.tried: dict[Counts, float] = {}  # 0 for counts that the method cannot reach
 
     def price(self, counts: Counts) -> float:
-        """The cost of these counts, asked for only once; 0 for counts that the method cannot reach."""
+        """The cost of these counts, computed only once; 0 for counts that the method cannot reach."""
         if counts not in self.tried:
             try:
                 self.tried[counts] = self.cost(counts)
@@ -57,12 +57,12 @@ class BudgetSearch:
                 self.tried[counts] = 0.0
         return self.tried[counts]
 
-    def off(self, counts: Counts) -> float:
+    def relative_error(self, counts: Counts) -> float:
         """The distance of these counts' cost from the target, as a share of the target."""
         return abs(self.price(counts) - self.target) / self.target
 
     def by_rate(self, patches: int) -> list[Counts]:
-        """The counts of all keep rates: first those whose cost is nearest to the target, then outwards from there."""
+        """The counts of all keep rates, in order of distance from those whose cost is nearest to the target."""
         chain = rates(patches, len(self.schedule.blocks))
         low = -1
         high = len(chain) - 1
@@ -72,49 +72,49 @@ class BudgetSearch:
                 low = middle
             else:
                 high = middle
-        nearest = min(range(max(low, 0), high + 1), key=lambda place: self.off(chain[place]))
+        nearest = min(range(max(low, 0), high + 1), key=lambda place: self.relative_error(chain[place]))
         return [chain[place] for place in sorted(range(len(chain)), key=lambda place: abs(place - nearest))]
 
-    def refined(self, counts: Counts, patches: int) -> Counts:
-        """These counts, changed one at a time, the last first, until they are within TOLERANCE or nothing helps."""
+    def refine(self, counts: Counts, patches: int) -> Counts:
+        """Change single counts, the last first, until the cost is within TOLERANCE or no change helps; return them."""
         changed = True
-        while changed and self.off(counts) > TOLERANCE:
+        while changed and self.relative_error(counts) > TOLERANCE:
             changed = False
             for stage in reversed(range(len(counts))):
-                better = min(neighbours(counts, stage, patches), key=self.off)
-                if self.off(better) < self.off(counts):
+                better = min(neighbours(counts, stage, patches), key=self.relative_error)
+                if self.relative_error(better) < self.relative_error(counts):
                     counts = better
                     changed = True
         return counts
 
     def unreachable(self) -> Unreachable:
-        """The error for a target that was not met. It names the nearest share that was."""
+        """The error for a target that cannot be met. It names the nearest share that was found."""
         reached = {counts: price for counts, price in self.tried.items() if price}
         asked = f"{self.target:g} of the unreduced model's {self.schedule.unit}"
         start = f"schedule {self.schedule.text!r}: the method cannot cost {asked}"
         if not reached:
             return Unreachable(f"{start}, nor come near it")
-        nearest = min(reached, key=self.off)
+        nearest = min(reached, key=self.relative_error)
         tokens = spell(nearest, self.schedule.blocks)
-        return Unreachable(f"{start}; the nearest it reaches is {reached[nearest]:.3f}, by {tokens}")
+        return Unreachable(f"{start}; the nearest it reaches is {reached[nearest]:.3f}, with {tokens}")
 
 
 @cache
 def rates(patches: int, stages: int) -> tuple[Counts, ...]:
-    """Every tuple of counts that a keep rate in (0, 1] can ask for, at least 1 each, from the fewest tokens up."""
+    """Every tuple of counts that some keep rate in (0, 1] gives, each count at least 1, in rising order."""
     places = product(range(1, stages + 1), range(2, patches + 1))
     steps = sorted(((k / patches) ** (1 / stage), stage, k) for stage, k in places)
     counts = [1] * stages
     chain = [tuple(counts)]
     for (rate, stage, k), following in zip(steps, [*steps[1:], (2.0, 0, 0)]):
         counts[stage - 1] = k
-        if following[0] - rate > 1e-12:  # steps at the same rate are one
+        if following[0] - rate > 1e-12:  # steps at the same rate count as one
             chain.append(tuple(counts))
     return tuple(chain)
 
 
 def neighbours(counts: Counts, stage: int, patches: int) -> Iterator[Counts]:
-    """The counts with that of one stage replaced by every value that does not exceed what arrives at a block."""
+    """Every tuple of counts that differs from these in one stage at most and never rises from block to block."""
     most = counts[stage - 1] if stage else patches
     least = counts[stage + 1] if stage + 1 < len(counts) else 1
     return ((*counts[:stage], k, *counts[stage + 1 :]) for k in range(least, most + 1))

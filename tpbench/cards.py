@@ -27,7 +27,7 @@ class Card:
 
     name: str
     title: str
-    family: str = ""  # one of FAMILIES; empty for the unreduced model and for plug-ins that do not say
+    family: str = ""  # one of FAMILIES; empty for the unreduced model and for plug-ins that name none
     count: str = "exact"  # one of COUNTS
     paper: str = ""
     venue: str = ""
@@ -39,7 +39,7 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.family not in ("", *FAMILIES):
-            raise ValueError(f"{self.name} is of no known family: {self.family!r}; known: {', '.join(FAMILIES)}")
+            raise ValueError(f"{self.name} has an unknown family {self.family!r}; known: {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Broken:
 def installed_files() -> Iterator[tuple[str, Path]]:
     """(module, source file) of every module that the entry points name or contain.
 
-    Nothing is imported. Raises UsageError where no method is installed, or an entry point names what is not there.
+    Nothing is imported. Raises UsageError if no method is installed or an entry point names a missing module.
     """
     entries = _entries(entry_points, tuple(sys.path))
     if not entries:
@@ -78,13 +78,13 @@ def installed_files() -> Iterator[tuple[str, Path]]:
 
 @lru_cache(maxsize=8)
 def _entries(find: Callable[..., Iterable[EntryPoint]], places: tuple[str, ...]) -> list[EntryPoint]:  # noqa: ARG001
-    """The entry points of the group, sorted; asked for once in a process: that reads every installed package."""
+    """The entry points of the group, sorted. Cached, because finding them reads every installed package."""
     return sorted(find(group=GROUP), key=lambda entry: entry.name)
 
 
 @lru_cache(maxsize=1000)
 def cards_in(module: str, path: Path, changed: int) -> tuple[Card, ...]:  # noqa: ARG001
-    """The cards in a file's source, parsed once as long as its time of change stays.
+    """The cards in a file's source, cached until its modification time changes.
 
     Raises SyntaxError, ValueError or TypeError for cards that cannot be read.
     """

@@ -36,19 +36,19 @@ class Needs(Flag):
     QUERIES = auto()
     INPUT = auto()
     SHIFT = auto()
-    ATTENTION = KEYS | VALUES | CLS | RECEIVED | QUERIES  # what only the attention can tell
+    ATTENTION = KEYS | VALUES | CLS | RECEIVED | QUERIES  # computed within the attention
 
 
 class Probe(NamedTuple):
-    """The block that reduces; what the method does not need is None.
+    """What a method sees of the block that reduces. Fields that it does not need are None.
 
     keys, values [B, H, P + N, D]  after any query/key normalisation, before any rotation
     cls      [B, N]  attention that the class token pays to each body token, mean over heads
     received [B, N]  attention that each body token gets: summed over all queries, mean over heads
     own      [B, N]  the part of `received` that the token pays to itself (the diagonal)
-    queries, turned [B, H, P + N, D]  queries times the scale, and the keys that they meet (both turned where the model
-             has a rotary embedding): softmax(queries turned^T) is the attention, but for weights on keys
-    input    [B, P + N, C]  what the attention read: the block's normalised input
+    queries, turned [B, H, P + N, D]  queries times the scale, and the keys that they are compared with, both rotated
+             where the model has a rotary embedding: softmax(queries turned^T) is the attention without key weights
+    input    [B, P + N, C]  the input of the attention: the block's normalised tokens
     shift    [B, N] float32  how far the branch before the site moved each body token (L2): the attention at the site
              mid, the MLP at the site end; without gradient
     """
@@ -71,7 +71,7 @@ class Setup(NamedTuple):
     stage: int  # 0-based index among the blocks that reduce
     stages: int  # how many blocks reduce
     tokens: int  # N: body tokens that arrive
-    k: int  # K: body tokens that must leave
+    k: int  # K: body tokens that must be left
     patches: int  # body tokens the model starts with
     width: int  # C
     heads: int  # H
@@ -82,7 +82,7 @@ class Setup(NamedTuple):
 class Output(NamedTuple):
     """What a token model returns in every mode.
 
-    logits [B, classes], the tokens behind the final norm, and the body tokens that left each block.
+    logits [B, classes], the tokens after the final norm, and the body tokens that left each block.
     """
 
     logits: Tensor
@@ -95,7 +95,7 @@ class Downsampler(nn.Module):
 
     needs: ClassVar[Needs] = Needs.NONE
     reduces: ClassVar[bool] = True  # False: the method is the unreduced model and has no schedule
-    weighted_attention: ClassVar[bool] = False  # later keys count by size or key_weight (proportional attention)
+    weighted_attention: ClassVar[bool] = False  # later attention counts keys by size or key_weight
     masks: ClassVar[bool] = False  # tokens are hidden and none is removed; about K stay alive
     teacher: ClassVar[bool] = False  # `objective` is called with the unreduced model's Output
     backbone_lr_scale: ClassVar[float] = 1.0  # learning rate of the backbone relative to the method's parameters
@@ -128,7 +128,7 @@ class Downsampler(nn.Module):
         A method that draws at random uses torch's default generator. The harness seeds it before every epoch,
         evaluation and measurement, in the same way for all methods.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it reduces")
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:  # noqa: ARG002
         """Further loss terms (scalars, by name) from the outputs of the student and of the frozen teacher.
@@ -140,8 +140,8 @@ class Downsampler(nn.Module):
     def macs(self) -> int:
         """Multiply-adds of this instance for one image at inference, in closed form.
 
-        They must equal what the counter finds: those of matrix products and registered custom operators; sorting,
-        gathering and adding count nothing. The harness counts the cost of the probe.
+        They must equal what the counter finds: matrix products and registered custom operators count; sorting,
+        gathering and adding do not. The harness adds the cost of the probe.
         """
         return 0
 
@@ -160,17 +160,18 @@ class Downsampler(nn.Module):
 
 
 class Search(Downsampler):
-    """The base of searches for K (`tpbench search`), with one instance for every block. No token is removed meanwhile.
+    """The base of searches for K (`tpbench search`), with one instance for every block.
 
-    The parameters and the Config are those of the search. The counts that it learns work with any method.
+    No token is removed during the search. The parameters and the Config are those of the search. The learned counts
+    work with any method.
     """
 
     masks = True
 
     def kept(self, arriving: Tensor) -> Tensor:
-        """Tokens to keep of those that arrive, as learned so far: scalars with a gradient, not whole numbers."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it has learned")
+        """The number of arriving tokens to keep, as learned so far: a real-valued scalar with a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement kept")
 
     def penalty(self, share: Tensor) -> Tensor:
         """This block's term of the loss. share is the cost of all blocks' `kept` as a share of the unreduced MACs."""
-        raise NotImplementedError(f"{type(self).__name__} has no reason to keep fewer tokens")
+        raise NotImplementedError(f"{type(self).__name__} does not implement penalty")

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("tpbench", "torch", "torchvision", "timm", "deepspeed", "numpy", "triton", "numba")
-GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of the drivers that torch computes on
+GPU_FILES = (
+    "/dev/nvidiactl",
+    "/dev/nvidia0",
+    "/dev/kfd",
+    "/dev/dxg",
+)  # device files of the GPU drivers that torch supports
 
 
 def device(name: str) -> torch.device:
-    """The device of a name: auto (the GPU if there is one), cpu or cuda.
+    """The device with this name: auto (the GPU if there is one), cpu or cuda.
 
     Under torchrun, each rank has a GPU of its own. Raises UsageError for an unknown name, and for cuda without a GPU.
     """
-    import torch  # here and below, because a run that finds nothing to do loads none
+    import torch  # here and below, because a run with nothing left to do does not load it
 
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda")
@@ -36,8 +41,8 @@ def device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def begin(workers: int, name: str) -> None:
-    """Check the device, and keep this process to one thread if workers of one thread each run beside it.
+def prepare_process(workers: int, name: str) -> None:
+    """Check the device, and limit this process to one thread if several workers of one thread each share the CPU.
 
     Raises UsageError as `device` does.
     """
@@ -48,9 +53,9 @@ def begin(workers: int, name: str) -> None:
 
 
 def make_deterministic() -> None:
-    """Let torch compute with deterministic algorithms alone from now on, in this process; before CUDA is initialised.
+    """Make torch use only deterministic algorithms in this process. Call this before CUDA is initialised.
 
-    An operator that has none raises RuntimeError. CUBLAS_WORKSPACE_CONFIG is set where it is not, as cuBLAS needs it.
+    An operator without one raises RuntimeError. CUBLAS_WORKSPACE_CONFIG, which cuBLAS needs, is set if it is not yet.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
@@ -61,7 +66,7 @@ def make_deterministic() -> None:
 
 
 def dtype(name: str, where: torch.device) -> torch.dtype:
-    """The dtype of a name: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16. Raises UsageError."""
+    """The dtype with this name: auto (bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16. Raises UsageError."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,18 +83,22 @@ def machine(where: torch.device, host: str) -> str:
         import torch
 
         return f"{slug(torch.cuda.get_device_name(where))}-{host}"
-    return f"{slug(cpu_name())}-{cores()}c-{host}"
+    return _cpu_machine(host)
 
 
 def machine_of(name: str, host: str) -> str:
-    """The machine's name by the name of a device: auto, cpu or cuda. Loads torch only if there may be a GPU.
+    """The machine's name, given a device's name: auto, cpu or cuda. Loads torch only if there may be a GPU.
 
-    On Linux there is none without a device file of its driver.
+    On Linux there is no GPU without a device file of its driver.
     """
     no_gpu = sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
     if name == "cpu" or (name == "auto" and no_gpu):
-        return f"{slug(cpu_name())}-{cores()}c-{host}"
+        return _cpu_machine(host)
     return machine(device(name), host)
+
+
+def _cpu_machine(host: str) -> str:
+    return f"{slug(cpu_name())}-{cores()}c-{host}"
 
 
 def cores() -> int:
@@ -110,7 +119,7 @@ def cpu_name() -> str:
 def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
     """The hardware, threads, dtype and package versions of a measurement, as a record keeps them.
 
-    A record without `deterministic` is older than this entry: it was measured with any algorithm.
+    Records without `deterministic` are older than this entry and were measured with any algorithms.
     """
     import torch
 
@@ -129,7 +138,7 @@ def describe(where: torch.device, chosen: torch.dtype) -> dict[str, Any]:
 
 
 def git() -> dict[str, Any]:
-    """The commit that the code runs from, and whether it was changed since; empty outside a checkout."""
+    """The commit that the code runs from, and whether files were changed since; empty outside a checkout."""
     folder = Path(__file__).parent
 
     def ask(*words: str) -> str | None:

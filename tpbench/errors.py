@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 def one_line(text: str) -> str:
-    """A text with spaces for its line ends, as where it quotes a file's name."""
+    """The text with spaces in place of its line breaks."""
     return " ".join(text.splitlines())
 
 
-def in_short(error: BaseException) -> str:
-    """An error's message in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+def in_short(error: BaseException, limit: int = 300) -> str:
+    """An error's message in one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]
 
 
 class UsageError(ValueError):
@@ -31,7 +31,7 @@ class ScheduleError(UsageError):
 
 
 class Unreachable(ScheduleError):
-    """A valid budget that a method cannot meet. The message names the nearest budget that it can."""
+    """A valid budget that a method cannot meet. The message names the nearest budget that it can meet."""
 
 
 class UnsupportedModel(UsageError):
@@ -39,11 +39,11 @@ class UnsupportedModel(UsageError):
 
 
 class DataError(UsageError):
-    """A data set that is missing, unreadable or other than the recipe describes."""
+    """A data set that is missing, unreadable or different from what the recipe describes."""
 
 
 class CellFailed(RuntimeError):
-    """One cell of the benchmark failed (diverged, ran out of memory). The other cells run all the same."""
+    """One cell of the benchmark failed (diverged, ran out of memory). The other cells still run."""
 
 
 class OutOfTime(Exception):
@@ -52,7 +52,7 @@ class OutOfTime(Exception):
 
 @contextmanager
 def explain_out_of_memory(where: str, images: int, remedy: str, kind: type[Exception] = CellFailed) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into CellFailed and suggest a batch that may fit. No size is changed here.
+    """Turn torch's out-of-memory errors into CellFailed and suggest a batch that may fit. Nothing shrinks by itself.
 
     where names what ran ("in training") and images how many it took at a time; remedy names the recipe line or flag to
     change; kind is raised instead of CellFailed where the user chose the batch on the command line.

@@ -20,10 +20,10 @@ from tpbench.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What one model made of one set of images.
+    """Which images of one set a model classified right.
 
     images: the digest that identifies the images and their order; right: [I] bool, False where not tested;
-    tested: [I] bool, at least one of them. Anything else is refused with UsageError.
+    tested: [I] bool, at least one of them. Raises UsageError for anything else.
     """
 
     images: str
@@ -69,7 +69,7 @@ def pack(own: Outcomes) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> Outcomes:
-    """The inverse of `pack`. What is no packed outcomes, or has another length than it says, is refused."""
+    """The inverse of `pack`. Raises UsageError for anything else, also for bytes that do not fit the count."""
     try:
         images = str(packed["images"])
         count = int(packed["count"])
@@ -89,7 +89,7 @@ def _decoded(text: str) -> np.ndarray:
 
 
 def _bits(data: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` bits. The rest of the last byte is zero, and there is no other byte."""
+    """The first `count` bits. Raises UsageError unless the rest of the last byte is zero and no other byte follows."""
     bits = np.unpackbits(data).astype(bool)
     if count < 0 or len(data) != (count + 7) // 8 or bits[count:].any():
         raise UsageError(f"packed outcomes hold {len(data)} bytes that do not fit their count of {count} images")
@@ -102,7 +102,7 @@ def _bits(data: np.ndarray, count: int) -> np.ndarray:
 def paired(a: Mapping[int, Outcomes], b: Mapping[int, Outcomes]) -> np.ndarray:
     """a minus b image by image, for the seeds that both have: [S, I] in points (-100, 0, 100), NaN where not tested.
 
-    Both must have tested the same images of one set, seed by seed; anything else is refused with UsageError.
+    Raises UsageError unless both have tested the same images of one set, seed by seed.
     """
     seeds = sorted(a.keys() & b.keys())
     if not seeds:

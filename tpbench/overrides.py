@@ -1,8 +1,8 @@
-"""Lines of a recipe that the command line gives other values: `--set finetune.epochs=5`.
+"""Overrides: values that the command line gives to lines of a recipe, as in `--set finetune.epochs=5`.
 
 A line is named by its dotted path in the recipe's dataclasses and mappings. Its value is written as in JSON or TOML (a
-word without quotes is text) and must have the line's type. Which lines exist is read from the types: nothing is listed
-here twice. Values of a mapping, such as model_args, may be added; a field may not.
+word without quotes is text) and must have the line's type. The types of the recipe say which lines exist. A mapping,
+such as model_args, may get new entries; a dataclass gets no new fields.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tpbench.errors import UsageError
 from tpbench.registry import nearest
 
 T = TypeVar("T")
-# Lines that have no meaning here, and what to use instead.
-ELSEWHERE = {
+# Lines that --set does not change, and why or what to use instead.
+NOT_OVERRIDABLE = {
     "name": "it names the results; write a recipe file of your own",
     "tuned": "`tpbench tune` finds these lines",
     "reference": "reports read it from the recipe, not from records; write a recipe file of your own",
@@ -39,8 +39,11 @@ class Line(NamedTuple):
         return f"{self.path}={self.text}"
 
 
-def lines(texts: Sequence[str]) -> list[Line]:
-    """The overrides of several `PATH=VALUE`, by path. UsageError for one without a path or value, or a path twice."""
+def parse(texts: Sequence[str]) -> list[Line]:
+    """The overrides in several texts PATH=VALUE, sorted by path.
+
+    Raises UsageError for a text without path or value, and for a path that is given twice.
+    """
     found: dict[str, Line] = {}
     for text in texts:
         path, sign, value = (part.strip() for part in text.partition("="))
@@ -52,11 +55,14 @@ def lines(texts: Sequence[str]) -> list[Line]:
     return [found[path] for path in sorted(found)]
 
 
-def overridden(recipe: T, line: Line) -> T:
-    """The recipe with one line changed. UsageError for a line that does not exist, or a value of another type."""
+def apply(recipe: T, line: Line) -> T:
+    """The recipe with one line changed.
+
+    Raises UsageError for a line that does not exist and for a value of the wrong type.
+    """
     first, *rest = line.path.split(".")
-    if first in ELSEWHERE:
-        raise UsageError(f"--set {line}: {ELSEWHERE[first]}")
+    if first in NOT_OVERRIDABLE:
+        raise UsageError(f"--set {line}: {NOT_OVERRIDABLE[first]}")
     return _replaced(recipe, [first, *rest], line)
 
 
@@ -79,14 +85,16 @@ def _replaced(owner: Any, path: Sequence[str], line: Line) -> Any:
 
 
 def _value(now: Any, kind: Any, rest: Sequence[str], line: Line) -> Any:
-    """The new value of what now has this value and this declared type."""
+    """The new value in the place of `now`, whose declared type is `kind`."""
     if not rest:
         return _parsed(kind, line, now)
     if is_dataclass(now):
         return _replaced(now, rest, line)
     if isinstance(now, Mapping):
         return {**now, rest[0]: _member(now, kind=kind, rest=rest, line=line)}
-    raise UsageError(f"--set {line}: {line.path.removesuffix('.' + '.'.join(rest))} is a value and has no lines in it")
+    raise UsageError(
+        f"--set {line}: {line.path.removesuffix('.' + '.'.join(rest))} is a single value and has no lines in it"
+    )
 
 
 def _member(now: Mapping[str, Any], kind: Any, rest: Sequence[str], line: Line) -> Any:

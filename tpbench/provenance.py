@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 DROPPED = -1  # the owner of a patch that was dropped
-MERGED = -1  # the patch of a token that is none of the input's any more
+MERGED = -1  # the patch of a token that is not a single input patch any more
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Provenance:
 
     grid                rows and columns of the input patches
     owner [B, M] int64  the body token that each input patch has gone into; DROPPED if no token stands for it
-    patch [B, N] int64  the input patch that each body token has come from alone; MERGED if it is made of several
-    exact               False if soft assignments were followed by their strongest part
+    patch [B, N] int64  the one input patch that each body token comes from; MERGED if it comes from several
+    exact               False if only the strongest part of a soft assignment was followed
     """
 
     grid: tuple[int, int]
@@ -45,7 +45,7 @@ class Provenance:
         return replace(self, owner=self._moved(assignment), patch=self.patch.gather(1, index))
 
     def merge(self, assignment: Tensor, k: int) -> Provenance:
-        """After tokens with the same assignment [B, N] int64 in [0, k) became one; a token alone stays what it is."""
+        """After tokens with the same assignment [B, N] int64 in [0, k) became one; a token alone keeps its patch."""
         members = assignment.new_zeros(assignment.shape[0], k).scatter_add_(1, assignment, torch.ones_like(assignment))
         patch = assignment.new_zeros(assignment.shape[0], k).scatter_add_(1, assignment, self.patch)
         return replace(self, owner=self._moved(assignment), patch=torch.where(members == 1, patch, MERGED))
@@ -55,7 +55,7 @@ class Provenance:
         patch = torch.full(share.shape[:2], MERGED, device=share.device)
         return replace(self, owner=self._moved(share.argmax(dim=1)), patch=patch, exact=False)
 
-    def living(self, alive: Tensor | None) -> Provenance:
+    def without_dead(self, alive: Tensor | None) -> Provenance:
         """With the patches of dead tokens dropped: alive [B, N], 0 for the dead, or None."""
         if alive is None:
             return self
@@ -63,9 +63,9 @@ class Provenance:
         return replace(self, owner=self._moved(dead), patch=torch.where(alive > 0, self.patch, MERGED))
 
     def nearest_owner(self) -> Tensor:
-        """The owner of each patch, and for a dropped one that of the nearest patch that has one: [B, M].
+        """The owner of each patch, or for a dropped patch the owner of the nearest patch that has one: [B, M].
 
-        Distances are between the centres of patches; of equally near ones the first in row order counts.
+        Distances are between the centres of patches; among equally near patches the first in row order counts.
         """
         place = on_grid(self.grid, self.owner.device)
         apart = torch.cdist(place, place).expand(self.owner.shape[0], -1, -1)

@@ -60,7 +60,7 @@ class Optim:
     lr: float
     batch_size: int = 32  # images per optimiser step, over all ranks and accumulation steps
     optimizer: str = "adamw"  # any of timm's
-    optimizer_args: dict[str, Any] = field(default_factory=dict)  # what it takes besides, such as {"momentum": 0.95}
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # its further arguments, such as {"momentum": 0.95}
     weight_decay: float = 0.05
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
@@ -77,7 +77,7 @@ class Optim:
     zero_stage: int = 0
     new_lr_scale: float = 1.0  # learning rate of a method's own new parameters, relative to lr
     backbone_lr_scale: float | None = None  # of all other parameters, relative to lr; None: what the method asks for
-    frozen_share: float | None = None  # share of the epochs in which they stand still; None: what the method asks for
+    frozen_share: float | None = None  # share of the epochs without training them; None: what the method asks for
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Measure:
     """How a model's speed is sampled. Reduced and unreduced models take turns, sample by sample."""
 
     batch_sizes: tuple[int, ...] = (1, 32)
-    repeats: int = 30  # 0: nothing is timed beside the training
+    repeats: int = 30  # 0: cells sample no latency; the timing session at the end does
     warmup: int = 5
     compile: bool = False
     cuda_graph: bool = False  # on a GPU: one recorded forward pass, replayed, so that launching is not what is timed
@@ -104,7 +104,7 @@ LATER_IN_TRAINING = {
     "patch_drop": 0.0,
     "patch_drop_until": 1.0,
 }
-# Fields added later; at these defaults they are left out of the digest, so that older digests stay.
+# Fields added later; at these defaults they are left out of the digest, so that older digests stay valid.
 LATER = {
     "data": {"erase": 0.0, "crop": 0.875, "interpolation": "bilinear", "folds": 0},
     "base": LATER_IN_TRAINING,
@@ -136,7 +136,7 @@ class Recipe:
     # By schedule: the variants that are fine-tuned there, where that is not all of them; the others are evaluated off
     # the shelf, which takes seconds.
     finetuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    controls: tuple[str, ...] = ()  # variants that run besides, where their method does; see registry.variants
+    controls: tuple[str, ...] = ()  # variants that also run where their method runs; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool | str = False  # timm's weights from the hub, or those in a file; then the base needs no epochs
     sincos: float | None = None  # temperature of a 2-D sine-cosine start of the position embedding
@@ -155,11 +155,11 @@ class Recipe:
     def __post_init__(self):
         if self.finetune.patch_drop:
             raise UsageError(
-                f"recipe {self.name}: patch_drop is a line of base; methods plan the number of their tokens"
+                f"recipe {self.name}: patch_drop is for the base only; reduced models have a planned number of tokens"
             )
         if unknown := self.finetuned.keys() - set(self.schedules):
             raise UsageError(
-                f"recipe {self.name}: finetuned names schedules that it has not: {', '.join(sorted(unknown))}"
+                f"recipe {self.name}: finetuned names schedules that are not its own: {', '.join(sorted(unknown))}"
             )
 
     def finetune_epochs(self, variant: str, schedule: str) -> int:
@@ -167,7 +167,7 @@ class Recipe:
         return self.finetune.epochs if variant in self.finetuned.get(schedule, (variant,)) else 0
 
     def untrained(self, pretrained: bool | str) -> Recipe:
-        """The same with pretrained weights and without any training, so without tuned lines: all off the shelf."""
+        """The recipe with pretrained weights and no training: every method is evaluated off the shelf."""
         base = replace(self.base, epochs=0)
         finetune = replace(self.finetune, epochs=0)
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune, tuned={})
@@ -183,15 +183,15 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
-        # Which results there are and how they are read, not what they are; a record names its own tuned lines.
+        # These decide which results exist and how they are read, not their values; a record names its own tuned lines.
         readings = ("reference", "margin", "expected_base")
         choices = ("seeds", "workers", "schedules", "methods", "finetuned", "controls", "search", "tuned", *readings)
-        truth = {name: value for name, value in asdict(self).items() if name not in choices}
-        truth["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
-        del truth["data"]["train_images"], truth["data"]["hub"]
+        decisive = {name: value for name, value in asdict(self).items() if name not in choices}
+        decisive["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
+        del decisive["data"]["train_images"], decisive["data"]["hub"]
         for part, later in LATER.items():
-            truth[part] = {line: v for line, v in truth[part].items() if line not in later or v != later[line]}
-        return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()[:12]
+            decisive[part] = {line: v for line, v in decisive[part].items() if line not in later or v != later[line]}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def names() -> list[str]:
@@ -201,7 +201,7 @@ def names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(tpbench.recipes.__path__))
 
 
-def elsewhere(recipe: Recipe, root: Path) -> Recipe:
+def with_data_at(recipe: Recipe, root: Path) -> Recipe:
     """The same recipe with its files in another folder, and there alone: nothing is fetched."""
     if recipe.data.source == "digits":
         raise UsageError(f"recipe {recipe.name} reads no files: its images come with scikit-learn")
@@ -222,10 +222,11 @@ def tuning_path(name: str, recipe: Recipe | None = None) -> Path:
 
 
 def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
-    """A packaged recipe by name, or the recipe in a Python file by path; with what was tuned for it, unless refused.
+    """A packaged recipe by name, or the recipe in a Python file by path.
 
-    lines: overrides such as "finetune.epochs=5". Those that the digest covers become part of the recipe's name, as in
-    digits+finetune.epochs=5, so that every record and table says them and no folder mixes them with the plain recipe.
+    tuned: whether to add the lines of its tuning file, where there is one. lines: overrides such as
+    "finetune.epochs=5". Those that the digest covers become part of the recipe's name, as in digits+finetune.epochs=5,
+    so that every record and table shows them and no folder mixes them with the plain recipe.
     """
     recipe = _overridden(_load(name), lines)
     path = tuning_path(name, recipe)
@@ -237,8 +238,8 @@ def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
 def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
     plain = recipe
     decisive = []
-    for line in overrides.lines(lines):
-        changed = overrides.overridden(recipe, line)
+    for line in overrides.parse(lines):
+        changed = overrides.apply(recipe, line)
         if changed.digest != recipe.digest:
             decisive.append(overrides.canonical(changed, line))
         recipe = changed
@@ -248,7 +249,7 @@ def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:
 def _load(name: str) -> Recipe:
     if name.endswith(".py"):
         path = Path(name)
-        if not os.path.isfile(path):  # false for a name that no file can have, too
+        if not os.path.isfile(path):  # also false for a name that no file can have
             raise UsageError(f"recipe file {name} does not exist")
         spec = importlib.util.spec_from_file_location(f"tpbench_recipe_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)

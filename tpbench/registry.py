@@ -1,8 +1,8 @@
-"""The register of methods: their cards, which are read without importing anything, and their classes when needed.
+"""The registry of methods: their cards, read without importing anything, and their classes when they are needed.
 
 `catalogue()` reads the cards from the source (`tpbench.cards`), so that a list of the methods does not import torch;
 `discover()` imports the files and checks each against its card. Files are found through the entry-point group
-`tpbench.methods`, of which every entry names a module or a package of modules.
+`tpbench.methods`; every entry names a module or a package of modules.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def plug(path: str) -> None:
 
     Raises UsageError for a file that cannot be read, defines no method, or takes the name of another.
     """
-    file = Path(path).resolve() if os.path.isfile(path) else None  # false for a name that no file can have
+    file = Path(path).resolve() if os.path.isfile(path) else None  # also false for a name that no file can have
     if file is None or file.suffix != ".py":
         raise UsageError(f"plug-in {path} is not a Python file")
     module = f"tpbench_plugin_{file.stem}"
@@ -107,7 +107,7 @@ def catalogue() -> tuple[dict[str, Card], list[Broken]]:
                     )
                 cards.setdefault(card.name, card)
         except (SyntaxError, ValueError, TypeError, OSError, MemoryError, RecursionError) as error:
-            broken.append(Broken(module, _said(error)))
+            broken.append(Broken(module, _message(error)))
     return dict(sorted(cards.items(), key=lambda item: (not item[1].unreduced, item[0]))), broken
 
 
@@ -119,7 +119,7 @@ def discover() -> dict[str, type[Downsampler]]:
         try:
             _import(module)
         except (Exception, SystemExit) as error:
-            broken.append(Broken(module, f"{type(error).__name__}: {_said(error)}"))
+            broken.append(Broken(module, f"{type(error).__name__}: {_message(error)}"))
     for card in cards.values():
         if card.name not in _classes:
             broken.append(Broken(card.module, f"{card.name!r} is on its card but was not registered"))
@@ -142,7 +142,9 @@ def method(name: str) -> type[Downsampler]:
         try:
             _import(card.module)
         except (Exception, SystemExit) as error:
-            raise UsageError(f"method file {card.module} is broken: {type(error).__name__}: {_said(error)}") from error
+            raise UsageError(
+                f"method file {card.module} is broken: {type(error).__name__}: {_message(error)}"
+            ) from error
         if name not in _classes:
             raise UsageError(f"method file {card.module} is broken: {name!r} is on its card but was not registered")
     return _classes[name]
@@ -225,8 +227,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _said(error: BaseException) -> str:
-    """An error's message in one line; its kind where it has none."""
+def _message(error: BaseException) -> str:
+    """An error's message in one line, or its type if it has none."""
     return in_short(error) or type(error).__name__
 
 

@@ -92,7 +92,7 @@ class Schedule:
         return ()
 
     def counting(self, counts: Sequence[int]) -> Schedule:
-        """The schedule of these counts at the same blocks."""
+        """A schedule with these counts at the same blocks."""
         return Schedule(spell(counts, self.blocks), self.blocks, kind=Kind.COUNTS, counts=tuple(counts))
 
     def check(self, depth: int) -> None:
@@ -185,7 +185,7 @@ def _blocks(text: str, where: str) -> tuple[int, ...]:
         first = int(match[1])
         last = int(match[2] or first)
         if last - first >= MOST_BLOCKS:
-            raise ScheduleError(f"schedule {text!r}: {part!r} are more blocks than any model has")
+            raise ScheduleError(f"schedule {text!r}: {part!r} names more blocks than any model has")
         blocks.extend(range(first, last + 1))
     if not blocks or any(b >= a for b, a in pairwise(blocks)):
         raise ScheduleError(f"schedule {text!r}: the blocks must be named once each, in rising order")

@@ -34,7 +34,7 @@ class Tokens:
     carry  [B, N] values of a method's own that stay with their tokens, by name, until tokens merge
     key_weight  [B, N] how often proportional attention counts each body token as a key; None: as often as its size
     position    [B, N, 2] float32, row and column of each body token on the patch grid, where the model needs them
-    provenance  which input patches each body token stands for, where it was asked for
+    provenance  which input patches each body token stands for, if it is tracked
     """
 
     x: Tensor
@@ -59,7 +59,7 @@ class Tokens:
         return self.x.shape[1] - self.prefix
 
     def with_x(self, x: Tensor) -> Tokens:
-        """The same tokens with other values x [B, P + N, C]; several times faster than `replace`, at every block."""
+        """The same tokens with other values x [B, P + N, C]; several times faster than `dataclasses.replace`."""
         return Tokens(
             x,
             prefix=self.prefix,
@@ -75,7 +75,7 @@ class Tokens:
 
     @property
     def followed(self) -> bool:
-        """Whether it matters where every token goes: a method must then tell `with_body`."""
+        """Whether positions or provenance are tracked: then a method must tell `with_body` where its tokens go."""
         return self.position is not None or self.provenance is not None
 
     def with_body(
@@ -88,7 +88,7 @@ class Tokens:
         share: Tensor | None = None,
         position: Tensor | None = None,
     ) -> Tokens:
-        """The prefix kept, the body replaced by body [B, K, C], each token standing for size [B, K] patches.
+        """The same prefix with a new body [B, K, C], each token of which stands for size [B, K] patches.
 
         assignment [B, N] int64 in [0, K) says which new token each old one went into, or share [B, K, N] >= 0 how much
         of each old token is in each new one. New tokens lie where the patches they stand for lie on average, unless
@@ -116,8 +116,8 @@ class Tokens:
             return segment_mean(self.position, self.size, assignment, k)
         if share is None:
             raise UnsupportedModel(
-                "the method does not say which tokens its new ones are made of, and a model with rotary position "
-                "embedding must know where they lie"
+                "the method does not say which tokens its new ones are made of, but a model with rotary position "
+                "embedding needs their positions"
             )
         part = parts(self.size, share).clamp(min=1e-20)
         part = part / part.sum(dim=2, keepdim=True)
@@ -171,10 +171,10 @@ class Tokens:
         """
         if self.provenance is None:
             raise UsageError(
-                "the tokens do not say which patches they stand for: call forward_tokens(images, provenance=True), "
+                "the tokens do not say which patches they stand for: call forward_tokens(images, provenance=True) "
                 "with a method that says where its tokens go"
             )
-        known = self.provenance.living(self.alive)
+        known = self.provenance.without_dead(self.alive)
         if dropped == "nearest":
             return rows(self.body, known.nearest_owner())
         dense = rows(self.body, known.owner.clamp(min=0))
@@ -211,7 +211,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spread(size: Tensor, share: Tensor) -> Tensor:
-    """What K new tokens stand for when they are soft means of N tokens: size [B, N], share [B, K, N] -> [B, K].
+    """The patches that each of K soft means of N tokens stands for: size [B, N], share [B, K, N] -> [B, K].
 
     Every token's patches go to the new tokens in proportion to its part in them, so that none is lost.
     """

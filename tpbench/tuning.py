@@ -1,7 +1,7 @@
 """Tuned fine-tuning: what `tpbench tune` found for the methods of a recipe, kept in a file beside the recipe.
 
-The space is the same for every method and small: one trial as recipe and method say, and seven in which all five
-lines are given. The trial with the smallest mean validation loss is chosen, on seeds that no benchmark reports.
+The space is small and the same for every method: one trial with the settings of recipe and method, and seven that
+set all five lines. The trial with the smallest mean validation loss is chosen, on seeds that no benchmark reports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tpbench.record import checked
 if TYPE_CHECKING:
     from tpbench.recipe import Optim, Recipe
 
-SEEDS = (10_000,)  # beyond those that `tpbench run` can be asked for
+SEEDS = (10_000,)  # larger than any seed of `tpbench run`
 
 
 class Trial(NamedTuple):
@@ -91,36 +91,36 @@ class Tuning:
 
 
 def read(path: Path) -> Tuning:
-    """A tuning from its file; one that cannot be read is refused by name."""
+    """A tuning from its file. Raises UsageError that names a file that cannot be used."""
     try:
         return checked(Tuning, path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"tuning file {path} cannot be used ({error}); run `tpbench tune` again") from error
 
 
-def known(recipe: Recipe, path: Path) -> dict[str, Tuned]:
-    """The methods that were tuned for a recipe before; none where the file is not there or of another recipe."""
+def previously_tuned(recipe: Recipe, path: Path) -> dict[str, Tuned]:
+    """The methods that were tuned for a recipe before; none if the file is missing or for another recipe."""
     if not path.exists():
         return {}
     found = read(path)
-    return {} if why_not(found, recipe) else found.methods
+    return {} if why_unusable(found, recipe) else found.methods
 
 
 def lines_for(recipe: Recipe, path: Path) -> dict[str, dict[str, float]]:
-    """The tuned lines for a recipe from a file. Raises UsageError where it was tuned for another recipe or space."""
+    """The tuned lines for a recipe from a file. Raises UsageError if it is for another recipe or space."""
     found = read(path)
-    if reason := why_not(found, recipe):
+    if reason := why_unusable(found, recipe):
         remedy = f"run `tpbench tune --recipe {recipe.name}` again or delete the file"
         raise UsageError(f"tuning file {path} {reason}; {remedy}")
     return found.lines()
 
 
-def why_not(found: Tuning, recipe: Recipe) -> str:
+def why_unusable(found: Tuning, recipe: Recipe) -> str:
     """Why a tuning cannot be used for a recipe; empty where it can."""
     if found.recipe != recipe.name:
-        return f"is of recipe {found.recipe!r}, not {recipe.name!r}"
+        return f"is for recipe {found.recipe!r}, not {recipe.name!r}"
     if found.digest != recipe.digest:
-        return f"is of another version of recipe {recipe.name!r}"
+        return f"is for another version of recipe {recipe.name!r}"
     if found.space != space(recipe.finetune):
         return "was made with another space of trials"
     return ""

@@ -107,7 +107,7 @@ def reducer(model: vit.TokenViT, tokens: Tokens, dtype: torch.dtype) -> Operatio
     """A reducer after attention. bytes: tokens and results of attention read once, kept tokens written once."""
     first = model.blocks[0]
     attended, probe = inference(lambda: first.attend(tokens), dtype)()
-    probe = first.shifted(probe, attended)
+    probe = first.with_shift(probe, attended)
     after = inference(lambda: first.reducer(tokens, probe), dtype)()
     moved = tokens.x.nbytes + sum(seen.nbytes for seen in probe if seen is not None) + after.x.nbytes
     facts = {"k": after.count, "macs": len(tokens.x) * first.reducer.macs(), "bytes": moved}

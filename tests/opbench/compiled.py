@@ -99,7 +99,7 @@ def launches(dtype: torch.dtype) -> list[tuple[ModuleType, Callable[[], object]]
     score = empty(BATCH, BODY, dtype=torch.float32)
     first = empty(BATCH, KEPT, dtype=torch.int64)
     x = empty(BATCH, TOKENS, WIDTH)[:, 1:]
-    pairs = distances_triton.room_for_pairs(x)
+    pairs = distances_triton.empty_pairs(x)
     return [
         (attention_triton, lambda: attention_triton.attend_and_receive(q, k, v, bias=None, scale=0.125)),
         (attention_triton, lambda: attention_triton.attend_and_receive(q, k, v, bias=bias, scale=0.125)),

@@ -1,1 +1,1 @@
-"""The benchmark: its plan, its loop, its jobs and the folder that keeps what they find."""
+"""The benchmark: its plan, its loop, its jobs and the folder that keeps their results."""

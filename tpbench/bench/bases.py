@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from tpbench.bench.look import weights_path
 from tpbench.bench.models import build_base
+from tpbench.bench.results_folder import weights_path
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import UsageError
 from tpbench.record import replace_bytes

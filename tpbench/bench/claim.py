@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tpbench.bench.host import host, place, started
+from tpbench.bench.host import host, pid_scope, start_time
 from tpbench.errors import OutOfTime
 from tpbench.record import checked, slug
 
@@ -34,7 +34,7 @@ FOLDER = "folder"  # the job of a process that holds the folder
 NAME = re.compile(r"(.+)\.(\d+)\.json")
 
 
-class Lost(OutOfTime):
+class ClaimLost(OutOfTime):
     """Another worker took over this worker's job, because its heartbeat had stopped."""
 
 
@@ -57,9 +57,9 @@ class Holder:
         return f"{self.host}, process {self.pid}"
 
     @property
-    def here(self) -> bool:
+    def on_this_host(self) -> bool:
         """Whether this process can see the holder's process."""
-        return self.place == place()
+        return self.place == pid_scope()
 
 
 UNKNOWN = Holder("", host="an unknown host", pid=0, start="", place="")
@@ -86,7 +86,7 @@ class Claim:
         self._heart.start()
 
     def release(self) -> None:
-        """Stop the heartbeat and delete the file, if it still belongs to this claim; also where a signal interrupts."""
+        """Stop the heartbeat and delete the file, if it still belongs to this claim, even if a signal interrupts."""
         try:
             self._end()
         except (KeyboardInterrupt, SystemExit):
@@ -109,7 +109,7 @@ class Claim:
             except FileNotFoundError:
                 self.lost = True
                 return
-            except OSError:  # the file server is away; so is everybody who could take the job over
+            except OSError:  # the file server is unreachable, also for everybody who could take the job over
                 continue
 
 
@@ -120,7 +120,7 @@ class Watched:
     beat: int  # the file's time of change, in nanoseconds
     looked: float  # when, by this process's monotonic clock
     still: float = 0.0  # seconds of watching without a heartbeat
-    beaten: bool = False  # whether it was seen to beat
+    beaten: bool = False  # whether a heartbeat was seen
 
 
 class Claims:
@@ -132,7 +132,7 @@ class Claims:
         self.command = os.getpid()
         self._watched: dict[str, Watched] = {}
 
-    def living(self) -> dict[str, Holder]:
+    def holders(self) -> dict[str, Holder]:
         """The holder of every living claim, by the key of its job."""
         newest: dict[str, int] = {}
         for key, number in self._files():
@@ -142,7 +142,7 @@ class Claims:
 
     def others(self) -> list[Holder]:
         """The holders of living claims in other processes."""
-        return [holder for holder in self.living().values() if not (holder.here and holder.pid == os.getpid())]
+        return [holder for holder in self.holders().values() if not (holder.on_this_host and holder.pid == os.getpid())]
 
     def take(self, job: str, alone: bool = False) -> Claim | None:
         """Claim a job; None if a living process holds it or was faster."""
@@ -168,9 +168,9 @@ class Claims:
             raise
         return claim
 
-    def bury(self) -> None:
+    def delete_dead(self) -> None:
         """Delete the claims of dead processes."""
-        living = self.living()
+        living = self.holders()
         for key in {key for key, _ in self._files()} - living.keys():
             for number in sorted(number for found, number in self._files() if found == key):
                 holder = self._parsed(self._read(self._path(key, number))[0])
@@ -178,18 +178,18 @@ class Claims:
                 if claim is not None:
                     claim.release()
 
-    def certain(self, holder: Holder) -> bool:
+    def is_certain(self, holder: Holder) -> bool:
         """Whether the holder of a living claim is certainly alive; on another host, only after a heartbeat was seen."""
         watched = self._watched.get(holder.token)
-        return holder.here or (watched is not None and watched.beaten)
+        return holder.on_this_host or (watched is not None and watched.beaten)
 
     def _content(self, job: str, alone: bool) -> bytes:
         holder = Holder(
             job=job,
             host=host(),
             pid=os.getpid(),
-            start=started(os.getpid()) or "",
-            place=place(),
+            start=start_time(os.getpid()) or "",
+            place=pid_scope(),
             command=self.command,
             recipe=self.recipe,
             alone=alone,
@@ -217,8 +217,8 @@ class Claims:
         if text is None:
             return None
         holder = self._parsed(text)
-        if holder.here:
-            return holder if started(holder.pid) == holder.start else None
+        if holder.on_this_host:
+            return holder if start_time(holder.pid) == holder.start else None
         return holder if self._fresh(holder.token or path.name, beat) else None
 
     @staticmethod

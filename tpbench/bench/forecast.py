@@ -2,8 +2,9 @@
 
 Counted: the multiply-adds of every cell's training, three forward passes for each image and epoch. Measured: the speed
 of the unreduced base over a few training steps on this machine, with random images in memory. Assumed: that training
-time is proportional to multiply-adds, these to the patches that patch dropout leaves and, on a machine without a GPU,
-the throughput of a GPU. Left out: evaluation, latency samples, reading and decoding images, compilation.
+time is proportional to multiply-adds, that multiply-adds are proportional to the patches left by patch dropout, and, on
+a machine without a GPU, the throughput of a GPU. Left out: evaluation, latency samples, reading and decoding images,
+compilation.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def forecast(plan: Plan) -> Forecast:
 
 
 def _macs(recipe: Recipe, model: torch.nn.Module, *, cell: Cell, base_macs: int) -> float | None:
-    """A cell's multiply-adds; for a share of the latency, which is yet to be measured, that share of the base's."""
+    """A cell's multiply-adds; for a share of the latency, not measured yet, that share of the base's."""
     if cell.needs_clock:
         return float(cell.schedule.budget) * base_macs
     try:
@@ -120,7 +121,7 @@ def _macs(recipe: Recipe, model: torch.nn.Module, *, cell: Cell, base_macs: int)
 def train_images(lines: Data, where: torch.device) -> int:
     """Images of the training part: counted if the files are there, otherwise as many as the recipe says.
 
-    Raises UsageError if neither says.
+    Raises UsageError if neither is known.
     """
     if lines.source == "digits" or (lines.root and Path(lines.root).exists()):
         return len(data.load(lines, where).train)
@@ -130,7 +131,7 @@ def train_images(lines: Data, where: torch.device) -> int:
 
 
 def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tuple[float, int]:
-    """Train the unreduced model on random images; its images per second, and the images of a step."""
+    """Train the unreduced model on random images; return its images per second and the images of a step."""
     optim = recipe.finetune if recipe.base.epochs == 0 else recipe.base
     batch = optim.batch_size // optim.accumulation
     if where.type == "cpu":

@@ -1,4 +1,4 @@
-"""This host and its processes: what tells one host from another, and whether a process still runs."""
+"""This host and its processes: the host's name, where process ids are comparable, and whether a process runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def host() -> str:
 
 
 @cache
-def place() -> str:
-    """Where pids of this process's kind can be compared: the host, its boot and the namespace of pids."""
+def pid_scope() -> str:
+    """The scope in which process ids are comparable: the host, its boot and its pid namespace."""
     parts = [host()]
     with contextlib.suppress(OSError):
         parts.append((PROCESSES / "sys/kernel/random/boot_id").read_text().strip())
@@ -26,10 +26,10 @@ def place() -> str:
     return " ".join(parts)
 
 
-def started(pid: int) -> str | None:
-    """When a process of this place started, in ticks since the boot; None for one that has ended.
+def start_time(pid: int) -> str | None:
+    """When a process in this `pid_scope` started, in ticks since the boot; None for one that has ended.
 
-    An empty text where the system does not say. A pid that is used again has another start.
+    Empty text where the system does not report it. A pid that is used again has another start time.
     """
     if not (PROCESSES / "self/stat").exists():
         import psutil  # here, because Linux needs none

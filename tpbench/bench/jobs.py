@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tpbench.bench.progress import Progress
-from tpbench.bench.pull import Context, Job, pull
+from tpbench.bench.worker import Context, Job, pull
 from tpbench.errors import CellFailed, OutOfTime
 
 __all__ = ["Job", "side_by_side"]
@@ -29,31 +29,33 @@ MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to so many bytes at o
 
 
 def side_by_side(
-    jobs: Sequence[Job], workers: int, here: Context, make: Callable[[], Context], progress: Progress
+    jobs: Sequence[Job], workers: int, context: Context, make_context: Callable[[], Context], progress: Progress
 ) -> set[str]:
-    """Do jobs with `workers` workers (see `tpbench.bench.pull`); the names of the jobs left to other commands' workers.
+    """Do jobs with several workers (`tpbench.bench.worker`); return the names of the jobs left to other commands.
 
-    Each worker process makes its own context by make(), which must pickle. A single worker is this process, with the
-    context `here`. Raises CellFailed when a worker dies (killed, out of memory), and OutOfTime, once all workers have
-    stopped, when the time limit was reached; what was finished is kept.
+    A single worker is this process and uses `context`. Several workers are processes, each of which calls
+    make_context(), which must pickle. Raises CellFailed when a worker dies (killed, out of memory). Raises OutOfTime
+    when the time limit was reached and all workers have stopped; finished work is kept.
     """
     try:
         if workers <= 1 or not jobs:
-            return pull(jobs, here, progress)
-        return _in_processes(jobs, min(workers, len(jobs)), make=make, progress=progress)
+            return pull(jobs, context, progress)
+        return _in_processes(jobs, min(workers, len(jobs)), make_context=make_context, progress=progress)
     finally:
         progress.stop()
-        if here.writes:
+        if context.writes:
             with contextlib.suppress(OSError):  # the error that ended the jobs is reported, not this one
-                here.claims.bury()
+                context.claims.delete_dead()
 
 
-def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Context], progress: Progress) -> set[str]:
+def _in_processes(
+    jobs: Sequence[Job], workers: int, make_context: Callable[[], Context], progress: Progress
+) -> set[str]:
     # Fork, so that the imports, which take seconds, run once. This is safe here because this process has computed on
     # one thread only, uses no GPU and starts its own threads later.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     receiver, sender = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make, sender, os.getpid()))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make_context, sender, os.getpid()))
     listener = threading.Thread(target=_listen, args=(receiver, progress), daemon=True)
     try:
         running = [pool.submit(_work, jobs) for _ in range(workers)]
@@ -77,7 +79,7 @@ def _in_processes(jobs: Sequence[Job], workers: int, make: Callable[[], Context]
 
 
 def _results(running: Sequence[Future]) -> set[str]:
-    """The jobs that were left to others. Raises the first error, or OutOfTime if every worker has stopped for it."""
+    """The jobs left to other commands. Raises the first error, or OutOfTime if the time limit stopped the workers."""
     ended, _ = wait(running, return_when=FIRST_EXCEPTION)
     left_to_others = [future.result() for future in ended]
     if None in left_to_others:
@@ -85,7 +87,7 @@ def _results(running: Sequence[Future]) -> set[str]:
     return set().union(*left_to_others)
 
 
-def _begin(make: Callable[[], Context], updates: Connection, parent: int) -> None:
+def _begin(make_context: Callable[[], Context], updates: Connection, parent: int) -> None:
     """Start a worker process: one thread computes, another ends the process when its parent has ended."""
     global _context, _display
     import torch
@@ -94,12 +96,12 @@ def _begin(make: Callable[[], Context], updates: Connection, parent: int) -> Non
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _display = Messages(updates)
-    _context = make()
+    _context = make_context()
     _context.claims.command = parent
 
 
 def _work(jobs: Sequence[Job]) -> set[str] | None:
-    """Pull jobs in a worker process; None where the time limit ended that."""
+    """Do jobs in a worker process; None if the time limit stopped it."""
     try:
         return pull(jobs, _context, _display)
     except OutOfTime:
@@ -127,13 +129,13 @@ class Messages:
         """A job of this worker is done."""
         self.send("finish", name, counts)
 
-    def gone(self, name: str, counts: bool) -> None:
+    def done_elsewhere(self, name: str, counts: bool) -> None:
         """Another command's worker has done a job."""
-        self.send("gone", name, counts)
+        self.send("done_elsewhere", name, counts)
 
-    def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
+    def show_other_runs(self, holders: dict[str, str], waiting: bool) -> None:
         """Workers of other commands hold jobs; the first ten of them fit into a message."""
-        self.send("elsewhere", dict(list(holders.items())[:10]), waiting)
+        self.send("show_other_runs", dict(list(holders.items())[:10]), waiting)
 
     def send(self, *words: Any) -> None:
         """Send the name of one of Progress's methods, and its arguments."""

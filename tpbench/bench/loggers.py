@@ -1,7 +1,7 @@
-"""Loggers: the training loss of every epoch and the final metrics, a run for every job, beside the records.
+"""Loggers: the training loss of every epoch and the final metrics, a run for every job, in addition to the records.
 
-They are fed by what progress shows, after it was computed: nothing that is trained or measured depends on them. The
-losses have the three decimals that progress shows; the exact ones are in the records. Of several ranks the first logs.
+They receive what progress shows, after it was computed, so nothing that is trained or measured depends on them. The
+losses have the three decimals that progress shows; the exact ones are in the records. Only the first rank logs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Protocol
 
 from tpbench import environment
 from tpbench.bench.jobs import Job
-from tpbench.bench.look import found
 from tpbench.bench.plan import Cell, Plan
 from tpbench.bench.progress import Progress
+from tpbench.bench.results_folder import record_of
 from tpbench.errors import UsageError
 from tpbench.record import Record, Store, host_id, slug
 
@@ -30,7 +30,7 @@ LOSS = "training loss"
 
 
 class Run(Protocol):
-    """What all loggers know as a run."""
+    """One run of a logger, as all loggers offer it."""
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Log the values of one step, by name."""
@@ -87,7 +87,7 @@ def _installed(name: str) -> ModuleType:
 
 
 class LoggedProgress(Progress):
-    """Progress that a logger gets too. logger: a name of LOGGERS; UsageError where it is not installed."""
+    """Progress that is also logged. logger is a name of LOGGERS; raises UsageError if it is not installed."""
 
     def __init__(self, plan: Plan, logger: str, quiet: bool = False) -> None:
         super().__init__(quiet)
@@ -131,7 +131,7 @@ class LoggedProgress(Progress):
     def _log(self, name: str, values: dict[str, float], step: int) -> None:
         if not self.logs:
             return
-        with contextlib.redirect_stdout(sys.stderr):  # where results are no place for a logger's greeting
+        with contextlib.redirect_stdout(sys.stderr):  # a logger's greeting does not belong to the results
             if name not in self.runs:
                 self.runs[name] = self.open(name)
             self.runs[name].log(values, step=step)
@@ -140,4 +140,4 @@ class LoggedProgress(Progress):
         if name not in self.cells:
             return None
         machine = environment.machine_of(self.plan.device, host_id(self.plan.out / "work"))
-        return found(Store.of(self.plan.out), machine, self.cells[name])
+        return record_of(Store.of(self.plan.out), machine, self.cells[name])

@@ -25,7 +25,7 @@ FINETUNE_SEED_STEP = 1_000_000  # larger than any cell's seed
 class Settings(NamedTuple):
     """The settings of a variant: the site where it reduces, its fine-tuning seed, and those of the method.
 
-    live: whether a share of the MACs is met by the tokens that live, not by all that the method is given room for.
+    live: whether only living tokens count towards a share of the MACs, and padding does not.
     """
 
     site: str
@@ -40,26 +40,26 @@ def settings(recipe: Recipe, variant: Variant) -> Settings:
     site = method.pop("site", recipe.site)
     finetune_seed = method.pop("finetune_seed", 0)
     if type(finetune_seed) is not int or not 0 <= finetune_seed < MOST_FINETUNE_SEEDS:
-        raise UsageError(f"{variant}: finetune_seed is a whole number from 0 to {MOST_FINETUNE_SEEDS - 1}")
+        raise UsageError(f"{variant}: finetune_seed must be a whole number from 0 to {MOST_FINETUNE_SEEDS - 1}")
     live = method.pop("live", False)
     if type(live) is not bool:
-        raise UsageError(f"{variant}: live is True or False")
+        raise UsageError(f"{variant}: live must be True or False")
     if live and variant.card.count != "at_most":
         raise UsageError(f"{variant}: live=True is for methods that may keep fewer tokens than asked, such as ats")
     return Settings(site, finetune_seed=finetune_seed, live=live, method=method)
 
 
-def seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
+def cell_seeds(recipe: Recipe, variant: Variant, seed: int) -> Seeds:
     """The seeds of a cell's split, base and fine-tuning, all of which follow from its one seed.
 
     The setting finetune_seed=1, 2, ... fine-tunes the same base again, with another order and augmentation of the
     images: such a row shows how much two runs of one method differ.
     """
     again = settings(recipe, variant).finetune_seed
-    return {"split": split(recipe, seed), "base": seed, "finetune": seed + again * FINETUNE_SEED_STEP}
+    return {"split": split_seed(recipe, seed), "base": seed, "finetune": seed + again * FINETUNE_SEED_STEP}
 
 
-def split(recipe: Recipe, seed: int) -> int:
+def split_seed(recipe: Recipe, seed: int) -> int:
     """The seed of the split into training and test images. A recipe without folds has a single split."""
     return seed if recipe.data.folds else 0
 
@@ -70,12 +70,12 @@ def reduced(recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedu
     return vit.reduce(model, variant.method, schedule, site=own.site, **own.method)
 
 
-def living(
+def with_live_budget(
     recipe: Recipe, model: nn.Module, variant: Variant, schedule: Schedule, images: Callable[[], Tensor]
 ) -> Schedule:
-    """The schedule of a row whose living tokens cost the share of MACs; that of every other row as it is.
+    """The schedule of a row; with live=True, the counts at which its living tokens cost the schedule's share of MACs.
 
-    images() are [B, C, H, W] that no test uses. Raises UsageError where the schedule names no share of MACs.
+    images() returns [B, C, H, W] that no test uses. Raises UsageError if live=True and the schedule is no such share.
     """
     if not settings(recipe, variant).live:
         return schedule
@@ -88,7 +88,7 @@ def living(
 def build_base(recipe: Recipe, seed: int) -> nn.Module:
     """The recipe's unreduced timm model, with the initial weights of a seed or pretrained ones.
 
-    Raises UsageError for the hub's weights where the head would stay random, as nothing is trained.
+    Raises UsageError if nothing is trained and the hub's weights do not fit the head, which would stay random.
     """
     torch.manual_seed(seed)
     if recipe.pretrained is True and not recipe.finetune.epochs:
@@ -111,13 +111,13 @@ def check_rows(plan: Plan, rows: Iterable[tuple[Variant, Schedule]]) -> None:
         schedule.check(len(model.blocks))
     for variant, schedule in rows:
         try:
-            reduced(plan.recipe, model, variant=variant, schedule=trial(schedule, model))
+            reduced(plan.recipe, model, variant=variant, schedule=with_placeholder_counts(schedule, model))
         except Unreachable:
             if not plan.holes:
                 raise
 
 
-def trial(schedule: Schedule, model: nn.Module) -> Schedule:
+def with_placeholder_counts(schedule: Schedule, model: nn.Module) -> Schedule:
     """The schedule with which to build a method before anything is measured.
 
     A share of the latency, whose counts are not known yet, is replaced by counts that keep every token.

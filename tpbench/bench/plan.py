@@ -67,6 +67,10 @@ class Plan:
         """The epochs of fine-tuning of a row; 0 where it is evaluated off the shelf alone."""
         return self.recipe.finetune_epochs(str(variant), schedule.text)
 
+    def runs_early(self, variant: Variant, schedule: Schedule) -> bool:
+        """Whether a row runs before the fine-tuned ones: the unreduced model, or evaluated off the shelf alone."""
+        return variant.card.unreduced or not self.finetune_epochs(variant, schedule)
+
     def rows(self) -> Iterator[tuple[Variant, Schedule]]:
         """Every method at every schedule: the rows of the table."""
         for schedule in self.schedules:
@@ -76,19 +80,15 @@ class Plan:
     def is_timed(self, variant: Variant) -> bool:
         """Whether a variant takes part in the timing session.
 
-        Left out are variants that only fine-tune once more, which a clock cannot tell from others, and those whose
-        living tokens meet the budget: their counts differ from seed to seed.
+        Two kinds do not: variants that differ by their fine-tuning seed alone, whose speed is that of the original,
+        and those with live=True, whose counts differ from seed to seed.
         """
         own = self.recipe.knobs.get(variant.method, {}) | dict(variant.settings)
         return own.get("finetune_seed", 0) == 0 and not own.get("live", False)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Every cell, in an order that makes a partial run a comparison.
-
-        All rows of one seed come first: the base, what is evaluated off the shelf alone, then schedule by schedule.
-        """
-        rows = list(self.rows())
-        if any(self.finetune_epochs(*row) for row in rows):
-            rows.sort(key=lambda row: not row[0].card.unreduced and self.finetune_epochs(*row) > 0)
-        return tuple(Cell(variant, schedule, seed) for seed in range(self.seeds) for variant, schedule in rows)
+        """Every cell, in the order in which `tpbench.bench.runner.benchmark` runs them."""
+        early = [row for row in self.rows() if self.runs_early(*row)]
+        later = [row for row in self.rows() if not self.runs_early(*row)]
+        return tuple(Cell(variant, schedule, seed) for seed in range(self.seeds) for variant, schedule in early + later)

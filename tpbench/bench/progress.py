@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Progress on standard error, with an estimate of the training that is left; nothing of it when quiet."""
+    """Progress on standard error, with an estimate of the training that is left; quiet prints none of it."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -21,15 +21,15 @@ class Progress:
         self.began = time.monotonic()
         self.texts: dict[str, str] = {}  # the last text of every running job
         self.finished: set[str] = set()
-        self.others = ""  # what was last said of other commands' workers
-        self.ahead = Ahead()
+        self.others = ""  # the last text on other commands' workers
+        self.estimate = TrainingEstimate()
         self.bars = Bars() if sys.stderr.isatty() and not quiet else None
 
     def start(self, total: int, done: int, jobs: Sequence[Job]) -> None:
         """Begin to count: `done` of `total` cells were measured before, and these jobs are to run."""
         self.total = total
         self.done = done
-        self.ahead = Ahead(jobs)
+        self.estimate = TrainingEstimate(jobs)
         self.finished = set()
         if done:
             self.say(f"{done} of {total} cells have been measured before and are kept; --fresh measures them again")
@@ -39,11 +39,11 @@ class Progress:
         if name in self.finished:  # read from a worker's pipe after its job was done
             return
         self.texts[name] = text or self.texts.get(name, "")
-        first = not self.ahead.speeds
+        first = not self.estimate.speeds
         if share is not None:
-            self.ahead.note(name, share, time.monotonic())
-        if first and self.ahead.speeds:
-            self.say(f"about {spell(self.ahead.seconds())} of training ahead, by the first steps")
+            self.estimate.note(name, share, time.monotonic())
+        if first and self.estimate.speeds:
+            self.say(f"about {clock_time(self.estimate.seconds())} of training left, estimated from the first steps")
         if self.bars is not None:
             self.bars.draw(name, self.texts[name], share)
             self.bars.draw_total(self.done, self.total, self.clock())
@@ -53,17 +53,17 @@ class Progress:
         self.finished.add(name)
         self.count(name, counts, last=self.texts.pop(name, ""))
 
-    def gone(self, name: str, counts: bool) -> None:
+    def done_elsewhere(self, name: str, counts: bool) -> None:
         """A worker found a job done. Show it, if it is a cell and no worker of this command has done it."""
         if name not in self.finished:
             self.finished.add(name)
             if counts:
                 self.count(name, counts, last="by another run")
             else:
-                self.ahead.drop(name)
+                self.estimate.drop(name)
 
-    def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
-        """Show which jobs are in the hands of other commands' workers; without a terminal, where one waits for them."""
+    def show_other_runs(self, holders: dict[str, str], waiting: bool) -> None:
+        """Show which jobs other commands' workers hold; without a terminal, only while a worker waits for them."""
         jobs = sorted(f"{name} ({holder})" for name, holder in holders.items())
         text = "; ".join(jobs[:3]) + (f"; and {len(jobs) - 3} more" if len(jobs) > 3 else "")
         if self.bars is not None:
@@ -75,7 +75,7 @@ class Progress:
     def count(self, name: str, counts: bool, last: str) -> None:
         """Count a job that is done and say so in a line, with its last text."""
         self.done += counts
-        self.ahead.drop(name)
+        self.estimate.drop(name)
         if self.bars is not None:
             self.bars.remove(name)
             self.bars.draw_total(self.done, self.total, self.clock())
@@ -95,10 +95,10 @@ class Progress:
 
     def clock(self) -> str:
         """The time since the start, and what is left of the training where that can be estimated."""
-        elapsed = spell(time.monotonic() - self.began)
-        if not (self.ahead.speeds and self.ahead.work):
+        elapsed = clock_time(time.monotonic() - self.began)
+        if not (self.estimate.speeds and self.estimate.work):
             return elapsed
-        return f"{elapsed} (training left: about {spell(self.ahead.seconds())})"
+        return f"{elapsed} (training left: about {clock_time(self.estimate.seconds())})"
 
 
 class Bars:
@@ -160,7 +160,7 @@ class Bars:
         self.display.stop()
 
 
-class Ahead:
+class TrainingEstimate:
     """Estimates how long the rest of the training takes, from the speed of the running jobs. Other work is left out."""
 
     def __init__(self, jobs: Sequence[Job] = ()):
@@ -170,7 +170,7 @@ class Ahead:
         self.speeds: dict[str, float] = {}  # work per second of the running jobs, or else of the last ones
 
     def note(self, name: str, share: float, now: float) -> None:
-        """Take in the share of its work that a job has done at a time, in seconds."""
+        """Note the share of a job's work that was done at the time `now`, in seconds."""
         first, when = self.begun.setdefault(name, (share, now))
         self.shares[name] = share
         if share > first and now > when:
@@ -189,7 +189,7 @@ class Ahead:
         return left / speed if speed else 0.0
 
 
-def spell(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """A duration as on a clock: "2:05" or "1:02:05"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -35,7 +35,7 @@ def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
     Returns the path of the file with the result. Raises UsageError if the method has no search or the recipe does not
     configure it, and ScheduleError if every block has learned to keep all tokens.
     """
-    searching(method)
+    search_class(method)
     if method not in plan.recipe.search:
         known = ", ".join(plan.recipe.search) or "none"
         raise UsageError(f"recipe {plan.recipe.name} does not say how {method} searches; it does for: {known}")
@@ -44,7 +44,7 @@ def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
     base = replace(base_job(workspace, seed), counts=True)
     jobs = [base, Job(f"search of {method} seed {seed}", search, (method, seed), needs=(base.name,))]
     progress.start(total=len(jobs), done=0, jobs=jobs)
-    side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
+    side_by_side(jobs, workers=1, context=workspace, make_context=partial(Workspace, plan), progress=progress)
     return learned_path(workspace, method, seed)
 
 
@@ -56,9 +56,9 @@ def learned_path(workspace: Workspace, method: str, seed: int) -> Path:
 def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None:
     """Train a method's search on the trained base of a seed, and write the counts that it has learned."""
     method, seed = which
-    cls = searching(method)
+    cls = search_class(method)
     how = workspace.recipe.search[method]
-    model = to_search(load_base(workspace, seed), cls, how, site=workspace.recipe.site, seed=seed)
+    model = with_search(load_base(workspace, seed), cls, how, site=workspace.recipe.site, seed=seed)
     training = train(
         model,
         replace(workspace.conditions(seed), identity="", deadline=None),
@@ -67,10 +67,12 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
         regulariser=lambda: penalty(model),
         update=update,
     )
-    kept = [k.item() for k in leaving(model)]
+    kept = [k.item() for k in tokens_after_blocks(model)]
     counts = [max(1, int(k)) for k in kept]
     if counts[-1] == model.patch_embed.num_patches:
-        raise ScheduleError(f"the search of {method} keeps every token; strengthen it in the recipe ({how.knobs})")
+        raise ScheduleError(
+            f"the search of {method} keeps every token; make its penalty stronger in the recipe ({how.knobs})"
+        )
     found = Learned(
         method=method,
         search=cls.__name__,
@@ -86,13 +88,13 @@ def search(workspace: Workspace, which: tuple[str, int], update: Update) -> None
         training=asdict(training),
         environment=environment.describe(workspace.device, workspace.dtype),
         git=environment.git(),
-        off_the_shelf=judged(workspace, method, seed=seed, schedule=spell(counts, range(len(counts)))),
+        off_the_shelf=evaluate_learned(workspace, method, seed=seed, schedule=spell(counts, range(len(counts)))),
     )
     write(learned_path(workspace, method, seed), found, indent=1)
 
 
-def to_search(base: nn.Module, cls: type[Search], how: HowToSearch, site: str, seed: int) -> vit.TokenViT:
-    """The base with an instance of a search in every block, at which all tokens arrive."""
+def with_search(base: nn.Module, cls: type[Search], how: HowToSearch, site: str, seed: int) -> vit.TokenViT:
+    """The base with an instance of the search in every block; all tokens arrive at each of them."""
     patches = base.patch_embed.num_patches
     depth = len(base.blocks)
     torch.manual_seed(seed)
@@ -102,7 +104,7 @@ def to_search(base: nn.Module, cls: type[Search], how: HowToSearch, site: str, s
     return model
 
 
-def searching(method: str) -> type[Search]:
+def search_class(method: str) -> type[Search]:
     """The search of a method. Raises UsageError for a method without one, with the methods that have one."""
     cls = registry.method(method).search
     if cls is None:
@@ -111,7 +113,7 @@ def searching(method: str) -> type[Search]:
     return cls
 
 
-def leaving(model: vit.TokenViT) -> list[Tensor]:
+def tokens_after_blocks(model: vit.TokenViT) -> list[Tensor]:
     """The tokens that are left after every block, as learned so far: scalars with a gradient, which never rise."""
     n = torch.tensor(float(model.patch_embed.num_patches), device=next(model.parameters()).device)
     return list(accumulate((block.kept for block in model.reducers), lambda k, kept: kept(k), initial=n))[1:]
@@ -119,13 +121,13 @@ def leaving(model: vit.TokenViT) -> list[Tensor]:
 
 def penalty(model: vit.TokenViT) -> Tensor:
     """The sum of all blocks' penalties, given the share of the unreduced model's MACs that their counts cost."""
-    kept = leaving(model)
+    kept = tokens_after_blocks(model)
     every = torch.full_like(kept[0], model.patch_embed.num_patches)
     share = model.macs_leaving(kept) / model.macs_leaving([every] * len(kept))
     return sum(block.penalty(share) for block in model.reducers)
 
 
-def judged(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[str, float]:
+def evaluate_learned(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[str, float]:
     """The share of MACs and the validation top-1 of the method at the learned counts, without fine-tuning."""
     base = load_base(workspace, seed)
     model = vit.reduce(base, method, schedule, site=workspace.recipe.site)

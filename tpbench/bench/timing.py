@@ -1,7 +1,7 @@
-"""The clock's part of a benchmark: shares of latency before anything is trained, and the timing session at its end.
+"""What a benchmark times: shares of latency before anything is trained, and the timing session at its end.
 
 Latency depends on the machine, the model, the method and the schedule, and not on the seed: it is measured once for
-all seeds, in one session over all rows, with no worker beside it.
+all seeds, in one session over all rows, while no worker runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tpbench import environment
 from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.models import build_base, reduced
 from tpbench.bench.plan import Cell
-from tpbench.bench.progress import spell
+from tpbench.bench.progress import clock_time
 from tpbench.bench.workspace import Workspace
 from tpbench.measure import entries, latency_budget, session, timings
 from tpbench.measure.entries import Grid, Solved, Subject
@@ -27,13 +27,13 @@ from tpbench.training import ranks
 from tpbench.training.train import Update
 
 ROUNDS = 50  # at least; more where the recipe wants more samples
-SECONDS = 300.0  # of sampling, over all sittings, after which fewer rounds have to do
+SECONDS = 300.0  # of sampling, over all runs of the session; after these, fewer rounds must do
 
 
 def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -> None:
     """Find the counts of every row that is to cost a share of latency, all in turns, and write them as Budget files.
 
-    The base is not trained yet: shapes decide.
+    The base is not trained yet: latency depends on shapes alone.
     """
     workspace.check_time()
     missing = {cell[:2]: cell for cell in cells if cell.needs_clock and not workspace.budget_path(cell).exists()}
@@ -45,15 +45,15 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
             batch=max(workspace.recipe.measure.batch_sizes),
             dtype=workspace.dtype,
             mode=Mode.of(workspace.recipe.measure, workspace.device),
-            watch=partial(show, update),
+            watch=partial(report_stage, update),
             check=workspace.check_time,
         )
         for pair, solution in found.items():
-            write(workspace.budget_path(missing[pair]), budget(workspace, missing[pair], solution))
-    ranks.wait()
+            write(workspace.budget_path(missing[pair]), budget_record(workspace, missing[pair], solution))
+    ranks.barrier()
 
 
-def budget(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
+def budget_record(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
     """The Budget file of a cell: the counts that meet its share of latency, or why there are none."""
     return Budget(
         machine=workspace.machine,
@@ -71,7 +71,7 @@ def budget(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) 
 def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # noqa: ARG001
     """Time all rows of the plan in turns, on the trained base of the first seed, and write OUT/timing/MACHINE.json.
 
-    A session that has these rows is kept, one that was interrupted continues. Where the base's weights are gone nothing
+    A session that has these rows is kept, one that was interrupted continues. If the base's weights are gone, nothing
     is timed, and the update says so.
     """
     workspace.check_time()
@@ -88,14 +88,14 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
         if session.finished(path, begun, entries.keys(grid)) is None:
             session.run(
                 begun,
-                entries=entries.entries(subject, grid, solved(workspace, grid)),
+                entries=entries.entries(subject, grid, solved_counts(workspace, grid)),
                 effort=effort,
                 where=workspace.device,
                 path=path,
-                watch=partial(show, update),
+                watch=partial(report_stage, update),
                 check=workspace.check_time,
             )
-    ranks.wait()
+    ranks.barrier()
 
 
 def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
@@ -111,7 +111,7 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
 
 
 def grid_of(workspace: Workspace) -> Grid:
-    """The plan's rows that a clock can tell apart."""
+    """The plan's rows that the session times."""
     plan = workspace.plan
     return Grid(
         variants=tuple(variant for variant in plan.variants if plan.is_timed(variant)),
@@ -122,8 +122,8 @@ def grid_of(workspace: Workspace) -> Grid:
     )
 
 
-def solved(workspace: Workspace, grid: Grid) -> Solved:
-    """The counts of the rows that cost a share of latency, as solve_budgets has found them, or why there are none."""
+def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
+    """The counts of the rows that cost a share of latency, found by `solve_budgets`, or why there are none."""
     found = {}
     for variant, schedule in grid.pairs():
         cell = Cell(variant, schedule, seed=0)
@@ -133,6 +133,6 @@ def solved(workspace: Workspace, grid: Grid) -> Solved:
     return found
 
 
-def show(update: Update, stage: str, share: float, left: float) -> None:
-    """Pass a stage of timing on as a job's update: its share and the seconds left."""
-    update(f"{stage} {share:.0%}, about {spell(left)} left" if share else stage)
+def report_stage(update: Update, stage: str, share: float, left: float) -> None:
+    """Report a stage of timing as a job's progress: the share that is done and the seconds left."""
+    update(f"{stage} {share:.0%}, about {clock_time(left)} left" if share else stage)

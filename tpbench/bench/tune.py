@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import mean
 
 from tpbench import environment
+from tpbench.bench.cell_model import build_cell
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.plan import NOTHING_REDUCED, Cell, Plan
 from tpbench.bench.progress import Progress
-from tpbench.bench.runner import base_job, build_cell
+from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import CellFailed, Unreachable, UsageError
 from tpbench.record import checked, replace_text
@@ -40,7 +41,9 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
     workspace.prepare(fresh=False)
     jobs = list(tuning_jobs(workspace))
     progress.start(len(plan.variants), 0, jobs)
-    side_by_side(jobs, workers=workspace.workers, here=workspace, make=partial(Workspace, plan), progress=progress)
+    side_by_side(
+        jobs, workers=workspace.workers, context=workspace, make_context=partial(Workspace, plan), progress=progress
+    )
     found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
     return Tuning(
         recipe=plan.recipe.name,
@@ -63,7 +66,7 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
         if not path.exists():
             work = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
             names = tuple(base.name for base in bases)
-            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, over=path.exists, work=work)
+            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
 
 
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
@@ -79,7 +82,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
             losses.append(loss)
             top1.append(share)
             update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
-        found = asdict(Tuned(best(losses), losses, top1))
+        found = asdict(Tuned(best_trial(losses), losses, top1))
     except Unreachable:
         found = None
     content = {"digest": workspace.recipe.digest, "trials": found}
@@ -89,7 +92,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
 def try_one(
     workspace: Workspace, variant: Variant, schedule: Schedule, lines: dict[str, float]
 ) -> tuple[float | None, float | None]:
-    """Mean validation loss (nats) and top-1 over the seeds; None where the training loss is no longer finite."""
+    """Mean validation loss (nats) and top-1 (share) over the seeds; None if the training loss is no longer finite."""
     recipe = workspace.recipe
     optim = replace(recipe.finetune, **lines)
     losses = []
@@ -112,7 +115,7 @@ def try_one(
     return mean(losses), mean(top1)
 
 
-def best(losses: list[float | None]) -> int:
+def best_trial(losses: list[float | None]) -> int:
     """The index of the smallest loss; 0, the recipe's own settings, if no trial stayed finite."""
     return min(range(len(losses)), key=lambda number: math.inf if losses[number] is None else losses[number])
 
@@ -133,5 +136,5 @@ def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"trials {path} cannot be used ({error}); delete the file to try them again") from error
     if digest != workspace.recipe.digest:
-        raise UsageError(f"trials {path} are of another version of the recipe; delete the folder to try them again")
+        raise UsageError(f"trials {path} are for another version of the recipe; delete the folder to try them again")
     return tuned

@@ -13,9 +13,17 @@ from pathlib import Path
 
 from tpbench import environment, registry
 from tpbench.bench.claim import Claims
-from tpbench.bench.look import check, found, is_done, locked, refuse_other_recipes, refuse_others, tidy
-from tpbench.bench.models import seeds, settings, split
+from tpbench.bench.models import cell_seeds, settings, split_seed
 from tpbench.bench.plan import Cell, Plan
+from tpbench.bench.results_folder import (
+    check_records,
+    delete_leftovers,
+    is_done,
+    locked,
+    record_of,
+    refuse_other_recipes,
+    refuse_others,
+)
 from tpbench.errors import OutOfTime, Unreachable, UsageError
 from tpbench.measure import timings
 from tpbench.record import Record, Store, host_id, read_budget, row_name
@@ -40,14 +48,14 @@ class Workspace:
         self.device = environment.device(plan.device)
         self.dtype = environment.dtype(plan.recipe.dtype, self.device)
         self.work = plan.out / "work"
-        self.workers = plan.recipe.workers if self.device.type == "cpu" and ranks.ranks() == 1 else 1
+        self.workers = plan.recipe.workers if self.device.type == "cpu" and ranks.world_size() == 1 else 1
         self.writes = ranks.rank() == 0
         self.claims = Claims(plan.out, plan.recipe.digest)
         self.splits: dict[int, Parts] = {}
 
     def data(self, seed: int) -> Parts:
         """The recipe's images in a seed's split, read when they are first needed."""
-        drawn = split(self.recipe, seed)
+        drawn = split_seed(self.recipe, seed)
         if drawn not in self.splits:
             self.splits = {drawn: data.load(self.recipe.data, self.device, drawn)}  # one split in memory
         return self.splits[drawn]
@@ -79,12 +87,12 @@ class Workspace:
     def check_time(self) -> None:
         """Raise OutOfTime after the time limit, so that no further work begins."""
         deadline = self.plan.deadline
-        if deadline is not None and ranks.agreed(time.monotonic() >= deadline, self.device):
+        if deadline is not None and ranks.rank_0_answer(time.monotonic() >= deadline, self.device):
             raise OutOfTime
 
-    def same(self, number: int) -> int:
+    def same_on_all_ranks(self, number: int) -> int:
         """The first rank's number, on every rank."""
-        return ranks.same(number, self.device)
+        return ranks.rank_0_number(number, self.device)
 
     # ------------------------------------------------------------------------------------ the folder
 
@@ -93,7 +101,7 @@ class Workspace:
 
         Raises UsageError for a folder of another recipe, and with `fresh` where other processes work in it.
         """
-        if ranks.ranks() > 1:
+        if ranks.world_size() > 1:
             ranks.connect(self.device)
         if self.writes:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -101,13 +109,13 @@ class Workspace:
                 if fresh:
                     refuse_others(self.out, "wait for it, or leave out --fresh to join it")
                 refuse_other_recipes(self.out, self.recipe.digest)
-                tidy(self.out)
+                delete_leftovers(self.out)
                 host_id(self.work)
-                check(Store.of(self.out), recipe=self.recipe, machine=self.machine, fresh=fresh)
+                check_records(Store.of(self.out), recipe=self.recipe, machine=self.machine, fresh=fresh)
                 contrast.declare(self.out, self.recipe)
                 if fresh:
                     self._delete_everything()
-        ranks.wait()
+        ranks.barrier()
 
     def check_images(self) -> None:
         """Raise UsageError for unreadable images, or if this machine's records were measured on other images."""
@@ -160,9 +168,9 @@ class Workspace:
 
     # ------------------------------------------------------------------------------------ cells
 
-    def done(self, cell: Cell) -> bool:
+    def is_done(self, cell: Cell) -> bool:
         """Whether a cell was measured or is known to be unreachable. Failed cells are tried again."""
-        return is_done(found(self.store, self.machine, cell), cell, self.recipe)
+        return is_done(record_of(self.store, self.machine, cell), cell, self.recipe)
 
     def schedule(self, cell: Cell) -> Schedule:
         """The cell's schedule; for a share of latency, with the counts that were found by measuring.
@@ -193,7 +201,7 @@ class Workspace:
             unreduced=card.unreduced,
             site=str(own.site),
             config=asdict(config),
-            seeds=seeds(self.recipe, cell.variant, cell.seed),
+            seeds=cell_seeds(self.recipe, cell.variant, cell.seed),
             finetune=self.recipe.tuned_lines(cell.variant.method),
             data=self.data(cell.seed).description,
             environment=environment.describe(self.device, self.dtype),

@@ -1,4 +1,4 @@
-"""The command line. Each verb is a file: its flags, its action, its help. Few flags; the rest is a recipe's line.
+"""The command line. Each verb is a file: its flags, its action, its help. Most settings are lines of a recipe.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some cell failed or some
 record could not be read (the report is made of the others), 2 wrong usage, 130 interrupted, 143 terminated. Nothing
@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tpbench.cli import advise, claims, compare, export, listing, pack, profile, recipe, report, run, search, show, tune
-from tpbench.cli.outcome import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
+from tpbench.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG, say
 from tpbench.errors import CellFailed, UsageError
 
 __all__ = ["DONE", "FAILED", "WRONG", "main"]
@@ -38,8 +38,8 @@ VERBS = {
     "list": listing,
     "recipe": recipe,
 }
-# The user can mend these: a path that does not exist or cannot be written, or a full disk.
-OF_THE_FOLDER = (
+# The user can fix these: a path that does not exist or cannot be written, or a full disk.
+FOLDER_ERRORS = (
     errno.ENOENT,
     errno.ENAMETOOLONG,
     errno.EISDIR,
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Terminated(SystemExit):
-    """SIGTERM came."""
+    """Raised on SIGTERM."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -83,14 +83,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except CellFailed as error:
         return say(error, FAILED)
     except KeyboardInterrupt:
-        return say(stopped("interrupted", arguments), INTERRUPTED)
+        return say(stop_message("interrupted", arguments), INTERRUPTED)
     except Terminated:
-        return say(stopped("terminated", arguments), TERMINATED)
+        return say(stop_message("terminated", arguments), TERMINATED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.errno not in OF_THE_FOLDER:
+        if error.errno not in FOLDER_ERRORS:
             raise
         code = FAILED if error.errno == errno.ENOSPC else WRONG
         return say(f"cannot write {error.filename or 'results'}: {error.strerror}", code)
@@ -104,12 +104,12 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise Terminated(TERMINATED)
 
 
-def stopped(how: str, arguments: argparse.Namespace | None) -> str:
+def stop_message(how: str, arguments: argparse.Namespace | None) -> str:
     """The last line of a command that a signal stopped, with what is kept."""
     if arguments is None:
         return how
     if arguments.act is profile.act:
-        return f"{how}; {profile.kept(arguments)}"
+        return f"{how}; {profile.kept_after_stop(arguments)}"
     return f"{how}; {CONTINUES}" if arguments.act in [verb.act for verb in KEEP_CELLS] else how
 
 

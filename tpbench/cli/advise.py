@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli import asked
-from tpbench.cli.outcome import DONE
+from tpbench.cli import values
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import load_plugins
 from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,15 +47,13 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
-    sizes = asked.batch_sizes(arguments.batch_sizes)
-    limit = asked.seconds(arguments.time_limit)
+    sizes = values.batch_sizes(arguments.batch_sizes)
+    limit = values.seconds(arguments.time_limit)
     if arguments.images < 1:
         raise UsageError(f"--images {arguments.images}: at least 1 is needed")
-    from tpbench import registry
 
-    for path in arguments.plugin:
-        registry.plug(path)
-    advice = advised(arguments, sizes, limit)
+    load_plugins(arguments)
+    advice = make_advice(arguments, sizes, limit)
     if arguments.json:
         print(json.dumps(asdict(advice), indent=1))
         return DONE
@@ -66,8 +65,8 @@ def act(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def advised(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float) -> Advice:
-    """The advice as asked for, with progress on standard error."""
+def make_advice(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float) -> Advice:
+    """Time the methods and return the advice; progress goes to standard error."""
     from tpbench import environment, registry, schedule
     from tpbench.cli.countdown import Countdown
     from tpbench.measure import advice, subject
@@ -85,7 +84,7 @@ def advised(arguments: argparse.Namespace, sizes: tuple[int, ...], limit: float)
         schedule=schedule.parse(f"latency={arguments.latency}@{arguments.blocks or advice.blocks(own.model)}"),
         variants=variants,
         batch_sizes=sizes,
-        dtypes=tuple(environment.dtype(name, where) for name in asked.names("--dtype", arguments.dtype)),
+        dtypes=tuple(environment.dtype(name, where) for name in values.names("--dtype", arguments.dtype)),
         modes=tuple(Mode(compiled=arguments.compile).permitted()),
         seconds=limit,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE
-from tpbench.cli.reading import say_what_was_read
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.unreadable import report_unreadable
 
 HELP = "the paper's eight claims against the records of results folders"
 EXAMPLE = "tpbench claims results/cifar10 results/cifar10-w128"
@@ -26,7 +26,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench.claims import claims, page, study, summary
 
     folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))
-    codes = [say_what_was_read(folder) for folder in folders]
+    codes = [report_unreadable(folder) for folder in folders]
     studies = study.read_studies(folders)
     readings = claims.readings(studies)
     paths = page.write(arguments.out, studies, readings)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from tpbench.cli.only import print_document
-from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.exit_codes import DONE, FAILED, say
+from tpbench.cli.json_output import print_document
 
 HELP = "what changed between two results folders, machines or commits: accuracy, MACs, tokens, speed, with intervals"
 EXAMPLE = "tpbench compare results/digits@HEAD~1 results/digits --fail-above 2%"
@@ -19,8 +19,8 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--fail-above",
         metavar="2%",
-        help="exit code 1 where a row of B is decidedly worse by more than this: points of top-1 (after Holm), percent"
-        " of MACs, percent of time in timing sessions (after Holm), or no numbers where A has some",
+        help="exit code 1 if a row of B is significantly worse by more than this: points of top-1 (after Holm), percent"
+        " of MACs, percent of time in timing sessions (after Holm), or lacks numbers that A has",
     )
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
@@ -49,5 +49,8 @@ def act(arguments: argparse.Namespace) -> int:
     for sentence in found:
         say(f"worse by more than {percent:g} %: {sentence}", FAILED)
     if percent is not None and not any(changes.judged for changes in compared):
-        say("no accuracy has an interval: with too few common seeds, or the same outcomes, none can be worse", DONE)
+        say(
+            "no difference in accuracy has an interval (too few common seeds, or equal outcomes); none counts as worse",
+            DONE,
+        )
     return FAILED if found or a.unread or b.unread else DONE

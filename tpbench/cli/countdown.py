@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
-from tpbench.bench.progress import spell
+from tpbench.bench.progress import clock_time
 
 EVERY = 15.0  # seconds between two lines where standard error is no terminal
 
 
 class Countdown:
-    """Called with a stage, the share of it that is done and the seconds left in it; shows them."""
+    """A callable that shows a stage, the share of it that is done and the seconds left in it."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
@@ -25,12 +25,13 @@ class Countdown:
             return
         self.stage = stage
         self.shown = now
-        text = f"{stage}: {share:4.0%}, about {spell(left)} left" if share else f"{stage} ..."
-        print(
-            f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True
-        )
+        text = f"{stage}: {share:4.0%}, about {clock_time(left)} left" if share else f"{stage} ..."
+        if self.terminal:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the line free."""
+        """Clear the line."""
         if self.terminal and self.stage:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

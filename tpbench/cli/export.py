@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE
+from tpbench.cli.exit_codes import DONE
 
 HELP = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
 EXAMPLE = "tpbench export --methods all --out results/export"

@@ -1,6 +1,6 @@
 """How `run` starts workers: processes on one machine, one worker per GPU, or an array of jobs on a Slurm cluster.
 
-All workers run the same command on the same results folder, and take the jobs that are left (`tpbench.bench.pull`).
+All workers run the same command on the same results folder, and take the jobs that are left (`tpbench.bench.worker`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tpbench.cli.outcome import DONE, FAILED, say
-from tpbench.errors import UsageError
+from tpbench.cli.exit_codes import DONE, FAILED, say
+from tpbench.errors import UsageError, in_short
 
 HERE = "here"
 MOST_WORKERS = 1024  # a larger number is a typing error
@@ -67,8 +67,8 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.fresh and (remote or arguments.gpus):
         raise UsageError("--fresh would let the workers delete each other's results; delete the folder instead")
     if arguments.workers is not None and (arguments.gpus or computes_on_gpu(arguments.device)):
-        raise UsageError("--workers are processes on a CPU; --gpus N starts one worker a GPU")
-    if "RANK" in os.environ and (wanted(arguments) or (arguments.workers or 1) > 1):
+        raise UsageError("--workers are processes on a CPU; --gpus N starts one worker per GPU")
+    if "RANK" in os.environ and (uses_other_processes(arguments) or (arguments.workers or 1) > 1):
         raise UsageError("the ranks of torchrun are one worker; start torchrun again for another")
 
 
@@ -79,12 +79,12 @@ def computes_on_gpu(device: str) -> bool:
     return environment.device(device).type == "cuda"
 
 
-def wanted(arguments: argparse.Namespace) -> bool:
+def uses_other_processes(arguments: argparse.Namespace) -> bool:
     """Whether the flags ask for other processes to do the work."""
     return bool(arguments.gpus) or arguments.launcher != HERE
 
 
-def start(arguments: argparse.Namespace, out: Path) -> int:
+def start_workers(arguments: argparse.Namespace, out: Path) -> int:
     """Start the workers that the flags ask for, each with this command's arguments; return the exit code."""
     words = [
         *without_slurm(arguments.words),
@@ -209,7 +209,7 @@ def on_slurm(words: Sequence[str], count: int, *, folder: Path, asked: Sequence[
         with executor.batch():
             jobs = [executor.submit(Command(words)) for _ in range(count)]
     except (RuntimeError, ValueError, NameError, AssertionError, submitit.core.utils.FailedJobError) as error:
-        raise UsageError(f"--launcher submitit: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(f"--launcher submitit: {in_short(error)}") from error
     say(f"submitted {count} workers: {', '.join(job.job_id for job in jobs)}; what they print is in {folder}", DONE)
     if cluster == "slurm":
         return DONE

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.exit_codes import DONE, FAILED, say
 
 HELP = "the methods that `run` knows"
 EXAMPLE = "tpbench list --json"

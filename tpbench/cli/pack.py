@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE
+from tpbench.cli.exit_codes import DONE
 from tpbench.errors import UsageError
 
 HELP = "pack the records of a results folder into one file per machine, as a complete run does at its end"
@@ -19,7 +19,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
-    from tpbench.bench.look import locked, refuse_others
+    from tpbench.bench.results_folder import locked, refuse_others
     from tpbench.record import Store, seal_file
 
     folder = arguments.folder

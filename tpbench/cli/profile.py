@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli import asked
-from tpbench.cli.outcome import DONE, say
+from tpbench.cli import values
+from tpbench.cli.exit_codes import DONE, say
+from tpbench.cli.shared_flags import load_plugins
 from tpbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ EXAMPLE = (
     " --methods all --schedules macs=0.6@3,6,9 --batch-sizes 1,8 --dtype float32,bfloat16"
 )
 
-MOST_ROUNDS = 100_000  # a larger number is a slip of the finger
+MOST_ROUNDS = 100_000  # a larger number is a typing error
 ROUNDS = 50
 REPEATS = 20
 WARM_UP = 3  # forward passes before the samples
@@ -70,7 +71,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
-    sizes = asked.batch_sizes(arguments.batch_sizes)
+    sizes = values.batch_sizes(arguments.batch_sizes)
     if (arguments.method is None) == (arguments.methods is None):
         raise UsageError("give --method NAME for one method or --methods NAMES for many; see `tpbench list`")
     many = arguments.methods is not None
@@ -78,14 +79,12 @@ def act(arguments: argparse.Namespace) -> int:
         if getattr(arguments, flag):
             goes = "--method" if many else "--methods"
             raise UsageError(f"--{flag.replace('_', '-')} goes with {goes}")
-    from tpbench import registry
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     return profile_many(arguments, sizes) if many else profile_one(arguments, sizes)
 
 
-def kept(arguments: argparse.Namespace) -> str:
+def kept_after_stop(arguments: argparse.Namespace) -> str:
     """What is left when a signal stops the verb: the finished rounds of a session with --out, otherwise nothing."""
     if arguments.methods is None or arguments.out is None:
         return "nothing is kept"
@@ -93,7 +92,7 @@ def kept(arguments: argparse.Namespace) -> str:
 
 
 def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
-    """Layers, tokens, memory and latency of one method."""
+    """Measure and print the layers, tokens, memory and latency of one method."""
     repeats = REPEATS if arguments.repeats is None else arguments.repeats
     if repeats < 1:
         raise UsageError(f"--repeats {repeats}: at least 1 is needed")
@@ -130,15 +129,15 @@ def profile_one(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
 
 
 def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
-    """A timing session over methods, schedules, batch sizes, dtypes and modes."""
+    """Run and print a timing session over methods, schedules, batch sizes, dtypes and modes."""
     rounds = ROUNDS if arguments.rounds is None else arguments.rounds
     if not 1 <= rounds <= MOST_ROUNDS:
         raise UsageError(f"--rounds {rounds}: at least 1 is needed, at most {MOST_ROUNDS} are possible")
     if arguments.fresh and arguments.out is None:
         raise UsageError("--fresh discards a session that --out holds; without --out there is none")
-    limit = asked.seconds(arguments.time_limit)
-    with alone(arguments.out):
-        session = timed(arguments, sizes=sizes, rounds=rounds, limit=limit)
+    limit = values.seconds(arguments.time_limit)
+    with hold_folder(arguments.out):
+        session = run_session(arguments, sizes=sizes, rounds=rounds, limit=limit)
     if session.rounds < rounds:
         say(cut_off(session, rounds, arguments.out), DONE)
 
@@ -153,9 +152,9 @@ def profile_many(arguments: argparse.Namespace, sizes: tuple[int, ...]) -> int:
     return DONE
 
 
-def alone(out: Path | None) -> AbstractContextManager[None]:
-    """Hold the results folder, if there is one; sessions are too long to wait for."""
-    from tpbench.bench.look import locked
+def hold_folder(out: Path | None) -> AbstractContextManager[None]:
+    """Hold the results folder, if there is one, without waiting: sessions of other processes take too long."""
+    from tpbench.bench.results_folder import locked
 
     return nullcontext() if out is None else locked(out, patience=0)
 
@@ -166,8 +165,8 @@ def cut_off(session: Session, rounds: int, out: Path | None) -> str:
     return f"time limit reached: {session.rounds} of {rounds} rounds are done; {on}"
 
 
-def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, limit: float | None) -> Session:
-    """The session as asked for: solved where a share of latency is asked, timed, and written where it is to be kept."""
+def run_session(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, limit: float | None) -> Session:
+    """Run the session that the flags ask for: solve shares of latency, time all rows; with --out, keep the session."""
     from tpbench import environment, registry
     from tpbench.cli.countdown import Countdown
     from tpbench.measure import grid_session, subject
@@ -181,7 +180,7 @@ def timed(arguments: argparse.Namespace, sizes: tuple[int, ...], rounds: int, li
         variants=tuple(registry.variants(arguments.methods)),
         schedules=parse_all(arguments.schedules or "none"),
         batch_sizes=sizes,
-        dtypes=tuple(environment.dtype(name, where) for name in asked.names("--dtype", arguments.dtype)),
+        dtypes=tuple(environment.dtype(name, where) for name in values.names("--dtype", arguments.dtype)),
         modes=tuple(Mode(arguments.compile, arguments.cuda_graph).permitted()),
     )
     grid_session.check(grid)

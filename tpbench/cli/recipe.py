@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tpbench.cli.lines import add_set
-from tpbench.cli.outcome import DONE
+from tpbench.cli.chosen_recipe import add_set
+from tpbench.cli.exit_codes import DONE
 from tpbench.errors import UsageError
 
 HELP = "the packaged recipes, or every line of one"
@@ -33,23 +33,25 @@ def act(arguments: argparse.Namespace) -> int:
         if arguments.lines:
             raise UsageError("--set needs the name of a recipe")
         names = recipes.names()
-        text = json.dumps(names) if arguments.json else "\n".join(f"{name:<16} {about(name)[0]}" for name in names)
-        print(text)
+        if arguments.json:
+            print(json.dumps(names))
+        else:
+            print("\n".join(f"{name:<16} {docstring_lines(name)[0]}" for name in names))
         return DONE
     recipe = recipes.load(arguments.name, lines=arguments.lines)
     lines = asdict(recipe)
     if arguments.json:
         print(json.dumps({"digest": recipe.digest, **lines}, indent=1))
         return DONE
-    for line in about(arguments.name):
+    for line in docstring_lines(arguments.name):
         print(f"# {line}".rstrip())
     print(f"# digest: {recipe.digest}\n")
-    for name, value in flat(lines):
+    for name, value in dotted_lines(lines):
         print(f"{name} = {value!r}")
     return DONE
 
 
-def about(name: str) -> list[str]:
+def docstring_lines(name: str) -> list[str]:
     """The lines of a recipe's docstring; one empty line where it has none."""
     import tpbench.recipes
 
@@ -58,10 +60,10 @@ def about(name: str) -> list[str]:
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines() or [""]
 
 
-def flat(lines: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_lines(lines: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Every line with its dotted name, as in finetune.epochs. A mapping without entries is a value of its own."""
     for name, value in lines.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{name}.")
+            yield from dotted_lines(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value

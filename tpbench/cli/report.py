@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.only import print_document
-from tpbench.cli.outcome import DONE, FAILED
-from tpbench.cli.reading import say_what_was_read
-from tpbench.cli.where import add_quiet
+from tpbench.cli.exit_codes import DONE, FAILED
+from tpbench.cli.json_output import print_document
+from tpbench.cli.shared_flags import add_quiet
+from tpbench.cli.unreadable import report_unreadable
 from tpbench.errors import UsageError
 
 HELP = "rebuild the tables and figures of a results folder from its records and timing sessions, or its page"
@@ -36,7 +36,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     check(arguments)
-    codes = [say_what_was_read(folder) for folder in arguments.folder]
+    codes = [report_unreadable(folder) for folder in arguments.folder]
     if arguments.html:
         from tpbench.report import page
 
@@ -52,15 +52,15 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for flags that contradict each other, and for several folders without --out."""
     several = len(arguments.folder) > 1
     if several and not arguments.html:
-        raise UsageError("several folders stand side by side on a page: add --html and --out FILE")
+        raise UsageError("several folders are shown side by side on a page: add --html and --out FILE")
     if several and arguments.out is None:
-        raise UsageError("the page of several folders needs a place: --out FILE")
+        raise UsageError("the page of several folders needs --out FILE")
     if arguments.out is not None and not arguments.html:
         raise UsageError("--out names the page that --html writes")
     if arguments.out is not None and arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is a folder; name the file, such as {arguments.out / 'report.html'}")
     if arguments.json and arguments.html:
-        raise UsageError("--json prints the tables; it says nothing of the page of --html")
+        raise UsageError("--json prints the tables and does not go with --html")
     if arguments.by is not None and arguments.html:
         raise UsageError("--by prints rows; the page of --html sorts and filters them")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tpbench.recipe import Recipe
     from tpbench.registry import Variant
 
-MOST_SEEDS = 10_000  # a larger number is a slip of the finger
+MOST_SEEDS = 10_000  # a larger number is a typing error
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpbench.cli import launch, rows
-from tpbench.cli.asked import seconds
-from tpbench.cli.lines import add_set, chosen, folder
-from tpbench.cli.only import nothing_printed, print_document
-from tpbench.cli.outcome import DONE, FAILED, say
-from tpbench.cli.reading import say_what_was_read
-from tpbench.cli.where import add_quiet, add_where
+from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder
+from tpbench.cli.exit_codes import DONE, FAILED, say
+from tpbench.cli.json_output import print_document, stdout_to_stderr
+from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
+from tpbench.cli.unreadable import report_unreadable
+from tpbench.cli.values import seconds
 from tpbench.environment import make_deterministic
 from tpbench.errors import UsageError
 from tpbench.record import Record
@@ -68,7 +68,7 @@ def add_course(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same bits twice on a GPU too: only deterministic algorithms; a method that has none fails",
+        help="use deterministic algorithms only: the same bits twice on a GPU too; a method that has none fails",
     )
     verb.add_argument(
         "--fresh",
@@ -87,38 +87,37 @@ def add_course(verb: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
     began = time.monotonic()
-    plan = planned(arguments, began)
+    plan = make_plan(arguments, began)
     output = Output(arguments.quiet, arguments.json, arguments.log)
     if plan.deterministic:
         make_deterministic()
     if arguments.plan:
         return show_forecast(plan, output)
-    if launch.wanted(arguments):
-        return launch.start(arguments, plan.out)
-    from tpbench.bench import look
+    if launch.uses_other_processes(arguments):
+        return launch.start_workers(arguments, plan.out)
+    from tpbench.bench import results_folder
 
-    # Whether the images in --data are those of the records is seen only by reading them.
-    known = None if arguments.fresh or arguments.data else look.finished(plan)
+    # Only reading the images in --data shows whether they are those of the records.
+    known = None if arguments.fresh or arguments.data else results_folder.records_if_finished(plan)
     if known is None:
         return measure(plan, arguments.fresh, output)
     from tpbench.bench.progress import Progress
 
     Progress(output.quiet).start(len(plan.cells), len(plan.cells), jobs=())
-    return conclude(plan, known, output=output)
+    return report_outcome(plan, known, output=output)
 
 
-def planned(arguments: argparse.Namespace, began: float) -> Plan:
-    """What was asked for. began: seconds of time.monotonic() from which the time limit counts."""
+def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
+    """The plan that the flags ask for. began: seconds of time.monotonic() from which the time limit counts."""
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
     launch.check(arguments)
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     limit = seconds(arguments.time_limit)
-    recipe = chosen(arguments)
+    recipe = load_recipe(arguments)
     if arguments.data is not None:
-        recipe = recipes.elsewhere(recipe, arguments.data)
+        recipe = recipes.with_data_at(recipe, arguments.data)
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
     if arguments.workers is not None:
@@ -126,7 +125,7 @@ def planned(arguments: argparse.Namespace, began: float) -> Plan:
     variants = rows.with_controls(registry.variants(rows.methods(arguments, recipe)), recipe)
     schedules = schedule.parse_all(rows.schedules(arguments, recipe))
     seeds = rows.seeds(arguments, recipe)
-    out = folder(arguments, recipe)
+    out = output_folder(arguments, recipe)
 
     from tpbench.bench.plan import Plan
 
@@ -174,34 +173,35 @@ def measure(plan: Plan, fresh: bool, output: Output) -> int:
     from tpbench.bench import runner
     from tpbench.training import ranks
 
-    with nothing_printed(output.json):
-        environment.begin(plan.recipe.workers, plan.device)
+    with stdout_to_stderr(output.json):
+        environment.prepare_process(plan.recipe.workers, plan.device)
         ended = runner.run(plan, fresh, output.progress(plan))
-    return DONE if ranks.rank() != 0 else conclude(plan, ended.records, output=output, reports=ended.reports)
+    return DONE if ranks.rank() != 0 else report_outcome(plan, ended.records, output=output, reports=ended.reports)
 
 
-def conclude(plan: Plan, records: Sequence[Record], *, output: Output, reports: bool = True) -> int:
+def report_outcome(plan: Plan, records: Sequence[Record], *, output: Output, reports: bool = True) -> int:
     """Write the report, say what is left, what has failed and what cannot be read, and return the exit code.
 
-    Where another run is the one that reports, it is left to that.
+    reports=False leaves the report to another run.
     """
-    from tpbench.bench import look
+    from tpbench.bench import results_folder
 
-    unread = say_what_was_read(plan.out)
+    unread = report_unreadable(plan.out)
     left = len(plan.cells) - len(records)
     failed = [
-        f"{record.method} {record.schedule} seed {record.seed}: {record.error}" for record in look.failures(records)
+        f"{record.method} {record.schedule} seed {record.seed}: {record.error}"
+        for record in results_folder.failures(records)
     ]
     counts = {"cells": len(plan.cells), "left": left, "failed": failed}
     if not reports:
         say("all cells are measured; another run times the rows and writes the report", DONE)
     if records and reports:
-        show(records, plan.out, output=output, counts=counts)
+        print_comparison(records, plan.out, output=output, counts=counts)
     elif output.json:
         print_document({"folder": str(plan.out), "machines": []} | counts)
     if left:
         say(f"time limit reached: {left} of {len(plan.cells)} cells are left; the same command continues", DONE)
-    elif reports and records and (untimed := look.untimed(plan, records[0].machine)):
+    elif reports and records and (untimed := results_folder.timing_left(plan, records[0].machine)):
         say(f"time limit reached: {untimed}; the same command continues", DONE)
     for reason in failed:
         say(f"failed: {reason}", FAILED)
@@ -213,8 +213,8 @@ def show_forecast(plan: Plan, output: Output) -> int:
     from tpbench import environment
     from tpbench.bench import forecast
 
-    with nothing_printed(output.json):
-        environment.begin(plan.recipe.workers, plan.device)
+    with stdout_to_stderr(output.json):
+        environment.prepare_process(plan.recipe.workers, plan.device)
         lines = forecast.lines(forecast.forecast(plan))
     if output.json:
         print_document({"folder": str(plan.out), "cells": len(plan.cells), "forecast": list(lines)})
@@ -223,13 +223,13 @@ def show_forecast(plan: Plan, output: Output) -> int:
     return DONE
 
 
-def show(records: Sequence[Record], out: Path, output: Output, counts: dict[str, Any]) -> None:
+def print_comparison(records: Sequence[Record], out: Path, output: Output, counts: dict[str, Any]) -> None:
     """Write the report of a results folder and print the comparison of these records as it was asked for."""
-    from tpbench.bench.look import locked
+    from tpbench.bench.results_folder import locked
     from tpbench.report import document, terminal, write
     from tpbench.report.results import Results
 
-    with nothing_printed(output.json):
+    with stdout_to_stderr(output.json):
         with locked(out):
             results = Results.of(out)
             write.write_results(results)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from tpbench.cli.lines import add_set, chosen, folder, run_of
-from tpbench.cli.outcome import DONE
-from tpbench.cli.where import add_quiet, add_where
+from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 
 HELP = "learn how many tokens each block keeps, using the search of a method's paper; the counts work with any method"
 EXAMPLE = "tpbench search --recipe digits --method topk"
@@ -24,19 +24,17 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
-    from tpbench import registry
 
-    for path in arguments.plugin:
-        registry.plug(path)
-    recipe = chosen(arguments)
-    out = folder(arguments, recipe)
+    load_plugins(arguments)
+    recipe = load_recipe(arguments)
+    out = output_folder(arguments, recipe)
 
     from tpbench import environment
     from tpbench.bench import search
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
 
-    environment.begin(recipe.workers, arguments.device)  # the threads that `run` would train the base with
+    environment.prepare_process(recipe.workers, arguments.device)  # the threads that `run` would train the base with
     plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
     path = search.run(plan, method=arguments.method, seed=arguments.seed, progress=Progress(arguments.quiet))
 
@@ -47,5 +45,5 @@ def act(arguments: argparse.Namespace) -> int:
     figure = learned.draw(out)
     if not arguments.quiet:
         print(learned.summary(found))
-        print(f"figure: {figure}\nuse it: {run_of(arguments)} --schedules learned:{path}")
+        print(f"figure: {figure}\nuse it: {run_command(arguments)} --schedules learned:{path}")
     return DONE

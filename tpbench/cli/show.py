@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE
-from tpbench.cli.where import add_where
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import add_where, load_plugins
 from tpbench.errors import UsageError
 
 HELP = "draw what methods keep, drop and merge of an image, block by block, and tell which keep the same tokens"
@@ -51,8 +51,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
-    for path in arguments.plugin:
-        registry.plug(path)
+    load_plugins(arguments)
     variants = [variant for variant in registry.variants(arguments.methods) if not variant.card.unreduced]
     if not variants:
         raise UsageError(f"--methods {arguments.methods} reduces nothing; see `tpbench list`")
@@ -62,38 +61,40 @@ def act(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("results") / ("show" if recipe is None else recipe.name)
 
     from tpbench import environment
-    from tpbench.bench import shown
+    from tpbench.bench import show
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
 
-    environment.begin(1 if recipe is None else recipe.workers, arguments.device)
+    environment.prepare_process(1 if recipe is None else recipe.workers, arguments.device)
     if recipe is None:
-        subject = shown.of_model(arguments.model, arguments.pretrained, files=arguments.images, device=arguments.device)
+        subject = show.model_subject(
+            arguments.model, arguments.pretrained, files=arguments.images, device=arguments.device
+        )
     else:
         plan = Plan(recipe=recipe, out=out, device=arguments.device, plugins=tuple(arguments.plugin))
-        subject = shown.of_recipe(plan, arguments.seed, count=arguments.count, progress=Progress())
-    return show(
+        subject = show.recipe_subject(plan, arguments.seed, count=arguments.count, progress=Progress())
+    return draw(
         subject,
-        shown.rows(subject, variants, schedule=budget, seed=arguments.seed),
+        show.stages_by_method(subject, variants, schedule=budget, seed=arguments.seed),
         budget=budget.text,
         folder=out / "pictures",
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse flags that say nothing together."""
+    """Raise UsageError for flags that do not go together, and for an impossible number of images."""
     if arguments.model is None and (arguments.images or arguments.pretrained):
         raise UsageError("--images and --pretrained need --model; a recipe has images and a base of its own")
     if not 1 <= arguments.count <= MOST_IMAGES:
         raise UsageError(f"--count {arguments.count}: at least 1 image is needed, at most {MOST_IMAGES} are drawn")
 
 
-def show(subject, rows, budget: str, folder: Path) -> int:
-    """Draw every image, write the overlap table and say where they are."""
-    from tpbench.bench.shown import check as check_rows
+def draw(subject, rows, budget: str, folder: Path) -> int:
+    """Draw every image, write the overlap table and print their paths."""
+    from tpbench.bench.show import check_any_shown
     from tpbench.report import overlap, pictures
 
-    check_rows(rows)
+    check_any_shown(rows)
     about = f"{subject.about}, schedule {budget}"
     for number, name in enumerate(subject.names):
         print(

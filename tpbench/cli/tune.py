@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli.lines import add_set, chosen, folder, run_of
-from tpbench.cli.outcome import DONE
-from tpbench.cli.where import add_quiet, add_where
+from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
+from tpbench.cli.exit_codes import DONE
+from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,13 +36,12 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
-    for path in arguments.plugin:
-        registry.plug(path)
-    recipe = chosen(arguments, tuned=False)
+    load_plugins(arguments)
+    recipe = load_recipe(arguments, tuned=False)
     if arguments.data is not None:
-        recipe = recipes.elsewhere(recipe, arguments.data)
+        recipe = recipes.with_data_at(recipe, arguments.data)
     variants = registry.variants(arguments.methods)
-    out = folder(arguments, recipe)
+    out = output_folder(arguments, recipe)
 
     from tpbench import environment, tuning
     from tpbench.bench import tune
@@ -50,7 +49,7 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench.bench.progress import Progress
     from tpbench.record import replace_text
 
-    environment.begin(recipe.workers, arguments.device)
+    environment.prepare_process(recipe.workers, arguments.device)
     plan = Plan(
         recipe=recipe,
         out=out,
@@ -60,17 +59,17 @@ def act(arguments: argparse.Namespace) -> int:
         plugins=tuple(arguments.plugin),
     )
     path = recipes.tuning_path(arguments.recipe, recipe)
-    known = tuning.known(recipe, path)
+    known = tuning.previously_tuned(recipe, path)
     found = tune.run(plan, known, Progress(arguments.quiet))
     replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
     if not arguments.quiet:
         print("\n".join(table(found)))
-        print(f"\nkept in {path}, used by `{run_of(arguments)}`")
+        print(f"\nkept in {path}, used by `{run_command(arguments)}`")
     return DONE
 
 
 def table(found: Tuning) -> Iterator[str]:
-    """What tuning brought each method, in lines of text."""
+    """The losses and accuracies of each method before and after tuning, in lines of text."""
     yield f"validation at {found.schedule}, means of {len(found.seeds)} seeds that are not reported"
     yield f"{'method':<16} {'loss, default':>13} {'tuned':>7} {'top-1 %, default':>17} {'tuned':>7}  lines"
     for method, tuned in found.methods.items():

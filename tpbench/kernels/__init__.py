@@ -1,1 +1,1 @@
-"""Fused operations beside their plain PyTorch definitions."""
+"""Fused operations and their definitions in plain PyTorch."""

@@ -1,19 +1,19 @@
-"""Attention that also says how much attention every token received.
+"""Attention that also returns how much attention every token receives.
 
 Shapes: B images, H heads, N tokens (prefix included), D head width. Attention is softmax(q k^T scale + bias) v;
-`received` is its column sum over the N queries, mean over heads: [B, N] float32, the diagonal apart as `own`.
-It carries no gradient: significance scores choose tokens, they are not learned through.
+`received` is its column sum over the N queries, mean over heads: [B, N] float32; `own` is the diagonal alone.
+Neither carries a gradient: scores choose tokens, and nothing is learned through them.
 Three custom operators, each with a fake and a FLOP formula; [B, H, N, N] never exists for more than a few images.
 
 attend_and_receive  both in one pass, for inference: on a CPU a few images at a time, so that the scores stay in the
                     cache; on a GPU where a row of scores fits a tile.
-receive             the sums alone, beside whatever attention computed the output: for training, and for long
+receive             the sums alone, in addition to any attention for the output: for training, and for long
                     sequences on a GPU. The output's gradient is that of the fused attention.
 
 attention_transpose_apply  repeated weighted column sums, head by head: what PageRank on the attention is made of.
 
-On a CUDA device that Triton compiles for, the first two run the kernels of `attention_triton`; elsewhere what stands
-here.
+On a CUDA device that Triton compiles for, the first two run the kernels of `attention_triton`; elsewhere the
+definitions here.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def extra_pass(device: torch.device, n: int) -> bool:
 def _attention_and_lse(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Fused attention, and the log-sum-exp of every row of scores [B, H, N] where the kernel gives it away."""
+    """Fused attention, and the log-sum-exp of every row of scores [B, H, N] where the kernel returns it."""
     fits = bias is None and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
     if fits and flash_runs_on(q.device):
         operator = torch.ops.aten._scaled_dot_product_flash_attention
-        return operator(q, k, v, dropout, False, False, scale=scale)[:2]
+        return operator(q, k, v, dropout_p=dropout, is_causal=False, return_debug_mask=False, scale=scale)[:2]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale), None
 
 
 @torch.compiler.assume_constant_result
 def flash_runs_on(device: torch.device) -> bool:
-    """Whether flash attention may be called by its name on a device."""
+    """Whether the operator of flash attention may be called directly on a device."""
     if device.type != "cuda" or not torch.backends.cuda.flash_sdp_enabled():
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -83,11 +83,11 @@ def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> 
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float, count: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention to key j multiplied by alive [B, N], a token always seeing itself (DynamicViT, eq. 11).
+    """Attention in which key j is multiplied by alive [B, N] and every token sees itself (DynamicViT, eq. 11).
 
-    Multiplied and not biased by its logarithm, so that gradients reach alive where it is 0. Key j, visible or a token's
-    own, counts count [B, N] > 0 times (None: once).
-    Output [B, H, N, D] and the attention itself [B, H, N, N], without gradient.
+    exp(scores) is multiplied by alive, instead of adding its logarithm, so that gradients reach alive where it is 0.
+    Every key also counts `count` [B, N] > 0 times (None: once).
+    Returns the output [B, H, N, D] and the attention itself [B, H, N, N], the latter without gradient.
     """
     scores = (q @ k.transpose(-2, -1)).float() * scale
     own = torch.eye(alive.shape[1], device=alive.device, dtype=scores.dtype)
@@ -104,7 +104,7 @@ def masked_attention(
 def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention received [B, N] and its diagonal [B, N], from the scores alone.
 
-    lse [B, H, N], the log-sum-exp of every row, saves a fused kernel making it; the definition has no use for it.
+    lse [B, H, N], the log-sum-exp of every row, saves the fused kernel a pass; the definition does not use it.
     """
     if triton_runs_on(q.device):
         from tpbench.kernels import attention_triton
@@ -113,8 +113,8 @@ def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale
     batch, heads, n, _ = q.shape
     received = q.new_empty(batch, n, dtype=torch.float32)
     own = q.new_empty(batch, n, dtype=torch.float32)
-    for part, room in _chunks(q):
-        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
+    for part, buffer in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, buffer)
         _column_sums(attention, received[part], own[part])
     return received.div_(heads), own.div_(heads)
 
@@ -129,13 +129,13 @@ def attend_and_receive(
 
         return attention_triton.attend_and_receive(q, k, v, bias, scale)
     batch, heads, n, _ = q.shape
-    out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection behind it reads it
+    out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)  # laid out as the projection after it reads it
     received = q.new_empty(batch, n, dtype=torch.float32)
     own = q.new_empty(batch, n, dtype=torch.float32)
-    heads_room = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
-    for part, room in _chunks(q):
-        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, room)
-        product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=heads_room[: len(attention) * heads])
+    outputs = q.new_empty(min(batch, _images(q)) * heads, n, v.shape[-1])
+    for part, buffer in _chunks(q):
+        attention = _attention(q[part], k[part], None if bias is None else bias[part], scale, buffer)
+        product = torch.bmm(attention.flatten(0, 1), v[part].flatten(0, 1), out=outputs[: len(attention) * heads])
         out[part] = product.view(-1, heads, n, v.shape[-1])
         _column_sums(attention, received[part], own[part])
     return out, received.div_(heads), own.div_(heads)
@@ -148,8 +148,8 @@ def attention_transpose_apply(q: Tensor, k: Tensor, s: Tensor, times: int) -> Te
     q, which holds the scale already, and k [B, H, N, D]. The rows of A sum to 1, so that the sum of s stays.
     """
     out = torch.empty_like(s, memory_format=torch.contiguous_format)
-    for part, room in _chunks(q):
-        attention = _attention(q[part], k[part], None, 1.0, room).flatten(0, 1).to(s.dtype)
+    for part, buffer in _chunks(q):
+        attention = _attention(q[part], k[part], None, 1.0, buffer).flatten(0, 1).to(s.dtype)
         row = s[part].flatten(0, 1)[:, None]
         for _ in range(times):
             row = torch.bmm(row, attention)
@@ -164,21 +164,21 @@ def _images(q: Tensor) -> int:
 
 
 def _chunks(q: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Images at a time, and the one room [b, H, N, N] that the scores of each chunk may use.
+    """Slices of images, each with the part [b, H, N, N] of one buffer that its scores may use.
 
-    A fresh room for every chunk costs a CPU more than everything else that is done beside the two products.
+    On a CPU, a fresh buffer for every chunk would cost more than all other steps besides the two products.
     """
     batch, heads, n, _ = q.shape
     step = _images(q)
-    room = q.new_empty(min(step, batch), heads, n, n)
+    buffer = q.new_empty(min(step, batch), heads, n, n)
     for start in range(0, batch, step):
-        yield slice(start, start + step), room[: batch - start]
+        yield slice(start, start + step), buffer[: batch - start]
 
 
-def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, room: Tensor) -> Tensor:
-    flat = room.flatten(0, 1)
+def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, buffer: Tensor) -> Tensor:
+    flat = buffer.flatten(0, 1)
     torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale, out=flat)
-    return torch.softmax(room if bias is None else room.add_(bias), dim=-1, out=room)
+    return torch.softmax(buffer if bias is None else buffer.add_(bias), dim=-1, out=buffer)
 
 
 def _column_sums(attention: Tensor, received: Tensor, own: Tensor) -> None:

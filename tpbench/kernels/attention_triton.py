@@ -1,12 +1,13 @@
 """The fused twins of `tpbench.kernels.attention`, for CUDA devices: same names, signatures and answers.
 
-Shapes: B images, H heads, N tokens, D head width; M queries by N keys in a tile. Two ways to the attention received:
+Shapes: B images, H heads, N tokens, D head width; M queries by N keys in a tile. Two ways compute the attention
+received:
 
-attend_and_receive  one pass for short sequences: all keys of a head fit into one tile
-                    at once and its column sums cost one reduction of numbers that are in registers anyway. What
-                    does not fit (float32, wide heads, long sequences) is fused attention and a second pass.
-receive             a second pass over the scores, from the log-sum-exp of every row: given by the attention that ran
-                    before, or made here.
+attend_and_receive  one pass for short sequences: all keys of a head fit into one tile, and the column sums are one
+                    more reduction of numbers that are in registers anyway. Where they do not fit (float32, wide
+                    heads, long sequences), fused attention runs, and then `receive`.
+receive             a second pass over the scores, from the log-sum-exp of every row, which comes from the attention
+                    that ran before or is computed here.
 
 Sums over queries stay inside one program and sums over heads are added in a fixed order: no atomics, same bits twice.
 Exponentials are taken to the base 2, which is what the hardware has. Interpreted on a CPU the kernels read bfloat16 as
@@ -36,7 +37,7 @@ def attend_and_receive(
     batch, heads, n, width = q.shape
     if q.dtype == torch.float32 or n > WIDEST_TILE or width > WIDEST_HEAD:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale), *receive(q, k, bias, None, scale)
-    out = q.new_empty(batch, n, heads, width).transpose(1, 2)  # laid out as the projection behind it reads it
+    out = q.new_empty(batch, n, heads, width).transpose(1, 2)  # laid out as the projection after it reads it
     rows = 32
     keys = max(64, triton.next_power_of_2(n))
     cuts = 1 if batch * heads >= FULL else triton.cdiv(n, rows)
@@ -72,7 +73,7 @@ def receive(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor | None, scale
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """x, the D numbers of a token next to each other in memory, as every kernel reads them."""
+    """x with the D numbers of a token next to each other in memory, as every kernel reads them."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -1,11 +1,11 @@
 """Clusters among the tokens of each image: every step in plain PyTorch, and the operators that run all of them.
 
-Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. Two rooms have
+Shapes: B sets, N tokens, K clusters, C width. The functions here are the definition of every step. Two modules have
 functions of the same names and signatures. `native.clustering` takes over on a CPU where numba is installed, with
 results equal to the last bit. `clustering_triton` takes over on CUDA devices that Triton compiles for, up to 1,024
 tokens and float32. Everything else runs the definitions. `kmedoids` and `kmeans` are operators, so that compilers and
 counters see one call: N^2 multiply-adds for each of the C channels and each of the iterations, executed or not.
-Choosing where to start counts nothing, as sorting. On a CPU a few sets at a time go through all steps, so that their
+Choosing the start counts as nothing, like sorting. On a CPU a few sets at a time go through all steps, so that their
 distances stay in the cache.
 """
 
@@ -38,17 +38,17 @@ def kmedoids(
 
     Without `first`, `start` names the step that chooses by score: topk, peaks or farthest.
     """
-    native = native_room(x)
+    native = native_module(x)
     if native is not None:
         return native.kmedoids(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
 
-    def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    def cluster(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         distance = steps.squared_distances(x)
         first = _chosen(steps, start, distance, score, k) if first is None else first
         return steps.iterate_medoids(distance, weight.to(distance.dtype), first, iterations)
 
-    return _in_chunks(one, x, weight, score, first)
+    return _in_chunks(cluster, x, weight, score, first)
 
 
 @operator("kmeans")
@@ -56,19 +56,19 @@ def kmeans(
     x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None, start: str, k: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Arguments as for `kmedoids` -> share [B, K, N] (centres = share @ x), assignment [B, N]."""
-    native = native_room(x)
+    native = native_module(x)
     if native is not None:
         return native.kmeans(x, weight, score, first, start, k, iterations)
     steps = steps_for(x)
 
-    def one(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    def cluster(x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         products = steps.inner_products(x)
         if first is None:
             distance = None if start == "topk" else distances_from(products)
             first = _chosen(steps, start, distance, score, k)
         return steps.iterate_means(products, weight.to(products.dtype), first, iterations)
 
-    return _in_chunks(one, x, weight, score, first)
+    return _in_chunks(cluster, x, weight, score, first)
 
 
 @torch.library.register_fake("tpbench::kmedoids")
@@ -90,7 +90,7 @@ def _clustering_flops(x, weight, score, first, start, k, iterations, *args, **kw
 
 
 def steps_for(x: Tensor) -> ModuleType:
-    """The room whose functions do the steps: the fused twins where they run, these definitions elsewhere."""
+    """The module whose functions do the steps: the fused twins where they run, otherwise these definitions."""
     if not triton_runs_on(x.device) or x.dtype == torch.float64 or x.shape[1] > FUSED_TOKENS:
         return sys.modules[__name__]
     from tpbench.kernels import clustering_triton
@@ -98,7 +98,7 @@ def steps_for(x: Tensor) -> ModuleType:
     return clustering_triton
 
 
-def native_room(x: Tensor) -> ModuleType | None:
+def native_module(x: Tensor) -> ModuleType | None:
     """The module that runs complete operators in compiled loops, where it is available."""
     if not native_runs_on(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32, "clustering"):
         return None
@@ -118,14 +118,14 @@ def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tenso
     return {"peaks": steps.peaks, "farthest": steps.farthest}[start](distance, score.to(distance.dtype), k)
 
 
-def _in_chunks(one, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A rule for a batch of sets, over as many at a time as stay in a CPU's cache; elsewhere over all at once."""
+def _in_chunks(cluster, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    """cluster(x, weight, score, first) for a batch of sets: on a CPU few enough at a time to stay in its cache."""
     batch, n, _ = x.shape
     size = max(1, CACHE_PAIRS // (n * n)) if x.device.type == "cpu" else batch
     if size >= batch:
-        return one(x, weight, score, first)
+        return cluster(x, weight, score, first)
     parts = [slice(begin, begin + size) for begin in range(0, batch, size)]
-    done = [one(x[p], weight[p], score[p], None if first is None else first[p]) for p in parts]
+    done = [cluster(x[p], weight[p], score[p], None if first is None else first[p]) for p in parts]
     left, right = zip(*done)
     return torch.cat(left), torch.cat(right)
 
@@ -136,7 +136,7 @@ def _in_chunks(one, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | No
 def inner_products(x: Tensor) -> Tensor:
     """Inner products of the tokens about their mean: [B, N, N] float32 (float64 for float64).
 
-    Taking the mean off removes most of the cancellation in |a|^2 + |b|^2 - 2ab. It is rounded to a 128th of the
+    Subtracting the mean removes most of the cancellation in |a|^2 + |b|^2 - 2ab. It is rounded to a 128th of the
     largest value's power of two, so that small integers stay exact and ties between them stay ties.
     """
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -162,7 +162,7 @@ def distances_from(products: Tensor) -> Tensor:
     return (half + half.transpose(1, 2)).relu()  # a matrix product need not be symmetric to the last bit; this sum is
 
 
-# ---------------------------------------------------------------- where to start
+# ---------------------------------------------------------------- starts
 
 
 def heaviest(score: Tensor, k: int) -> Tensor:
@@ -189,8 +189,8 @@ def peaks(distance: Tensor, score: Tensor, k: int) -> Tensor:
 def farthest(distance: Tensor, score: Tensor, k: int) -> Tensor:
     """Weighted farthest-first traversal, one token after the other: [B, K].
 
-    From the heaviest on, the next is the token not yet taken with the largest score_i times its least squared
-    distance to those taken; ties go to the lower index.
+    The first is the heaviest token. The next is always the token not yet taken with the largest score_i times its least
+    squared distance to those taken; ties go to the lower index.
     """
     chosen = heaviest(score, 1)
     taken = torch.zeros_like(score, dtype=torch.bool).scatter_(1, chosen, True)
@@ -248,7 +248,7 @@ def _cheapest_member(cost: Tensor, assignment: Tensor, medoids: Tensor) -> Tenso
 
 
 def _same(now: Tensor, before: Tensor) -> bool:
-    """Whether nothing changed; asked on a CPU only, for elsewhere the answer costs a wait."""
+    """Whether nothing changed. Checked on a CPU only: other devices would have to synchronise."""
     return now.device.type == "cpu" and torch.equal(now, before)
 
 

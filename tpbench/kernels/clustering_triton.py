@@ -1,10 +1,10 @@
 """The fused twins of `tpbench.kernels.clustering`, for CUDA devices: same names, signatures and answers.
 
 Shapes: B sets, N tokens, K clusters. The steps before the iterations are in `distances_triton` and `starts_triton`.
-Behind the distances everything is one program for each set: the tokens are its lanes, it walks over candidates (rows of
-the distances, which stay in the L2 cache) a few at a time, keeps a running result for every lane and every one of these
-few, and joins them once at the end. What lanes must know of each other goes through memory, behind a barrier; a set is
-never waited for by another, and nothing by the host.
+After the distances, one program handles each set. Its lanes are the tokens. It goes over the candidates (rows of the
+distances, which stay in the L2 cache) a few at a time, keeps a running result for every lane and each of these few, and
+combines them once at the end. Lanes exchange results through memory, with a barrier in between. No set waits for
+another, and the host waits for none.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import triton.language as tl
 from torch import Tensor
 
 from tpbench.kernels.distances_triton import (
+    empty_pairs,
     inner_products,
     lanes_for,
     readable_part,
-    room_for_pairs,
     squared_distances,
 )
 from tpbench.kernels.starts_triton import farthest, heaviest, peaks
 
 __all__ = [
+    "empty_pairs",
     "farthest",
     "heaviest",
     "inner_products",
     "iterate_means",
     "iterate_medoids",
     "peaks",
-    "room_for_pairs",
     "squared_distances",
 ]
 
@@ -146,7 +146,7 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
     k = first.shape[1]
     lanes, rows, warps = lanes_for(n)
     share = products.new_empty(batch, k, n)
-    inner = room_for_pairs(products)[:, :k]
+    inner = empty_pairs(products)[:, :k]
     norm = products.new_empty(batch, k)
     assignment = torch.empty(batch, n, dtype=torch.int64, device=first.device)
     _means_kernel[(batch,)](

@@ -57,7 +57,7 @@ def log_product(log_density: Tensor, separation: Tensor) -> Tensor:
 
 
 def is_denser(density: Tensor) -> Tensor:
-    """[B, N, N] whether token j is denser than token i: density [B, N]; of two alike the lower index is."""
+    """[B, N, N] whether token j is denser than token i: density [B, N]; at equal density, if j < i."""
     index = torch.arange(density.shape[1], device=density.device)
     other = density[:, None, :]
     own = density[:, :, None]

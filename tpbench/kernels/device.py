@@ -1,6 +1,6 @@
 """Where native and fused kernels run.
 
-numba and Triton are imported only in `kernels.native` and the *_triton rooms, and only once one of them is to run.
+numba and Triton are imported only in `kernels.native` and the *_triton modules, and only when one of them is to run.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def native_runs_on(device: torch.device, exact: torch.dtype, topic: str) -> bool
     """Whether compiled loops run on a device in float32 or float64: on a CPU, with numba and a cache it can write.
 
     topic is a key of `native.twins.TOPICS`. The first call in a process compiles its loops, or loads them from the
-    cache. Where that fails, the process says so once, on standard error, and runs the definitions.
+    cache. If that fails, the process prints the reason once, on standard error, and runs the definitions.
     """
     return device.type == "cpu" and not _definitions and _prepared(exact, topic)
 
 
 @contextmanager
 def definitions() -> Iterator[None]:
-    """Within it the definitions run on every device, native and fused twins on none: to measure and compare."""
+    """Within the block, run the definitions on every device instead of native and fused twins, to compare them."""
     global _definitions
     before = _definitions
     _definitions = True

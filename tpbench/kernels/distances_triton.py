@@ -32,7 +32,7 @@ def squared_distances(x: Tensor) -> Tensor:
 def _pairs(x: Tensor, distance: bool) -> Tensor:
     batch, n, width = x.shape
     x = x if x.stride(2) == 1 else x.contiguous()
-    pairs = room_for_pairs(x)
+    pairs = empty_pairs(x)
     centred = x.dtype == torch.float32
     tile = 64
     offset = x.new_empty(batch, width) if centred else x
@@ -48,15 +48,17 @@ def _pairs(x: Tensor, distance: bool) -> Tensor:
     return pairs
 
 
-def room_for_pairs(x: Tensor) -> Tensor:
+def empty_pairs(x: Tensor) -> Tensor:
     """An empty [B, N, N] float32 whose rows start at multiples of 16 numbers, so that they are read four at a time."""
     batch, n, _ = x.shape
     return x.new_empty(batch, n, triton.cdiv(n, 16) * 16, dtype=torch.float32)[:, :, :n]
 
 
 def readable_part(pairs: Tensor) -> tuple[int, int, int]:
-    """Strides of a set and of a row of [B, N, N], and how many numbers of a row may be read: with `room_for_pairs`
-    the padding too, so that loads need no mask within it."""
+    """Strides of a set and of a row of [B, N, N], and how many numbers of a row may be read.
+
+    Rows made by `empty_pairs` may be read up to their padding, so that loads need no mask within it.
+    """
     row = pairs.stride(1)
     n = pairs.shape[2]
     return pairs.stride(0), row, row if row == triton.cdiv(n, 16) * 16 else n

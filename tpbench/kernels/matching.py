@@ -24,7 +24,7 @@ def match_halves(similarity: Tensor, prefix: int, k: int) -> Tensor:
     """Merge every other token into the most similar of the rest, the best pairs first, until k are left.
 
     similarity [B, A, A'] between even and odd tokens, the prefix counted -> the cluster of every body token: [B, N].
-    Clusters are numbered by what stays of the even tokens, in order, then by the odd ones. Ties go to the lower index.
+    Clusters are numbered by the even tokens that stay, in order, then by the odd ones. Ties go to the lower index.
     """
     if similarity.device.type == "cpu" and similarity.dtype in FLOATS:
         return torch.ops.tpbench.match_halves(similarity, prefix, k)

@@ -1,4 +1,4 @@
-"""How an operation becomes an operator of PyTorch's: compilers, exporters and counters see one call of it."""
+"""Defining operators of PyTorch: compilers, exporters and counters see an operation as one call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def operator(name: str) -> Callable[[F], F]:
     """Make a function the operator tpbench::name on every device. It changes no argument and returns fresh tensors.
 
     `torch.library.custom_op` does the same with checks around every call that take as long as clustering a small image.
-    The operator has no gradient: call it without.
+    The operator has no gradient: call it without one.
     """
 
     def define(function: F) -> F:

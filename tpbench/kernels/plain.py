@@ -1,7 +1,7 @@
-"""Every operator in operations that ONNX has, for finite inputs: what `tpbench.measure.export` puts in their place.
+"""Every operator written in operations that ONNX has, for finite inputs; `tpbench.measure.export` uses them instead.
 
 Shapes: B images or sets, H heads, N tokens, K clusters, C width. No tensor is changed in place, because ONNX's exporter
-refuses that. Where the definition of an operator is free of that already, it is its own plain form.
+refuses that. A definition that changes none already is its own plain form.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def nearest_sums(rising: Tensor, k: int) -> Tensor:
 
 
 def spacing(k: int, like: Tensor) -> Tensor:
-    """Evenly from 0 to 1 [K] float32; of one sample, it is 1."""
+    """K numbers evenly spaced from 0 to 1: [K] float32; a single one is 1."""
     return torch.linspace(1, 0, k, device=like.device).flip(0)
 
 

@@ -75,7 +75,7 @@ def _heaviest_kernel(score, index, n, k, ROWS: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _gain_kernel(distance, score, gain, d_b, d_n, readable, n, ROWS: tl.constexpr, N: tl.constexpr):
-    """Score times the least distance to a heavier token; infinity for the heaviest."""
+    """Score times the least distance to a heavier token; infinity for the heaviest token."""
     image = tl.program_id(0).to(tl.int64)
     distance += image * d_b
     score += image * n

@@ -24,7 +24,7 @@ def follow(model: TokenModel, images: Tensor, seed: int) -> list[Stage]:
             continue
         if tokens.provenance is None:
             raise UnsupportedModel("it does not say which patches its tokens are made of")
-        known = tokens.provenance.living(tokens.alive)
+        known = tokens.provenance.without_dead(tokens.alive)
         stages.append(
             Stage(
                 block=block,

@@ -106,7 +106,7 @@ def objective(x: Tensor, weight: Tensor, centres: Tensor, assignment: Tensor) ->
 def _start(
     init: Initialisation | Tensor, weight: Tensor, k: int, score: Tensor | None
 ) -> tuple[Tensor, Tensor | None, str]:
-    """The score, the tokens to start from and the name of the start, as the operators take them.
+    """The score, the tokens to start from (or None) and the name of the start, as the operators take them.
 
     Starts that depend on the score are left to the operators, which have the distances and fused code for them.
     """

@@ -43,7 +43,7 @@ class TokenPooling(Downsampler):
 
     @classmethod
     def asks(cls, config: Config) -> Needs:
-        """The attention that weighs the tokens: the class token's, or what each receives."""
+        """The attention that weighs the tokens: the class token's, or the attention that each receives."""
         return Needs.CLS if config.weights == "class" else Needs.RECEIVED
 
     def significance(self, probe: Probe) -> Tensor:
@@ -77,7 +77,8 @@ class TokenPooling(Downsampler):
     venue="WACV",
     year=2023,
     url="https://arxiv.org/abs/2110.03860",
-    differs="the paper leaves placement, start and diagonal open: after attention, top-K by significance, diagonal in",
+    differs="the paper leaves placement, start and diagonal open; here: after attention, top-K by significance, with "
+    "the diagonal",
 )
 class WeightedKMedoids(TokenPooling):
     """Each cluster is replaced by its medoid, so that the kept tokens are a subset of the tokens."""
@@ -99,7 +100,7 @@ class WeightedKMedoids(TokenPooling):
         return tokens.merge(assignment, self.setup.k, weight if self.config.output == "weighted_mean" else None)
 
     def macs(self) -> int:
-        """Those of the inner products of all pairs; iterations only add and compare."""
+        """Those of all pairs, see `pair_macs`; a medoid needs no further product."""
         return self.pair_macs()
 
 
@@ -161,7 +162,7 @@ class WeightedKMeans(TokenPooling):
         return tokens.with_body(centres, size, assignment=assignment)
 
     def macs(self) -> int:
-        """Those of the inner products of all pairs, and K N C for the means."""
+        """Those of all pairs, see `pair_macs`, and K N C for the means."""
         return self.pair_macs() + self.setup.k * self.setup.tokens * self.setup.width
 
 

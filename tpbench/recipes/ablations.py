@@ -31,6 +31,7 @@ DEPARTURES = (
 
 
 def recipe() -> Recipe:
+    """The recipe that the module describes."""
     rows = ("none", "wkmedoids", *(f"wkmedoids({departure})" for departure in DEPARTURES))
-    whole = digits.recipe()
-    return replace(whole, name="ablations", methods=rows, schedules=("0.5@0,1,2", "0.3@0,1,2"), seeds=3)
+    full = digits.recipe()
+    return replace(full, name="ablations", methods=rows, schedules=("0.5@0,1,2", "0.3@0,1,2"), seeds=3)

@@ -1,7 +1,7 @@
 """CIFAR-10 with a vision transformer of DeiT-Ti's width and depth at 64 tokens: the study's main table.
 
     python -m tpbench run --recipe cifar10 --time-limit 9m      # again and again, until nothing is left
-    python -m tpbench run --recipe cifar10 --methods all        # and every other method beside them
+    python -m tpbench run --recipe cifar10 --methods all        # and every other method too
     python -m tpbench run --recipe cifar10 --plan               # cells and estimated hours, runs nothing
 
 Data: uoft-cs/cifar10 of the Hugging Face hub, fetched once, or train.parquet and test.parquet of encoded 32x32 images
@@ -9,8 +9,8 @@ under data/cifar10 or `--data DIR`. Machine: one data-centre GPU, bfloat16; not 
 30,000 to 80,000 images/s: 10 to 25 minutes for the three bases, a third of a minute for a cell. Expect the base at 90 %
 or better. Other encodings of the images (JPEG) give other accuracies, and records of the two are never mixed.
 
-cifar10-p2 has 256 tokens, as a 224-pixel image in patches of 16 would; cifar10-w128 and cifar10-w256 are the same
-study on narrower and wider bases: with them the claims are read on the Pareto hull over widths too.
+cifar10-p2 has 256 tokens, as a 224-pixel image in patches of 16 would; cifar10-w128 and cifar10-w256 are the same study
+on narrower and wider bases; with them the claims can use the Pareto hull over widths.
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe
@@ -42,6 +42,7 @@ def images(validation: float) -> Data:
 def recipe(
     name: str = "cifar10", width: int = 192, patch: int = 4, methods: tuple[str, ...] = EQUAL_COST + SETTINGS
 ) -> Recipe:
+    """The recipe that the module describes, or one on a base of another width or patch size in pixels."""
     return Recipe(
         name=name,
         model="deit_tiny_patch16_224",

@@ -26,6 +26,7 @@ def recipe(
     methods: tuple[str, ...] = ("all",),
     controls: tuple[str, ...] = (NULL, *cifar10.SETTINGS),
 ) -> Recipe:
+    """The recipe that the module describes, or one on a base of another width."""
     everywhere = tuple(f"macs={share}@{BLOCKS}" for share in (0.5, 0.3))
     claimed = tuple(f"macs={share}@{BLOCKS}" for share in (0.7, 0.9))
     seconds = tuple(f"macs={share}@{BLOCKS}" for share in (0.8, 0.4))

@@ -11,5 +11,6 @@ from tpbench.recipes import cifar10_cpu
 
 
 def recipe() -> Recipe:
+    """The recipe that the module describes."""
     methods = ("none", "wkmedoids", "kmedoids", "topk")
     return cifar10_cpu.recipe("cifar10-cpu-w64", width=64, methods=methods, controls=())

@@ -11,4 +11,5 @@ from tpbench.recipes import cifar10
 
 
 def recipe() -> Recipe:
+    """The recipe that the module describes."""
     return cifar10.recipe("cifar10-w128", width=128, methods=("none", "wkmedoids", "kmedoids", "topk"))

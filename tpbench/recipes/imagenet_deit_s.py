@@ -12,4 +12,5 @@ from tpbench.recipes import imagenet_deit_ti
 
 
 def recipe() -> Recipe:
+    """The recipe that the module describes."""
     return imagenet_deit_ti.recipe("imagenet-deit-s", "deit_small_patch16_224", expected_base=79.8)

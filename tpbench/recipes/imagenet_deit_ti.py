@@ -3,18 +3,18 @@
     torchrun --nproc-per-node 8 -m tpbench run --recipe imagenet-deit-ti --data DIR --methods none,wkmedoids,topk
     python -m tpbench run --recipe imagenet-deit-ti --plan       # cells and estimated hours on 1 and 8 GPUs
 
-Machine: 8 data-centre GPUs. Data: an ImageFolder, DIR/train/CLASS/*.JPEG and DIR/validation/CLASS/*.JPEG (or val),
-as it is unpacked for torchvision. Hours: `--plan` estimates them. Not run yet: only its way
-through the code is tested, on a small folder. Known of the paper: DeiT weights, no distillation, fine-tuned with
-tokens reduced. Not known: epochs and learning rate; these are the ones that token reduction papers share (30 epochs,
-AdamW, lr 1e-3 for a batch of 1024, RandAugment, mixup, cutmix, erasing, averaged weights). The unreduced base is
-fine-tuned as long as the others.
+Machine: 8 data-centre GPUs. Data: an ImageFolder, DIR/train/CLASS/*.JPEG and DIR/validation/CLASS/*.JPEG (or val), as
+it is unpacked for torchvision. Hours: `--plan` estimates them. Not run yet: only its code path is tested, on a small
+folder. Known of the paper: DeiT weights, no distillation, fine-tuned with tokens reduced. Not known: epochs and
+learning rate; these are the ones that token reduction papers share (30 epochs, AdamW, lr 1e-3 for a batch of 1024,
+RandAugment, mixup, cutmix, erasing, averaged weights). The unreduced base is fine-tuned as long as the others.
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe
 
 
 def recipe(name: str = "imagenet-deit-ti", model: str = "deit_tiny_patch16_224", expected_base: float = 72.2) -> Recipe:
+    """The recipe that the module describes, or the same for another model."""
     return Recipe(
         name=name,
         model=model,

@@ -12,11 +12,12 @@ from tpbench.recipes import digits
 
 
 def recipe() -> Recipe:
-    whole = digits.recipe()
+    """The recipe that the module describes."""
+    full = digits.recipe()
     return replace(
-        whole,
+        full,
         name="smoke",
-        data=replace(whole.data, train_limit=320, test_limit=100),
+        data=replace(full.data, train_limit=320, test_limit=100),
         base=Optim(epochs=30, lr=4e-3, warmup_epochs=3),
         finetune=Optim(epochs=1, lr=5e-4),
         schedules=("0.5@0,1,2",),

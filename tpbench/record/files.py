@@ -1,4 +1,4 @@
-"""Files that are written in one step, and the small file that names a checkout."""
+"""Files that are replaced in one step, and the small file with the id of a checkout."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tpbench.record.schema import READABLE, SCHEMA, Budget, Record, checked
 from tpbench.record.seal import read_content, seal, unseal
 
 
-def parsed(text: bytes, where: str) -> tuple[Record, bool]:
+def parse_record(text: bytes, where: str) -> tuple[Record, bool]:
     """A record from its text, and whether it carries a checksum.
 
     Raises UsageError that names the place for a record that was changed since it was written, that is incomplete,
@@ -44,7 +44,7 @@ def _schema(text: bytes) -> Any:
         return None
 
 
-def line(text: bytes) -> bytes:
+def sealed_line(text: bytes) -> bytes:
     """A record's text as one line with a checksum; the same bytes where it is that already."""
     content, sealed = unseal(text)
     sealed_text = text.strip() if sealed and b"\n" not in text.strip() else seal(json.dumps(json.loads(content)))
@@ -52,16 +52,16 @@ def line(text: bytes) -> bytes:
 
 
 def read(path: Path) -> Record:
-    """A record from a file of its own. Corrupt files and other schema versions are refused by name."""
+    """A record from a file of its own. Raises UsageError that names a corrupt file or one of another schema."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise UsageError(f"record {path} cannot be read ({error.strerror})") from error
-    return parsed(text, str(path))[0]
+    return parse_record(text, str(path))[0]
 
 
 def read_budget(path: Path) -> Budget:
-    """A budget from its file; one that cannot be read is refused by name."""
+    """A budget from its file. Raises UsageError that names a file that cannot be read."""
     try:
         return checked(Budget, unseal(path.read_bytes())[0])
     except (OSError, ValueError, RecursionError) as error:
@@ -71,7 +71,7 @@ def read_budget(path: Path) -> Budget:
 
 
 def read_spectrum(path: Path) -> Spectrum:
-    """A base's spectrum from its file; one that cannot be read is refused by name."""
+    """A base's spectrum from its file. Raises UsageError that names a file that cannot be read."""
     try:
         return checked(Spectrum, read_content(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -79,7 +79,7 @@ def read_spectrum(path: Path) -> Spectrum:
 
 
 def read_learned(path: Path) -> Learned:
-    """What a search has learned, from its file; one that cannot be read is refused by name."""
+    """What a search has learned, from its file. Raises UsageError that names a file that cannot be read."""
     try:
         return checked(Learned, read_content(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -89,6 +89,6 @@ def read_learned(path: Path) -> Learned:
 def write(path: Path, content: Record | Budget | Spectrum | Learned, indent: int | None = None) -> None:
     """Write a typed value as JSON with a checksum, in one step, so that no reader ever sees half of it.
 
-    Half characters, as file names in an error message may hold, become question marks: no reader takes them.
+    Lone surrogates, which file names in an error message may contain, become question marks: no JSON reader takes them.
     """
     replace_bytes(path, seal(json.dumps(asdict(content), ensure_ascii=False, indent=indent)) + b"\n")

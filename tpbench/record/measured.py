@@ -1,4 +1,4 @@
-"""What is measured or learned beside the cells: a profile, a search's counts, a base's spectrum."""
+"""What is measured or learned besides the cells: a profile, a search's counts, a base's spectrum."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Learned:
 class Gains:
     """What attention does to frequencies.
 
-    gains: by block, head and band, the first that of the constant. high_over_low: the gain of the upper half of the
+    gains: by block, head and band; the first band is the constant. high_over_low: the gain of the upper half of the
     frequencies over that of their lowest quarter, geometric mean over blocks and heads.
     """
 
@@ -72,7 +72,7 @@ class Gains:
 class Spectrum:
     """The gains of a base's attention: with the keys as queries, as it is, and with all keys at their mean norm.
 
-    images: how many were looked at. kernel: the gains of the exact case. key_norm_variation: standard deviation over
+    images: how many were measured. kernel: the gains of the exact case. key_norm_variation: standard deviation over
     mean of the keys' norms, by block.
     """
 

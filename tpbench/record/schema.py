@@ -112,7 +112,7 @@ class Record:
     site: str = "mid"
     config: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
-    reachable: bool = True  # False: the method cannot meet this budget; `error` says what it could
+    reachable: bool = True  # False: the method cannot meet this budget; see `error`
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: dict[str, PackedOutcomes] = field(default_factory=dict)
     seeds: Seeds | None = None
@@ -140,7 +140,7 @@ class Record:
 
 @dataclass
 class Budget:
-    """The counts with which a method meets a share of the unreduced model's latency on one machine, and how found.
+    """The counts with which a method meets a share of the unreduced model's latency on a machine, and their search.
 
     tried: {"counts": [...], "reduced": [seconds], "unreduced": [seconds]} for every candidate, samples taken in turns
     at batch size `batch`. counts is None where no candidate came near; `error` says how near.

@@ -2,8 +2,8 @@
 
     {"recipe": "digits", ..., "schema": 2, "checksum": "0123456789abcdef"}
 
-The text is what is hashed, not the values, so that checking costs microseconds; a file that an editor has laid out anew
-therefore counts as changed. Files of earlier versions carry no checksum and are taken as they are.
+The text is hashed, not the values, so that checking takes microseconds; a file that an editor has reformatted counts as
+changed. Files of earlier versions carry no checksum and are accepted without one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_content(path: Path) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """An object that `write_json` has written, or one without a checksum.
 
-    Raises ValueError for what is no JSON object or was changed since it was written.
+    Raises ValueError for a file that is no JSON object or was changed since it was written.
     """
     found = json.loads(read_content(path))
     if not isinstance(found, dict):
@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _one_newline(text: bytes) -> bytes:
-    """Line ends as they were written: version control may have made two characters of each."""
+    """Line ends as they were written: version control may have turned them into CRLF."""
     return text.replace(b"\r\n", b"\n")
 
 

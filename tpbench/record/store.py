@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tpbench.errors import UsageError
 from tpbench.record.files import replace_parts
-from tpbench.record.lines import line, parsed
+from tpbench.record.lines import parse_record, sealed_line
 from tpbench.record.schema import Record, row_name
 
 REPEATED = ("data", "environment", "git")  # fields whose values most records of a run have in common
@@ -53,10 +53,10 @@ class Part:
 
 
 class Store:
-    """The records under a results folder, by machine. They are shared: nobody may change them.
+    """The records under a results folder, by machine. They are shared and must not be changed.
 
-    Use `Store.of`, which reads only what has changed since this process last asked. `bad` are the records that cannot
-    be read; whoever goes on without them names them.
+    Use `Store.of`, which reads only what has changed since this process last asked. `bad` lists the records that cannot
+    be read; a caller that goes on without them reports them.
     """
 
     def __init__(self, folder: Path):
@@ -119,7 +119,7 @@ class Store:
             parts = {file: self._part(file, about, machine) for file, about, machine in found}
         if parts != self._parts:
             self._parts = {file: part for file, part in parts.items() if part is not None}
-            self._order()
+            self._make_index()
 
     def _part(self, file: str, about: os.stat_result, machine: str) -> Part | None:
         """What a file holds, read only if it is not known; None where it has vanished since it was listed."""
@@ -146,7 +146,7 @@ class Store:
                 end += len(text)
                 where = f"{path} line {number}" if packed else path
                 try:
-                    record, sealed = parsed(text, where)
+                    record, sealed = parse_record(text, where)
                     if record.machine != machine:
                         raise UsageError(f"record {where} is of machine {record.machine}, and lies under {machine}")
                     part.entries.append(
@@ -159,7 +159,7 @@ class Store:
         return os.path.join(self.folder, "records", file)
 
     def _shared(self, record: Record) -> Record:
-        """The record, with what other records have as well kept once: that is half of its memory."""
+        """The record, with values that other records have too stored once: that saves half of its memory."""
         for name in REPEATED:
             value = getattr(record, name)
             setattr(record, name, self._common.setdefault(_as_bytes(value), value))
@@ -168,7 +168,7 @@ class Store:
             record.macs["layers"] = self._common.setdefault(_as_bytes(layers), layers)
         return record
 
-    def _order(self) -> None:
+    def _make_index(self) -> None:
         """Make the index, machine by machine; a cell's own file takes the place of its packed record."""
         self._index = {}
         self.bad = [bad for part in self._parts.values() for bad in part.bad]
@@ -189,8 +189,8 @@ class Store:
     def pack(self, machine: str) -> Path:
         """Put all records of a machine into one file, one line a record, sorted by row and seed; return its path.
 
-        What a record says stays as it is; one without a checksum gets one. Whoever packs holds the folder's lock.
-        Raises UsageError where a record of the machine cannot be read: nothing is packed then.
+        The content of the records stays the same; one without a checksum gets one. The caller must hold the folder.
+        Raises UsageError, and packs nothing, if a record of the machine cannot be read.
         """
         self.refuse_bad(machine)
         packed = f"{machine}.jsonl"
@@ -208,14 +208,14 @@ class Store:
         with contextlib.suppress(OSError):  # where something else lies in it
             (self.folder / "records" / machine).rmdir()
         self._parts = {packed: part} | {file: own for file, own in self._parts.items() if file != packed}
-        self._order()
+        self._make_index()
         return path
 
     def _packed(self, entries: list[Entry], file: str, part: Part) -> Iterator[bytes]:
         """The lines of a packed file, while noting in a part what stands where."""
         end = 0
         for entry, text in zip(entries, self._texts(entries)):
-            packed = line(text)
+            packed = sealed_line(text)
             start = end
             end += len(packed)
             part.entries.append(Entry(record=entry.record, file=file, start=start, end=end, sealed=True))
@@ -247,9 +247,9 @@ def _opened(folder: Path) -> Store:
 
 
 def read_all(folder: Path) -> list[Record]:
-    """Every record under a results folder, by machine; one that cannot be read is refused by name.
+    """Every record under a results folder, by machine. Raises UsageError that names one that cannot be read.
 
-    To go on with the others, ask `Store.of(folder)`.
+    `Store.of(folder)` has the others all the same.
     """
     if not (folder / "records").is_dir():
         raise UsageError(f"{folder} holds no records")
@@ -280,7 +280,7 @@ def _state(about: os.stat_result) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection: reading records makes many objects and no garbage, and the search for it is slow."""
+    """Switch off garbage collection: parsing makes many objects and no garbage, and the search would take longer."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 from tpbench.record import replace_text
 from tpbench.training.randomness import generators
-from tpbench.training.ranks import agreed
+from tpbench.training.ranks import rank_0_answer
 
 COSTLY = 10  # a checkpoint that can wait is skipped if the last one took more than a tenth of the time since then
 FULL = 2**20  # a disk with fewer free bytes after a failed write is full
@@ -58,7 +58,7 @@ class State:
         return f"epoch{self.training.epochs}{step}"
 
 
-class Keeper:
+class Checkpoints:
     """Writes and reads the checkpoints of one run; without a folder, none.
 
     identity names the recipe and the data; a checkpoint of another identity is not continued.
@@ -80,19 +80,19 @@ class Keeper:
         extra is kept beside the weights; a checkpoint that can wait may be skipped (see COSTLY).
         """
         began = time.monotonic()
-        if self.folder is None or (can_wait and agreed(began - self.written < COSTLY * self.cost, self.device)):
+        if self.folder is None or (can_wait and rank_0_answer(began - self.written < COSTLY * self.cost, self.device)):
             return
-        with full_disk_named(self.folder):
+        with name_full_disk(self.folder):
             if state.step:
                 (self.folder / state.tag).mkdir(parents=True, exist_ok=True)
                 torch.save(generators(self.device), self.folder / state.tag / f"random-rank{self.rank}.pt")
             self.engine.save_checkpoint(str(self.folder), tag=state.tag, client_state=extra, save_latest=False)
         if self.rank == 0:
-            self.point(state)
+            self.set_current(state)
         self.written = time.monotonic()
         self.cost = self.written - began
 
-    def point(self, state: State) -> None:
+    def set_current(self, state: State) -> None:
         """Name the checkpoint of a state in `progress.json`, and delete all others."""
         about = {
             "tag": state.tag,
@@ -132,7 +132,7 @@ class Keeper:
         except Exception as error:
             raise UsageError(
                 f"checkpoint {self.folder} cannot be read"
-                f" ({type(error).__name__}: {' '.join(str(error).split())[:160]}); delete it or run with --fresh"
+                f" ({type(error).__name__}: {in_short(error, 160)}); delete it or run with --fresh"
             ) from error
 
     def check(self, about: dict[str, Any]) -> None:
@@ -149,8 +149,8 @@ class Keeper:
 
 
 @contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Raise OSError where torch could not write because the disk is full: its own error says neither."""
+def name_full_disk(folder: Path) -> Iterator[None]:
+    """Raise OSError with the folder if torch could not write because the disk is full; its own error says neither."""
     try:
         yield
     except RuntimeError as error:

@@ -21,7 +21,7 @@ def micro_batch(optim: Optim, ranks: int) -> int:
             f" x {optim.accumulation} accumulation steps"
         )
     if (optim.mixup or optim.cutmix) and micro % 2:
-        raise UsageError(f"mixup pairs images: {micro} at a time on each rank is odd")
+        raise UsageError(f"mixup pairs images, but {micro} at a time on each rank is an odd number")
     return micro
 
 

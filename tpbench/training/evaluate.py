@@ -22,12 +22,12 @@ class Score:
 
     @property
     def images(self) -> int:
-        """How many were evaluated."""
+        """How many images were evaluated."""
         return len(self.right)
 
     @property
     def top1(self) -> float:
-        """The share that was classified right, in [0, 1]."""
+        """The share of images that were classified right, in [0, 1]."""
         return int(self.right.sum()) / self.images
 
 

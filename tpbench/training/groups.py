@@ -1,4 +1,4 @@
-"""Which parameters learn how fast, and what changes between epochs."""
+"""Parameter groups with their learning rates, and what changes between epochs: freezing and patch dropout."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def make_optimizer(model: TokenViT, optim: Optim) -> torch.optim.Optimizer:
         raise UsageError(f"optimizer {name!r} with {optim.optimizer_args}: {' '.join(str(error).split())}") from error
     if isinstance(optimizer, muon.Muon) and next(model.parameters()).device.type == "cpu":
         optimizer.register_step_pre_hook(_in_float32)
-        optimizer.register_step_post_hook(_as_timm_does)
+        optimizer.register_step_post_hook(_in_bfloat16)
     return optimizer
 
 
@@ -62,5 +62,5 @@ def _in_float32(*_: Any) -> None:
     muon.zeropower_via_newtonschulz = partial(NEWTON_SCHULZ, dtype=torch.float32)
 
 
-def _as_timm_does(*_: Any) -> None:
+def _in_bfloat16(*_: Any) -> None:
     muon.zeropower_via_newtonschulz = NEWTON_SCHULZ

@@ -24,28 +24,24 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when every rank has called this."""
-    if ranks() > 1:
+    if world_size() > 1:
         torch.distributed.barrier()
 
 
-def agreed(mine: bool, device: torch.device) -> bool:
-    """Rank 0's answer, on every rank. All ranks must call this; device is where the answer is sent through."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return mine
-    answer = torch.tensor(float(mine), device=device)
-    torch.distributed.broadcast(answer, 0)
-    return bool(answer.item())
+def rank_0_answer(answer: bool, device: torch.device) -> bool:
+    """Return rank 0's answer on every rank, as `rank_0_number` does."""
+    return bool(rank_0_number(int(answer), device))
 
 
-def same(number: int, device: torch.device) -> int:
-    """Rank 0's number, on every rank. All ranks must call this; device is where it is sent through."""
+def rank_0_number(number: int, device: torch.device) -> int:
+    """Return rank 0's number on every rank. All ranks must call this; the number travels through `device`."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return number
     sent = torch.tensor(number, device=device)

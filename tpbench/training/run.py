@@ -14,7 +14,7 @@ from torch import Tensor
 from tpbench.downsampler import Output
 from tpbench.errors import CellFailed, UsageError
 from tpbench.recipe import Optim
-from tpbench.training.checkpoint import Keeper, State
+from tpbench.training.checkpoint import Checkpoints, State
 from tpbench.training.conditions import Conditions, Update, no_update
 from tpbench.training.engine import engine_config, make_scheduler, micro_batch
 from tpbench.training.groups import backbone_lr_scale, frozen_share, patch_drop
@@ -22,7 +22,7 @@ from tpbench.training.objective import Objective, make_mixup
 from tpbench.training.optimizer import make_optimizer
 from tpbench.training.pace import Pace
 from tpbench.training.randomness import seed_all, set_generators
-from tpbench.training.ranks import agreed, connect, quiet_stdout
+from tpbench.training.ranks import connect, quiet_stdout, rank_0_answer
 from tpbench.vit import TokenViT, drop_patches
 
 
@@ -73,7 +73,7 @@ class Run:
             self.engine, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=config, dist_init_required=False
             )
-        self.keeper = Keeper(folder, self.engine, identity=conditions.identity, device=self.device)
+        self.checkpoints = Checkpoints(folder, self.engine, identity=conditions.identity, device=self.device)
         self.pace = Pace(self.device, before={})
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
 
@@ -86,7 +86,7 @@ class Run:
         state.losses = []
         complete = state.step == self.updates
         if complete:
-            training.losses.append(self.mean(torch.cat(losses), training.epochs))
+            training.losses.append(self.mean_loss(torch.cat(losses), training.epochs))
             training.epochs += 1
             state.step = 0
         else:
@@ -105,7 +105,7 @@ class Run:
         else:
             seed_all(self.seed, epoch + 1, self.rank)
         self.engine.train()
-        self.thaw(epoch)
+        self.set_backbone_rate(epoch)
         drop_patches(self.model, patch_drop(self.optim, epoch))
         self.pace.begin()
         for images, labels in self.batches(epoch, state.step):
@@ -114,7 +114,7 @@ class Run:
                 state.step += 1
                 self.pace.step(self.optim.batch_size)
                 self.report_share()
-                if state.step < self.updates and self.late():
+                if state.step < self.updates and self.past_deadline():
                     break
         self.pace.end()
 
@@ -123,7 +123,7 @@ class Run:
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
         with self.pace.model():
-            teacher = None if self.teacher is None else self.teach(images)
+            teacher = None if self.teacher is None else self.teacher_output(images)
             loss = self.engine(images, labels, teacher)
             self.engine.backward(loss)
         boundary = self.engine.is_gradient_accumulation_boundary()
@@ -148,13 +148,13 @@ class Run:
             self.updated = time.monotonic()
             self.update(share=self.engine.global_steps / (self.updates * self.optim.epochs))
 
-    def late(self) -> bool:
+    def past_deadline(self) -> bool:
         """Whether the deadline has passed. Rank 0's clock decides for all ranks, which ask it at every tenth step."""
         if self.deadline is None or (self.ranks > 1 and self.engine.global_steps % 10):
             return False
-        return agreed(time.monotonic() >= self.deadline, self.device)
+        return rank_0_answer(time.monotonic() >= self.deadline, self.device)
 
-    def mean(self, losses: Tensor, epoch: int) -> float:
+    def mean_loss(self, losses: Tensor, epoch: int) -> float:
         """The mean loss of an epoch, over all ranks. Raises CellFailed with the step for a loss that is not finite."""
         if not losses.isfinite().all():
             step = epoch * self.updates + int((~losses.isfinite()).nonzero()[0]) // self.optim.accumulation
@@ -168,12 +168,12 @@ class Run:
         return (total / self.ranks).item()
 
     @torch.no_grad()
-    def teach(self, images: Tensor) -> Output:
+    def teacher_output(self, images: Tensor) -> Output:
         """The frozen unreduced model's output, in the engine's precision."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.teacher.forward_tokens(images)
 
-    def thaw(self, epoch: int) -> None:
+    def set_backbone_rate(self, epoch: int) -> None:
         """Set the learning rate of the backbone to 0 in the first epochs, if the method or the recipe freezes it."""
         frozen = math.ceil(frozen_share(self.model, self.optim) * self.optim.epochs)
         scale = 0.0 if epoch < frozen else backbone_lr_scale(self.model, self.optim)
@@ -186,19 +186,19 @@ class Run:
         """Write a checkpoint of the engine and of the averaged weights."""
         extra = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
         with quiet_stdout():
-            self.keeper.save(state, extra, can_wait)
+            self.checkpoints.save(state, extra, can_wait)
 
     def resume(self) -> State:
         """Load the last checkpoint into the engine and return its state; without one, the beginning."""
         with quiet_stdout():
-            state, extra = self.keeper.load()
+            state, extra = self.checkpoints.load()
         if self.ema is not None and extra:
             self.ema.module.load_state_dict(extra["ema"])
         self.pace = Pace(self.device, state.training.pace)
         return state
 
     def finish(self) -> None:
-        """Put the weights to evaluate into the model, and free the engine."""
+        """Put the weights that are to be evaluated into the model, and free the engine."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         self.engine.destroy()

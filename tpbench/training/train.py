@@ -36,7 +36,7 @@ def train(
     folder: Path | None = None,
     update: Update = no_update,
 ) -> Training:
-    """Train a model in place, on its own device. It ends with the weights to evaluate, averaged if the recipe says so.
+    """Train a model in place, on its own device. It then has the weights to evaluate, averaged if the recipe says so.
 
     teacher is the frozen unreduced model for methods that need one; regulariser returns a further term of the loss.
     folder keeps a checkpoint from which the same call continues. update receives the mean loss of every epoch, and
@@ -51,7 +51,7 @@ def train(
     while state.training.epochs < optim.epochs:
         with explain_out_of_memory("in training", run.micro, remedy):
             complete = run.advance(state)
-        late = run.late()
+        late = run.past_deadline()
         last = state.training.epochs == optim.epochs
         run.save(state, can_wait=not late and not last)
         if complete:

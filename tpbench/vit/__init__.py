@@ -1,6 +1,6 @@
-"""All that is known of timm: how a vision transformer is adopted, block by block, so that its tokens can be reduced.
+"""Everything that depends on timm: adopting its vision transformers, block by block, so that tokens can be reduced.
 
-timm's own modules stay what they are and keep their names, so state dicts fit and a model with nothing reduced is
+timm's own modules stay unchanged and keep their names, so state dicts fit and a model with nothing reduced is
 bit-identical to timm's. Only two kinds are put around them: TokenBlock, which passes Tokens instead of a tensor and
 holds the reducer, and ProbedAttention in the blocks whose reducer must see the attention.
 """

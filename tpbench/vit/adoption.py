@@ -1,4 +1,4 @@
-"""How a module of timm's becomes one of ours around the same parameters."""
+"""Making one of our modules from one of timm's, with the same parameters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def adopt(cls: type[M], module: nn.Module) -> M:
-    """A `cls` with modules of its own, all the way down, around module's own parameters and buffers.
+    """A `cls` made of a module: its submodules are new at every level, its parameters and buffers are the module's.
 
-    Names stay, and so does `module`: training mode, hooks or replaced layers of the one do not reach the other.
+    Names stay the same. The module stays as it is: training mode, hooks or replaced layers of one do not reach the
+    other.
     """
     adopted = cls.__new__(cls)
     adopted.__dict__ = {n: copy.copy(v) if isinstance(v, dict | set) else v for n, v in vars(module).items()}

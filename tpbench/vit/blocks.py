@@ -15,7 +15,7 @@ from tpbench.vit.pooling import linear_macs, pad_prefix
 
 
 class Reducing:
-    """Over a kind of timm's block: it passes Tokens, with at most one reducer.
+    """A mixin for a class of timm's block: it takes and returns Tokens, and has at most one reducer.
 
     A subclass has `probed`, which adopts its attention, and its two branches of the residual stream.
     """
@@ -47,37 +47,38 @@ class Reducing:
         branch = self.attention_branch(attended)
         tokens = tokens.with_x(tokens.x + branch)
         if self.reducer is not None and self.site is Site.MID:
-            tokens = self.reducer(tokens, self.shifted(probe, branch))
+            tokens = self.reducer(tokens, self.with_shift(probe, branch))
         branch = self.mlp_branch(tokens.x)
         tokens = tokens.with_x(tokens.x + branch)
         if self.reducer is not None and self.site is Site.END:
-            tokens = self.reducer(tokens, self.shifted(probe, branch))
+            tokens = self.reducer(tokens, self.with_shift(probe, branch))
         return tokens
 
-    def shifted(self, probe: Probe, branch: Tensor) -> Probe:
-        """The probe with how far a branch [B, P + N, C] of the residual stream moves each body token, if asked for."""
+    def with_shift(self, probe: Probe, branch: Tensor) -> Probe:
+        """The probe with how far a branch [B, P + N, C] of the residual stream moves each body token, if needed."""
         if not self.reducer.needs & Needs.SHIFT:
             return probe
         moved = branch[:, self.prefix :].detach()
         return probe._replace(shift=moved.to(torch.promote_types(moved.dtype, torch.float32)).norm(dim=2))
 
     def unreduced(self, tokens: Tokens, rotation: Tensor | None) -> Tokens:
-        """The same where nothing is reduced and every key counts once: timm's steps, and little around them."""
+        """The same for a block without a reducer in which every key counts once: timm's steps with little overhead."""
         attended, _ = self.attn(self.norm1(tokens.x), rotation=rotation)
         x = tokens.x + self.attention_branch(attended)
         return tokens.with_x(x + self.mlp_branch(x))
 
     def attend(self, tokens: Tokens, rotation: Tensor | None = None) -> tuple[Tensor, Probe]:
-        """Attention over the normalised tokens, and what the reducer asked to see of it (body tokens only)."""
+        """Attention over the normalised tokens, and what the reducer needs to see of it (body tokens only)."""
         x = self.norm1(tokens.x)
         needs = Needs.NONE if self.reducer is None else self.reducer.needs
         seen = needs & Needs.ATTENTION
         if tokens.alive is not None and tokens.alive.requires_grad:
             count = pad_prefix(self.key_count(tokens), tokens.prefix) if self.weighted else None
-            attended, probe = self.attn.masked(x, pad_prefix(tokens.alive, tokens.prefix), count, seen, rotation)
+            alive = pad_prefix(tokens.alive, tokens.prefix)
+            attended, probe = self.attn.masked(x, alive, count=count, needs=seen, rotation=rotation)
         else:
             bias = self.key_weight(tokens).log().to(x.dtype)[:, None, None, :] if self.counts_keys(tokens) else None
-            attended, probe = self.attn(x, bias, seen, rotation)
+            attended, probe = self.attn(x, bias=bias, needs=seen, rotation=rotation)
         body = {
             name: None if row is None else row[:, tokens.prefix :]
             for name, row in (("cls", probe.cls), ("received", probe.received), ("own", probe.own))
@@ -90,7 +91,7 @@ class Reducing:
         return self.attn.macs(self.prefix + n), (self.prefix + processed) * linear_macs(self.mlp)
 
     def probe_macs(self, reducer: Downsampler) -> int:
-        """What attention spends only because a reducer looks: a class-token row, or a second pass over the scores."""
+        """Multiply-adds that only the reducer's probe costs: a class-token row, or a second pass over the scores."""
         needs = reducer.needs
         n = reducer.setup.tokens + self.prefix
         width = self.attn.width
@@ -120,7 +121,7 @@ class TokenBlock(Reducing, Block):
 
     @staticmethod
     def probed(attention: nn.Module) -> ProbedAttention:
-        """Adopt timm's attention, so that it can be looked at."""
+        """Adopt timm's attention, so that it can return a probe."""
         return adopt(ProbedAttention, attention)
 
     def attention_branch(self, attended: Tensor) -> Tensor:

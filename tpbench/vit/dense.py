@@ -26,11 +26,11 @@ def intermediates(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ):
-    """timm's `forward_intermediates`: the features behind the chosen blocks, unmerged onto the patch grid.
+    """timm's `forward_intermediates`: the features after the chosen blocks, unmerged onto the patch grid.
 
     Arguments and answer are timm's: a list of [B, C, rows, columns] ("NCHW") or [B, patches, C] ("NLC"), each with its
-    prefix tokens if asked for, behind the tokens of the last block unless intermediates_only. A patch whose token was
-    dropped has the features of the nearest patch that is left. Raises UsageError for masks.
+    prefix tokens if asked for; unless intermediates_only, a pair of the last block's tokens and this list. A patch
+    whose token was dropped has the features of the nearest patch that is left. Raises UsageError for masks.
     """
     refuse_masks(attn_mask, is_causal)
     if output_fmt not in ("NCHW", "NLC"):

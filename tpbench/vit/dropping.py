@@ -13,10 +13,10 @@ from tpbench.vit.model import TokenModel
 
 
 def drop_patches(model: TokenModel, rate: float) -> None:
-    """Let a model in training mode drop this share of its patches at random behind the position embedding; 0: none.
+    """Let a model in training mode drop this share of its patches at random after the position embedding; 0: none.
 
     A model in evaluation mode drops none. Raises UsageError for a model with reducers, whose token counts are planned,
-    and for one of timm's Eva family, whose rotary angles would have to be dropped too.
+    and for a model of timm's Eva family, whose rotary angles would have to be dropped too.
     """
     if not rate:
         if isinstance(model.patch_drop, PatchDropout):
@@ -25,5 +25,5 @@ def drop_patches(model: TokenModel, rate: float) -> None:
     if model.reducers:
         raise UsageError("patch_drop is for the unreduced base: a reduced model has planned the number of its tokens")
     if type(model).positioned is not TokenModel.positioned:
-        raise UsageError(f"patch_drop is not supported for {type(model).__name__}: its tokens are turned by position")
+        raise UsageError(f"patch_drop is not supported for {type(model).__name__}: its tokens are rotated by position")
     model.patch_drop = PatchDropout(rate, num_prefix_tokens=model.num_prefix_tokens)

@@ -1,7 +1,7 @@
 """timm's Eva family over Tokens: EVA, EVA-02, DINOv3, Perception Encoder, RoPE-ViT and their like.
 
-What differs from timm's plain vision transformer: queries and keys may be turned by the tokens' positions, projections
-and LayerScale are written otherwise, and attention pooling reads the prefix too.
+What differs from timm's plain vision transformer: queries and keys may be rotated by the tokens' positions, projections
+and LayerScale are written differently, and attention pooling reads the prefix too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tpbench.vit.model import TokenModel
 
 
 class Turning(Probed):
-    """Attention that turns the queries and keys of its body tokens."""
+    """A mixin for attention that rotates the queries and keys of its body tokens."""
 
     def turned(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
         """q and k [B, H, P + N, D] rotated by position, in v's dtype."""
@@ -28,21 +28,21 @@ class Turning(Probed):
         return self.turn(q, rotation).type_as(v), self.turn(k, rotation).type_as(v)
 
     def turn(self, x: Tensor, rotation: Tensor) -> Tensor:
-        """x [B, H, P + N, D], its prefix left as it is."""
+        """x [B, H, P + N, D] with its body tokens rotated; the prefix stays as it is."""
         prefix = x[:, :, : self.num_prefix_tokens]
         body = x[:, :, self.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(body, rotation, half=self.rotate_half)], dim=2)
 
 
 class ProbedEvaAttention(Turning, EvaAttention):
-    """timm's EvaAttention, which can be looked at."""
+    """timm's EvaAttention, which can also return a probe."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
         """timm's own forward: [B, N, C] -> [B, N, C]."""
         return EvaAttention.forward(self, x, rope=rotation, attn_mask=bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet turned."""
+        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet rotated."""
         q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in self.projections(x))
         return self.q_norm(q), self.k_norm(k), v
 
@@ -59,14 +59,14 @@ class ProbedEvaAttention(Turning, EvaAttention):
 
 
 class ProbedRopeAttention(Turning, AttentionRope):
-    """timm's AttentionRope, which can be looked at. Heads that share keys and values are kept apart."""
+    """timm's AttentionRope, which can also return a probe. Heads that share keys and values get copies of them."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
         """timm's own forward: [B, N, C] -> [B, N, C]."""
         return AttentionRope.forward(self, x, rope=rotation, attn_mask=bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet turned."""
+        """x [B, N, C] -> q, k, v [B, H, N, D], normalised and not yet rotated."""
         parts = (
             self.qkv(x).chunk(3, dim=2) if self.qkv is not None else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
@@ -83,7 +83,7 @@ class TokenEvaBlock(Reducing, EvaBlock):
 
     @staticmethod
     def probed(attention: nn.Module) -> Turning:
-        """Adopt either of timm's attentions with rotary embedding, so that it can be looked at."""
+        """Adopt either of timm's attentions with rotary embedding, so that it can return a probe."""
         kind = ProbedEvaAttention if type(attention) is EvaAttention else ProbedRopeAttention
         return adopt(kind, attention)
 

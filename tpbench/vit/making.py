@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from tpbench import registry
-from tpbench.errors import UsageError
+from tpbench.errors import UsageError, in_short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 def create(
     name: str, args: dict[str, Any], pretrained: bool | str = False, sincos: float | None = None
 ) -> VisionTransformer:
-    """A timm model by name; an unknown one is refused with the nearest names.
+    """A timm model by name.
 
     pretrained: timm's weights from the hub (True), or those of a file by its path, which must hold every weight of the
     model; timm fits the position embedding to another patch grid. sincos is the temperature of a 2-D sine-cosine start
-    of the learned position embedding. Raises UsageError where weights cannot be had or do not fit.
+    of the learned position embedding. Raises UsageError for an unknown name, with the nearest ones, and for weights
+    that cannot be loaded or do not fit.
     """
     if not timm.is_model(name):
         raise UsageError(
@@ -39,13 +40,13 @@ def create(
     try:
         model = timm.create_model(name, pretrained=pretrained is True, **args)
         if isinstance(pretrained, str):
-            # weights_only is said here, because timm's default was another once: nothing in a file is executed
+            # weights_only is explicit, because older timm had another default: no code in a file is executed
             load_checkpoint(model, pretrained, filter_fn=checkpoint_filter_fn, weights_only=True)
     except Exception as error:
         if not pretrained:
-            raise UsageError(f"model {name!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
+            raise UsageError(f"model {name!r} cannot be made: {in_short(error, 200)}") from error
         where = "from the hub" if pretrained is True else f"in {pretrained}"
-        why = " ".join(str(error).split())[:200]
+        why = in_short(error, 200)
         raise UsageError(f"the pretrained weights of {name} {where} cannot be loaded: {why}") from error
     if sincos is not None:
         table = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=sincos)
@@ -56,9 +57,9 @@ def create(
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
-    """How a timm model's weights want images: mean and std of the channels, and how they are cropped for evaluation.
+    """The images that a timm model's weights expect: mean and std of the channels, and the crop for evaluation.
 
-    A model that says nothing gets timm's default for vision transformers.
+    A model that does not state them gets timm's default for vision transformers.
     """
     own = getattr(model, "pretrained_cfg", None) or {}
     return {
@@ -71,7 +72,7 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
 
 
 def transform(model: nn.Module) -> Callable[[Image], Tensor]:
-    """How timm makes the input [C, height, width] of a model from an RGB image, with the model's `preprocessing`."""
+    """timm's transform from an RGB image to a model's input [C, height, width], with the model's `preprocessing`."""
     how = preprocessing(model)
     return create_transform(
         input_size=(model.in_chans, *model.patch_embed.img_size),
@@ -85,5 +86,5 @@ def transform(model: nn.Module) -> Callable[[Image], Tensor]:
 
 
 def hub_classes(name: str) -> int:
-    """For how many classes the hub's weights of a timm model are; for another number timm makes a new head."""
+    """The number of classes of a timm model's weights on the hub; for another number timm makes a new head."""
     return timm.get_pretrained_cfg(name).num_classes

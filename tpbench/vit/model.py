@@ -20,11 +20,11 @@ from tpbench.vit.blocks import Reducing, TokenBlock
 from tpbench.vit.dense import intermediates, refuse_masks
 from tpbench.vit.pooling import WeightedPool, linear_macs, pad_prefix, weighted_mean
 from tpbench.vit.rotary import Rotations
-from tpbench.vit.sizing import sized
+from tpbench.vit.sizing import planned_for
 
 
 class TokenModel:
-    """Over a kind of timm's vision transformer (`of`): it passes Tokens from block to block.
+    """A mixin for a class of timm's vision transformer (`of`): it passes Tokens from block to block.
 
     Made by `reduce`; called, saved and loaded like the model it came from.
     requested and achieved: (block, K) of every block the schedule names, as asked for and as planned.
@@ -33,7 +33,7 @@ class TokenModel:
     kinds: ClassVar[dict[type[nn.Module], type[TokenModel]]] = {}
     block: ClassVar[type[Reducing]]
     requested: tuple[tuple[int, int], ...]
-    schedule: Schedule | None  # None: it is not known, and images of another size cannot be planned for
+    schedule: Schedule | None  # None: unknown, so that images of another size cannot be planned for
 
     def __init_subclass__(cls, *, of: type[nn.Module]):
         TokenModel.kinds[of] = cls
@@ -52,7 +52,10 @@ class TokenModel:
         by_block = {reducer.setup.block: reducer for reducer in reducers}
         weighted = any(reducer.weighted_attention for reducer in reducers)
         prefix = model.num_prefix_tokens
-        blocks = [kind.block.around(b, by_block.get(i), site, prefix, weighted) for i, b in enumerate(model.blocks)]
+        blocks = [
+            kind.block.around(block, by_block.get(index), site=site, prefix=prefix, weighted=weighted)
+            for index, block in enumerate(model.blocks)
+        ]
         adopted.blocks = nn.ModuleList(blocks) if isinstance(model.blocks, nn.ModuleList) else nn.Sequential(*blocks)
         if adopted.attn_pool is not None:
             adopted.attn_pool = adopt(WeightedPool, model.attn_pool)
@@ -68,7 +71,7 @@ class TokenModel:
 
     @property
     def achieved(self) -> tuple[tuple[int, int], ...]:
-        """(block, K) as planned: equal to `requested` for methods that count exactly, at most that for the others."""
+        """(block, K) as planned: equal to `requested` for methods that meet counts exactly, at most that for others."""
         k_after = {r.setup.block: r.leaves for r in self.reducers}
         result = []
         n = self.patch_embed.num_patches
@@ -113,9 +116,9 @@ class TokenModel:
         return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + pooling + self.head_macs()
 
     def macs_living(self, living: Mapping[int, float]) -> float:
-        """The same when only living tokens were computed: living[i] body tokens live after block i, on average.
+        """The same if only living tokens were computed: living[i] body tokens live after block i, on average.
 
-        After a block that is not named as many live as before it.
+        After a block that is not named, as many live as before it.
         """
         count = float(self.patch_embed.num_patches)
         counts = []
@@ -134,7 +137,7 @@ class TokenModel:
         return self.enter(images, provenance)[0]
 
     def enter(self, images: Tensor, provenance: bool) -> tuple[Tokens, Rotations | None]:
-        """The tokens that enter the first block, and how the blocks turn queries and keys, if they do."""
+        """The tokens that enter the first block, and the rotations of queries and keys, if the model has any."""
         patches = self.patch_embed(images)
         grid = tuple(patches.shape[1:3]) if patches.dim() == 4 else tuple(self.patch_embed.grid_size)
         x, table = self.positioned(patches)
@@ -158,7 +161,7 @@ class TokenModel:
         """The tokens that leave each block."""
         tokens, rotations = self.enter(images, provenance)
         again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
-        with sized(self, tokens.grid):
+        with planned_for(self, tokens.grid):
             for index, block in enumerate(self.blocks):
                 rotation = None if rotations is None else rotations.of(tokens.position, index)
                 tokens = checkpoint(block, tokens, rotation) if again else block(tokens, rotation)
@@ -201,12 +204,12 @@ class TokenModel:
         return self.forward_tokens(x).logits
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Images -> the tokens behind the final norm [B, P + K, C]."""
+        """Images -> the tokens after the final norm [B, P + K, C]."""
         refuse_masks(attn_mask, is_causal)
         return self.forward_tokens(x).tokens.x
 
     def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
-        """Dense features behind the blocks, as timm's: see `dense.intermediates`."""
+        """Dense features after the blocks, as timm's: see `dense.intermediates`."""
         return intermediates(self, x, *args, **options)
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The plan of a reduced model: what each of its reducing blocks meets and must reach."""
+"""The plan of a reduced model: how many tokens arrive at each reducing block and how many must be left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plan(
     config: Downsampler.Config | None = None,
     grid: tuple[int, int] | None = None,
 ) -> tuple[list[Setup], tuple[tuple[int, int], ...]]:
-    """What each reducing block meets and must reach, and the (block, K) pairs that were asked for.
+    """The Setup of every block that reduces, and the (block, K) pairs that were asked for.
 
     grid: rows and columns of the patches; by default those of the model's own image size.
     """
@@ -29,7 +29,7 @@ def plan(
     n = patches
     for stage, (block, k) in enumerate(requested):
         reached, next_grid = cls.reachable(n, min(k, n), grid)
-        if reached < n or cls.masks:  # where as many leave as arrive there is nothing to do
+        if reached < n or cls.masks:  # otherwise there is nothing to remove
             setups.append(
                 Setup(
                     block=block,
@@ -44,5 +44,7 @@ def plan(
                     prefix=model.num_prefix_tokens,
                 )
             )
-            n, grid = (n, grid) if cls.masks else (reached, next_grid)
+            if not cls.masks:
+                n = reached
+                grid = next_grid
     return setups, requested

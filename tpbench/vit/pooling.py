@@ -1,4 +1,4 @@
-"""Pooling tokens that stand for several patches: each counts as often as it has patches."""
+"""Pooling tokens that stand for several patches: each token counts as often as its patches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, N, C], weight [B, N] >= 0 -> [B, C]."""
+    """The weighted mean over tokens: x [B, N, C], weight [B, N] >= 0 -> [B, C]."""
     share = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
     return (share[:, :, None] * x).sum(dim=1)
 
@@ -37,7 +37,7 @@ class WeightedPool(AttentionPoolLatent):
         return (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
     def projected(self, x: Tensor) -> Tensor:
-        """What timm does behind the attention: [B, latents, C] -> [B, C]."""
+        """What timm does after the attention: [B, latents, C] -> [B, C]."""
         x = self.proj_drop(self.proj(x))
         if self.mlp is not None:
             x = x + self.mlp(self.norm(x))

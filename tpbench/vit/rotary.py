@@ -2,7 +2,7 @@
 
 Positions are rows and columns of the patch grid, fractional after merging. While nothing is reduced timm's own table is
 used; computed at whole positions a rotation equals the table's row.
-Shapes: B images, N tokens, D head width; a rotation holds sine beside cosine.
+Shapes: B images, N tokens, D head width; a rotation holds sines and cosines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed)
 
 
 class Rotations:
-    """How the blocks of one forward pass turn the queries and keys of the body tokens."""
+    """The rotations of the body tokens' queries and keys in the blocks of one forward pass."""
 
     def __init__(self, rope: nn.Module, table: Tensor, grid: tuple[int, int], position: Tensor):
         self.rope = rope
@@ -58,7 +58,7 @@ def axial_rotation(rope: nn.Module, position: Tensor, grid: tuple[int, int]) -> 
         place = place.flip(-1)
     place = place[..., None]
     angle = 2 * math.pi * place / rope.periods if centred else place * rope.bands
-    return laid_out(angle.flatten(-2), rope.rotate_half)[:, None]
+    return sine_and_cosine(angle.flatten(-2), rope.rotate_half)[:, None]
 
 
 def index_coordinates(rope: RotaryEmbeddingCat, position: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -82,10 +82,10 @@ def mixed_rotation(rope: RotaryEmbeddingMixed, position: Tensor, block: int) -> 
     place = position.flip(-1) if rope.grid_indexing == "xy" else position
     first, second = rope.freqs[:, block, :, None, :].float()  # [H, 1, D / 2]
     place = place[:, None, :, :, None]  # [B, 1, N, 2, 1]
-    return laid_out(place[:, :, :, 0] * first + place[:, :, :, 1] * second, half=False)
+    return sine_and_cosine(place[:, :, :, 0] * first + place[:, :, :, 1] * second, half=False)
 
 
-def laid_out(angle: Tensor, half: bool) -> Tensor:
+def sine_and_cosine(angle: Tensor, half: bool) -> Tensor:
     """Angles [..., D / 2] -> sine and cosine [..., 2 D], each twice: in two halves or side by side, as timm turns."""
 
     def twice(value: Tensor) -> Tensor:

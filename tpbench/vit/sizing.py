@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def sized(model: TokenModel, grid: tuple[int, int]) -> Iterator[None]:
-    """Within it the reducers are those for a patch grid; behind it they are the model's own again.
+def planned_for(model: TokenModel, grid: tuple[int, int]) -> Iterator[None]:
+    """Within the block, give the model reducers for another patch grid; afterwards it has its own again.
 
-    Raises UsageError where the schedule or a method's weights fit one size only.
+    Raises UsageError if the schedule or a method's weights fit one size only.
     """
     planned = tuple(model.patch_embed.grid_size)
     own = {block: block.reducer for block in model.blocks}

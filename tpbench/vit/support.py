@@ -1,4 +1,4 @@
-"""Which of timm's models can be reduced; the others are refused with the reason."""
+"""Which of timm's models can be reduced, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tpbench.vit.rotary import ROTARY
 
 
 def check_supported(model: nn.Module) -> None:
-    """Refuse, in words, every model whose tokens cannot be reduced without changing what it computes."""
+    """Raise UnsupportedModel, with the reason, where reducing tokens would change what the model computes."""
     if isinstance(model, TokenModel):
         raise UnsupportedModel("the model is reduced already; reduce the timm model it came from")
     if type(model) not in (VisionTransformer, VisionTransformerDistilled, Eva):
@@ -38,7 +38,7 @@ def _check_pooling(model: nn.Module) -> None:
         )
     if model.attn_pool is not None and type(model.attn_pool) is not AttentionPoolLatent:
         raise UnsupportedModel(
-            f"pooling by {type(model.attn_pool).__name__} is not supported: its tokens attend to each other once more"
+            f"pooling by {type(model.attn_pool).__name__} is not supported: its tokens attend to each other again"
         )
     if model.attn_pool is not None and model.attn_pool.pos_embed is not None:
         raise UnsupportedModel("attention pooling with a position embedding is not supported: it has one row a patch")
@@ -55,7 +55,11 @@ def _check_rotation(model: nn.Module) -> None:
 
 
 def _check_blocks(model: nn.Module) -> None:
-    plain, attentions = (EvaBlock, (EvaAttention, AttentionRope)) if type(model) is Eva else (Block, (Attention,))
+    plain = Block
+    attentions = (Attention,)
+    if type(model) is Eva:
+        plain = EvaBlock
+        attentions = (EvaAttention, AttentionRope)
     for index, block in enumerate(model.blocks):
         if type(block) is not plain:
             raise UnsupportedModel(

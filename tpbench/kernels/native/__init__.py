@@ -6,6 +6,6 @@ from the same tokens, the results are equal to the last bit, for NaN and infinit
 does not overflow.
 
 numba caches compiled code on disk. `twins.prepare` compiles or loads it: seconds the first time, a fraction of one
-later. The first use in a process pays for that, so whoever measures warms up first. The cache of a file knows nothing
-of other files, so no compiled function calls one of another file; tests/test_native.py checks it.
+later. The first use in a process pays for that, so measurements warm up first. The cache of a file does not notice
+changes in other files, so no compiled function calls one of another file; tests/test_native.py checks it.
 """

@@ -1,6 +1,6 @@
 """Agglomerative clustering: the native twin of `kernels.agglomerative`, with the same merges, set by set.
 
-Every cluster remembers its nearest among those of higher index, and looks for another only where that one has merged
+Every cluster keeps its nearest among those of higher index, and searches again only when that one has merged
 (Müllner, 2011, the "generic" algorithm): N^2 for the start, and on average a few times N for each merge, where the
 definition reads all N^2 distances.
 """
@@ -33,7 +33,7 @@ def agglomerate(distance: Tensor, k: int, linkage: str) -> Tensor:
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {agglomerate_sets: (given.size, given.cube, given.size, given.index)}
 
 

@@ -1,6 +1,6 @@
 """The operators `clustering.kmedoids` and `clustering.kmeans` in compiled loops, and the steps they are made of.
 
-A few sets at a time go through all steps, in memory that is used again.
+A few sets at a time go through all steps, in memory that is reused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tpbench.kernels.native.distances import (
     products_in_parts,
     squared_distances,
 )
-from tpbench.kernels.native.engine import array, over_sets, room
+from tpbench.kernels.native.engine import array, buffer, over_sets
 from tpbench.kernels.native.iterations import iterate_means, iterate_medoids, means_sets, medoids_sets, run
 from tpbench.kernels.native.starts import STARTS, farthest, heaviest, peaks, start_sets
 
@@ -69,7 +69,7 @@ def kmeans(
         if first is None:
             distance = pairs
             if start != "topk":
-                distance = room("distances", pairs.shape, exact).array
+                distance = buffer("distances", pairs.shape, exact).array
                 over_sets(distance_sets, begin, end, n, pairs, distance)
             over_sets(start_sets, begin, end, n, STARTS[start], distance, scores, chosen)
         run(means_sets, begin, end, n, pairs, weights, iterations, chosen, shares, own)
@@ -96,6 +96,6 @@ def _prepared(
 
 
 def _firsts(first: Tensor | None, batch: int, k: int) -> Tensor:
-    """Room [B, K] for the tokens to start from, or a copy of those given."""
+    """An empty [B, K] for the tokens to start from, or a copy of those given."""
     chosen = torch.empty(batch, k, dtype=torch.int64, device="cpu")
     return chosen if first is None else chosen.copy_(first)

@@ -1,7 +1,7 @@
 """Clusters around density peaks (DPC-KNN): the native twin of `kernels.density`.
 
-Shapes: B sets, N tokens, K clusters. A division by the width does not change which of two numbers is smaller, so what
-was selected is divided and not all pairs.
+Shapes: B sets, N tokens, K clusters. A division by the width does not change which of two numbers is smaller, so only
+the selected numbers are divided, not all pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def density_peaks(x: Tensor, neighbours: int, k: int) -> Tensor:
     for begin, end, pairs in products_in_parts(x):
         over_sets(distance_sets, begin, end, n, pairs, pairs)
         over_sets(density_sets, begin, end, n, pairs, width, neighbours, *found)
-        gain = density.log_product(log_density[begin:end], separation[begin:end])  # nobody else's logarithm is the same
+        gain = density.log_product(
+            log_density[begin:end], separation[begin:end]
+        )  # PyTorch's logarithm, to the last bit
         centres = stable_topk(gain, k).contiguous().numpy()
         own = assignment[begin:end].numpy()
         over_sets(_nearest, 0, end - begin, n, pairs, weight, centres, own)
@@ -56,7 +58,7 @@ def density_and_separation(squared: Tensor, width: int, neighbours: int) -> tupl
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {density_sets: (given.cube, given.size, given.size, given.table, given.table)}
 
 

@@ -3,7 +3,7 @@
 Shapes: B sets, N tokens, C width.
 
 bfloat16 tokens, on a machine that multiplies bfloat16 matrices natively, are rounded to bfloat16 after the mean is
-taken off; their products are summed in float32. Their distances then carry the rounding of 8 bits, as on a GPU.
+subtracted; their products are summed in float32. Their distances then carry the rounding of 8 bits, as on a GPU.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from tpbench.kernels import clustering
 from tpbench.kernels.native.engine import (
-    Room,
+    Buffer,
     Types,
     array,
+    buffer,
     compiled,
     exactly,
     flat_array,
     over_sets,
-    room,
     sets_at_a_time,
 )
 
@@ -40,7 +40,7 @@ def inner_products(x: Tensor) -> Tensor:
     batch, n, width = x.shape
     products = exact.new_empty(batch, n, n)
     centred = exact.new_empty(batch, n, width)
-    _multiply(_centre(exact, Room(centred, centred.numpy())), products, x.dtype)
+    _multiply(_centre(exact, Buffer(centred, centred.numpy())), products, x.dtype)
     return products
 
 
@@ -55,8 +55,8 @@ def products_in_parts(x: Tensor) -> Iterator[tuple[int, int, np.ndarray]]:
     size = min(batch, sets_at_a_time(n, width))
     if size == 0:
         return
-    centred = room("centred", (size, n, width), exact.dtype)
-    products = room("products", (size, n, n), exact.dtype)
+    centred = buffer("centred", (size, n, width), exact.dtype)
+    products = buffer("products", (size, n, n), exact.dtype)
     for begin in range(0, batch, size):
         part = exact if size == batch else exact[begin : begin + size]
         out = products.tensor if len(part) == size else products.tensor[: len(part)]
@@ -77,16 +77,16 @@ def distances_from(products: Tensor) -> Tensor:
     return distance
 
 
-def _centre(x: Tensor, room: Room) -> Tensor:
-    """x [B, N, C] less the rounded mean of each set: in the room, or as the definition has it."""
+def _centre(x: Tensor, out: Buffer) -> Tensor:
+    """x [B, N, C] minus the rounded mean of each set: in `out`, or computed by the definition."""
     batch, n, _ = x.shape
     if batch == 0 or x.stride(2) != 1:
         return x - clustering.offset(x)  # PyTorch adds and multiplies in another order where channels lie apart
     numbers, set_stride, row_stride = flat_array(x)
     bits = numbers.view(np.int64 if x.dtype == torch.float64 else np.int32)
-    mean = x.mean(1).numpy()  # PyTorch's own: nobody else adds in its order
-    if over_sets(centre_sets, 0, batch, n, numbers, bits, set_stride, row_stride, mean, room.array):
-        return room.tensor if len(room.tensor) == batch else room.tensor[:batch]
+    mean = x.mean(1).numpy()  # by PyTorch, whose order of additions no loop repeats
+    if over_sets(centre_sets, 0, batch, n, numbers, bits, set_stride, row_stride, mean, out.array):
+        return out.tensor if len(out.tensor) == batch else out.tensor[:batch]
     return x - clustering.offset(x)
 
 
@@ -108,7 +108,7 @@ def multiplies_bfloat16() -> bool:
 
 @contextmanager
 def _bfloat16_products() -> Iterator[None]:
-    """Within it float32 matrices that hold bfloat16 numbers are multiplied as such, and summed in float32."""
+    """Within the block, multiply float32 matrices as bfloat16 numbers, and sum in float32."""
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
@@ -122,7 +122,7 @@ def _bfloat16_products() -> Iterator[None]:
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {
         centre_sets: (given.line, given.bits, given.size, given.size, given.table, given.cube),
         distance_sets: (given.cube, given.cube),
@@ -130,7 +130,7 @@ def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
 
 
 @compiled
-def _largest(bits, set_start, row_stride, n, width, room):
+def _largest(bits, set_start, row_stride, n, width, scratch):
     """The largest size of a number of one set, by the bits: without the sign they are in the order of the numbers."""
     mask = np.iinfo(bits.dtype).max
     most = bits.dtype.type(0)
@@ -138,8 +138,8 @@ def _largest(bits, set_start, row_stride, n, width, room):
         row = bits[set_start + i * row_stride :][:width]
         for c in range(width):
             most = max(most, bits.dtype.type(row[c] & bits.dtype.type(mask)))
-    room.view(bits.dtype)[0] = most
-    return room[0]
+    scratch.view(bits.dtype)[0] = most
+    return scratch[0]
 
 
 @compiled
@@ -147,9 +147,9 @@ def centre_sets(begin, end, base, x, bits, set_stride, row_stride, mean, centred
     """x holds the numbers of all sets. False where one is not finite or the rounding of the mean is not certain."""
     _, n, width = centred.shape
     offset = np.empty(width, x.dtype)
-    room = np.empty(1, x.dtype)
+    scratch = np.empty(1, x.dtype)
     for b in range(begin, end):
-        largest = _largest(bits, b * set_stride, row_stride, n, width, room)
+        largest = _largest(bits, b * set_stride, row_stride, n, width, scratch)
         if not math.isfinite(largest):
             return False
         mantissa, power = math.frexp(max(largest, x.dtype.type(1.1754943508222875e-38)))

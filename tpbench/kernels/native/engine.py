@@ -1,11 +1,11 @@
-"""What all native twins share: how they are compiled, their threads and the memory that they use again.
+"""What all native twins share: compilation, threads and memory that is reused.
 
-Sets are shared among as many threads as PyTorch computes on. They are plain Python threads that numba's code runs on
+Sets are divided among as many threads as PyTorch computes on. They are plain Python threads that numba's code runs on
 without the interpreter's lock: numba starts no threads of its own, and a process that computes on one thread, such as
 the benchmark's workers, starts none at all. A forked process starts its own when it needs them.
 
 Fresh memory for the distances of every call costs more than the loops over them, because the system hands out pages one
-by one. `room` gives every thread the same memory again.
+by one. `buffer` gives every thread the same memory again and again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _threads(process: int, count: int) -> ThreadPoolExecutor:  # noqa: ARG001
 # ---------------------------------------------------------------- memory
 
 
-class Room(NamedTuple):
+class Buffer(NamedTuple):
     """The same memory for PyTorch and for compiled loops."""
 
     tensor: Tensor
@@ -114,41 +114,42 @@ class _Kept(threading.local):
 
     def __init__(self) -> None:
         self.flat: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.rooms: dict[tuple[str, tuple[int, ...], torch.dtype], Room] = {}
+        self.rooms: dict[tuple[str, tuple[int, ...], torch.dtype], Buffer] = {}
 
 
 _kept = _Kept()
 
 
-def room(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Room:
-    """Memory of a shape, with whatever is in it; the next call of this thread with the same name may return the same.
+def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
+    """Uninitialised memory of a shape. The next call on this thread with the same name may return the same memory.
 
-    What exceeds the numbers that go through all steps together is fresh every time, so that little memory stays held.
+    Memory for more than SET_NUMBERS numbers a thread is fresh every time, so that little stays allocated.
     """
     found = _kept.rooms.get((name, shape, dtype))
     if found is not None:
         return found
     count = prod(shape)
     if count > SET_NUMBERS * torch.get_num_threads():
-        return _room(torch.empty(shape, dtype=dtype, device="cpu"))
+        return _buffer(torch.empty(shape, dtype=dtype, device="cpu"))
     flat = _kept.flat.get((name, dtype))
     with torch.inference_mode(mode=False):  # what is made in inference mode could not be written to outside it
         if flat is None or flat.numel() < count:
             _kept.rooms = {key: value for key, value in _kept.rooms.items() if (key[0], key[2]) != (name, dtype)}
-            flat = _kept.flat[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")
-        found = _room(flat[:count].view(shape))
+            flat = torch.empty(count, dtype=dtype, device="cpu")
+            _kept.flat[name, dtype] = flat
+        found = _buffer(flat[:count].view(shape))
     _kept.rooms[name, shape, dtype] = found
     return found
 
 
 def release() -> None:
-    """Give back the memory that this thread keeps."""
+    """Free the memory that this thread keeps."""
     _kept.flat.clear()
     _kept.rooms.clear()
 
 
-def _room(tensor: Tensor) -> Room:
-    return Room(tensor, tensor.numpy())
+def _buffer(tensor: Tensor) -> Buffer:
+    return Buffer(tensor, tensor.numpy())
 
 
 # ---------------------------------------------------------------- numbers
@@ -171,7 +172,7 @@ def array(x: Tensor, dtype: torch.dtype) -> np.ndarray:
 def flat_array(x: Tensor) -> tuple[np.ndarray, int, int]:
     """The numbers of x [B, N, C] as they lie in memory, and the steps from set to set and from token to token.
 
-    Where channels lie apart, or nothing lies anywhere, the numbers are those of a copy.
+    Where channels are not contiguous, or there are no numbers, they are those of a copy.
     """
     if x.requires_grad:
         x = x.detach()

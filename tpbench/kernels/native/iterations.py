@@ -48,7 +48,7 @@ def run(kernel: Callable[..., bool], begin: int, end: int, n: int, *arguments: o
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {
         medoids_sets: (given.cube, given.table, given.size, given.index, given.index),
         means_sets: (given.cube, given.table, given.size, given.index, given.cube, given.index),
@@ -108,7 +108,7 @@ def _nearest_medoid(distance, medoids, best, label):
 
 @compiled
 def _comes_before(value, least):
-    """As PyTorch's minimum has it: NaN before every number, and the first NaN stays."""
+    """As in PyTorch's minimum: NaN comes before every number, and the first NaN stays."""
     return (value < least) | ((value != value) & (least == least))
 
 

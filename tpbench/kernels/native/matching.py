@@ -39,7 +39,7 @@ def match_by_energy(similarity: Tensor, energy: Tensor, among: int, k: int) -> T
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {
         halves_sets: (given.cube, given.size, given.size, given.index),
         energy_sets: (given.cube, given.index, given.size, given.size, given.index),

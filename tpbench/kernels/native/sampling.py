@@ -19,7 +19,7 @@ def nearest_samples(rising: Tensor, k: int) -> Tensor:
     """Places [B, K] that k samples take in the sorted scores rising [B, N]."""
     batch, n = rising.shape
     place = torch.empty(batch, k, dtype=torch.int64, device="cpu")
-    total = array(rising.cumsum(dim=1), rising.dtype)  # PyTorch's own: it may add in more digits
+    total = array(rising.cumsum(dim=1), rising.dtype)  # by PyTorch, which may add with more digits
     spacing = array(sampling.spacing(k, rising), rising.dtype)
     over_sets(sample_sets, 0, batch, n, total, spacing, place.numpy())
     return place
@@ -29,7 +29,7 @@ def nearest_samples(rising: Tensor, k: int) -> Tensor:
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {sample_sets: (given.table, given.line, given.index)}
 
 
@@ -53,7 +53,7 @@ def _scaled(total, share):
 def sample_sets(begin, end, base, totals, spacing, place):  # noqa: ARG001
     """The first nearest sum of every sample, all samples at once for every token.
 
-    Where one sum is NaN, so is the start and every sample: the first token is taken, as the definition has it.
+    If one sum is NaN, so are the start and every sample; the first token is taken, as in the definition.
     """
     n = totals.shape[1]
     k = place.shape[1]

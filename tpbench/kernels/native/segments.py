@@ -29,7 +29,7 @@ def segment_mean(x: Tensor, weight: Tensor, assignment: Tensor, k: int) -> Tenso
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {mean_sets: (given.line, given.size, given.size, given.table, given.index, given.cube)}
 
 

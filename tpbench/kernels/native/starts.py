@@ -49,7 +49,7 @@ def _started(start: str, distance: Tensor, score: Tensor, k: int) -> Tensor:
 
 
 def kernels(given: Types) -> dict[Callable[..., bool], tuple]:
-    """What to compile for which types, behind (begin, end, base)."""
+    """The loops to compile, with the types of their arguments after (begin, end, base)."""
     return {start_sets: (given.size, given.cube, given.table, given.index)}
 
 
@@ -143,21 +143,21 @@ def _farthest(distance, score, rank, nearest, first):
 
 
 @compiled
-def _start(start, distance, score, rank, room, first):
+def _start(start, distance, score, rank, scratch, first):
     if start == TOPK:
         _ranks(score, rank)
         _first_of(rank, first)
     elif start == PEAKS:
-        _peaks(distance, score, rank, room, first)
+        _peaks(distance, score, rank, scratch, first)
     elif start == FARTHEST:
-        _farthest(distance, score, rank, room, first)
+        _farthest(distance, score, rank, scratch, first)
 
 
 @compiled
 def start_sets(begin, end, base, start, distance, score, first):
     """The first medoids or centres of the sets from `begin` to `end`."""
     rank = np.empty(score.shape[1], np.int32)
-    room = np.empty(score.shape[1], score.dtype)
+    scratch = np.empty(score.shape[1], score.dtype)
     for b in range(begin, end):
-        _start(start, distance[b - base], score[b], rank, room, first[b])
+        _start(start, distance[b - base], score[b], rank, scratch, first[b])
     return True

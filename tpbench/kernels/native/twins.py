@@ -1,4 +1,4 @@
-"""Every native twin: what is compiled before the first of a topic runs."""
+"""All native twins by topic, and compiling those of a topic before the first of them runs."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def prepare(exact: torch.dtype, topic: str) -> None:
 
     Raises RuntimeError or OSError where the cache cannot be written, and RuntimeError where numba is switched off.
     """
-    for room in TOPICS[topic]:
-        compile_kernels(exact, room.kernels)
+    for module in TOPICS[topic]:
+        compile_kernels(exact, module.kernels)

@@ -1,7 +1,7 @@
 """Data: a recipe's images as three parts, each a source of batches on the device.
 
 Two kinds. Resident: all images as one uint8 tensor on the device, augmented there per image (digits, parquet).
-Streamed: any timm data set behind torch's DataLoader, with timm's transforms. Which image comes when and what
+Streamed: any timm data set, read by torch's DataLoader with timm's transforms. Which image comes when and what
 augmentation does to it follow from (seed, epoch, image) alone; see `draws`.
 """
 

@@ -1,4 +1,4 @@
-"""What is drawn at random in data: which images come when, and what augmentation does to each of them.
+"""What is random in the data: the order of the images, and the augmentation of each.
 
 Everything follows from (seed, epoch) and the number of the image alone, never from the generators that a model draws
 from. So all methods see the same images, and a run that continues within an epoch sees what an uninterrupted one would.
@@ -17,7 +17,7 @@ from torch import Tensor
 AUGMENTATION = 2**40  # added to a seed: augmentation draws other numbers than the order of the images
 
 
-def shares(
+def batch_indices(
     n: int,
     size: int,
     shuffle: tuple[int, int] | None,
@@ -26,7 +26,7 @@ def shares(
     skip: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """A rank's image indices of every batch, as `Part.batches` promises them; moved to the device all at once."""
+    """The image indices of a rank's share of every batch, as in `Part.batches`; they reach the device all at once."""
     order = torch.arange(n)
     stop = n
     if shuffle is not None:
@@ -38,7 +38,7 @@ def shares(
 
 
 def generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
-    """The random numbers of one epoch of one seed; other streams are other numbers."""
+    """The random numbers of one epoch of one seed; other streams give other numbers."""
     return torch.Generator().manual_seed(seed * 100_003 + epoch + stream)
 
 
@@ -64,7 +64,7 @@ def seed_generators(seed: int, epoch: int, image: int) -> None:
     np.random.seed(value)
 
 
-def some(n: int, limit: int | None) -> list[int]:
+def chosen_indices(n: int, limit: int | None) -> list[int]:
     """`limit` of n indices, drawn once for all (data sets are often sorted by label), in rising order."""
     if limit is None or limit >= n:
         return list(range(n))

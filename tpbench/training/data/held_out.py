@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from tpbench.errors import DataError
+from tpbench.errors import DataError, in_short
 from tpbench.recipe import Data
-from tpbench.training.data.draws import some
+from tpbench.training.data.draws import chosen_indices
 from tpbench.training.data.streamed import Selected, Streamed
 
 
@@ -26,7 +26,7 @@ def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
         dataset = create_dataset("", root=lines.root, split="validation")
         classes = len(dataset.reader.class_to_idx)
     except Exception as error:
-        raise DataError(f"images under {lines.root} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"images under {lines.root} cannot be read: {in_short(error, 200)}") from error
     transform = create_transform(
         input_size=(lines.channels, lines.image_size, lines.image_size),
         mean=lines.mean,
@@ -35,6 +35,6 @@ def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
         crop_pct=lines.crop,
         is_training=False,
     )
-    chosen = some(len(dataset), lines.test_limit)
+    chosen = chosen_indices(len(dataset), lines.test_limit)
     selected = Selected(dataset, indices=chosen, transform=transform, data=lines)
     return Streamed(selected, lines.loader_processes, where), classes

@@ -1,6 +1,7 @@
 """Files of public data sets from the Hugging Face hub: fetched once, kept in the hub's own cache, checked when read.
 
-The hub's variables hold: HF_ENDPOINT (another server), HF_HOME (where the cache lies), HF_HUB_OFFLINE=1 (no network).
+The hub's environment variables apply: HF_ENDPOINT (another server), HF_HOME (where the cache lies) and
+HF_HUB_OFFLINE=1 (no network).
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def _fetched(data: Data, repository: str, name: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error of the hub, or rather of what caused it."""
+    """The first sentence of an error of the hub, or of its cause if it has one."""
     cause = error.__cause__ or error
     return " ".join(str(cause).split()).partition(". ")[0][:160] or type(cause).__name__
 
 
 def _check(path: Path) -> None:
-    """Raise DataError for a file whose content is not the one that its name in the cache promises.
+    """Raise DataError for a file whose content does not match its name in the cache.
 
     The cache names large files by their SHA-256 checksum, as the hub states it.
     """

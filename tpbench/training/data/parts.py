@@ -24,7 +24,7 @@ class Part(Protocol):
     """One part of a data set."""
 
     def __len__(self) -> int:
-        """Images."""
+        """The number of images."""
 
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
@@ -39,7 +39,7 @@ class Part(Protocol):
 class TestSet(NamedTuple):
     """The images among which a part was tested, so that results on different folds of them can be compared.
 
-    images: the digest that identifies them and their order; count: how many they are; positions [len(test)] int64:
+    images: the digest that identifies them and their order; count: how many there are; positions [len(test)] int64:
     those that the test part holds.
     """
 

@@ -15,9 +15,16 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpbench.errors import DataError
+from tpbench.errors import DataError, in_short
 from tpbench.recipe import Data
-from tpbench.training.data.draws import AUGMENTATION, generator, generators_kept, seed_generators, shares, some
+from tpbench.training.data.draws import (
+    AUGMENTATION,
+    batch_indices,
+    chosen_indices,
+    generator,
+    generators_kept,
+    seed_generators,
+)
 from tpbench.training.data.hub import parquet_path
 from tpbench.training.data.parts import Batch, Parts, TestSet
 
@@ -42,7 +49,7 @@ class Resident:
     ) -> Iterator[Batch]:
         """This rank's share of the batches; see `tpbench.training.data.parts.Part.batches`."""
         augmentation = None if shuffle is None else Augmentation(self, shuffle)
-        for index in shares(
+        for index in batch_indices(
             len(self), size=size, shuffle=shuffle, rank=rank, ranks=ranks, skip=skip, device=self.labels.device
         ):
             images = self.images[index]
@@ -55,7 +62,7 @@ class Resident:
 
 
 class Augmentation:
-    """What happens to every image of a part in one epoch of one seed.
+    """The augmentation of every image of a part in one epoch of one seed.
 
     Flips and shifts are drawn for all N images at once, so an image's depend on (seed, epoch, image) alone.
     """
@@ -109,7 +116,7 @@ def read_digits(data: Data, device: torch.device, split: int = 0) -> Parts:
     images = F.interpolate(images, size=data.image_size, mode="bilinear", align_corners=False).round().byte()
     labels = torch.from_numpy(bundle.target).long()
     train, test = _fold(data.folds, bundle.target, split) if data.folds else _one_split(bundle.target)
-    positions = np.asarray(test)[some(len(test), data.test_limit)]
+    positions = np.asarray(test)[chosen_indices(len(test), data.test_limit)]
     test_set = TestSet(_digest(images, labels), len(labels), positions)
     fingerprint = test_set.images if data.folds else None
     train_side = images[train], labels[train]
@@ -157,13 +164,13 @@ def _parquet(data: Data, side: str) -> tuple[Tensor, Tensor]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"data file {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"data file {path} cannot be read: {in_short(error, 200)}") from error
     if missing := table["label"].null_count:
         raise DataError(f"data file {path}: {missing} of {len(table)} labels are missing")
     if not arrow.types.is_integer(table["label"].type):
         raise DataError(f"data file {path}: every label must be a whole number, not {table['label'].type}")
     limit = data.train_limit if side == "train" else data.test_limit
-    table = table.take(some(len(table), limit))
+    table = table.take(chosen_indices(len(table), limit))
     labels = torch.tensor(table["label"].to_pylist())
     if len(labels) and not (labels.min() >= 0 and labels.max() < data.classes):
         raise DataError(
@@ -202,7 +209,7 @@ def _parts(
     """The parts of images [N, C, H, W] and labels [N]; a share of the training side is set apart for validation."""
     from sklearn.model_selection import train_test_split
 
-    chosen = some(len(train[1]), data.train_limit)
+    chosen = chosen_indices(len(train[1]), data.train_limit)
     images, labels = (tensor[chosen] for tensor in train)
     try:
         fit, check = train_test_split(

@@ -1,4 +1,4 @@
-"""Any timm data set behind torch's DataLoader, with timm's transforms."""
+"""Any timm data set, read by torch's DataLoader with timm's transforms."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tpbench.errors import DataError
+from tpbench.errors import DataError, in_short
 from tpbench.recipe import Data
-from tpbench.training.data.draws import generator, generators_kept, seed_generators, shares, some
+from tpbench.training.data.draws import batch_indices, chosen_indices, generator, generators_kept, seed_generators
 from tpbench.training.data.parts import Batch, Parts, TestSet
 
 
@@ -36,20 +36,20 @@ class Streamed:
         """Batches of up to `size` images [B, C, rows, columns] with their labels [B], on the part's device.
 
         shuffle is (seed, epoch), None for the order of the files without augmentation; the other arguments are those
-        of `draws.shares`. Raises DataError with the name of an image that cannot be read. The worker processes have
-        ended when the iterator is exhausted, closed or left by an error.
+        of `draws.batch_indices`. Raises DataError with the name of an image that cannot be read. The worker processes
+        have ended when the iterator is exhausted, closed or left by an error.
         """
         loader = torch.utils.data.DataLoader(
-            Drawn(self.dataset, shuffle),
+            SeededAugmentation(self.dataset, shuffle),
             batch_sampler=[
-                share.tolist() for share in shares(len(self), size, shuffle, rank=rank, ranks=ranks, skip=skip)
+                share.tolist() for share in batch_indices(len(self), size, shuffle, rank=rank, ranks=ranks, skip=skip)
             ],
             num_workers=self.processes,
-            generator=generator(*(shuffle or (0, 0))),  # or it would draw from the generator of the training
+            generator=generator(*(shuffle or (0, 0))),  # otherwise it would draw from the generator of the training
             pin_memory=self.device.type == "cuda",
         )
         try:
-            with iterating(loader) as batches:
+            with loader_iterator(loader) as batches:
                 for images, labels in batches:
                     yield Batch(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
         except DataError as error:  # a worker process wraps its traceback around it
@@ -57,12 +57,12 @@ class Streamed:
 
 
 @contextmanager
-def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Tensor]]]:
+def loader_iterator(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Tensor]]]:
     """An iterator over the loader. Its worker processes have ended when the block is left.
 
-    Left to itself, torch ends them when the iterator is collected: with an exception that refers to it they live on,
-    and where one was killed (by the signal that ends a whole process group, say), torch raises inside `__del__`,
-    which Python can only print.
+    By itself, torch ends them when the iterator is garbage-collected. They would outlive an exception that refers to
+    it, and if one was killed (say, by a signal to the whole process group), torch would raise inside `__del__`, where
+    Python can only print the error.
     """
     iterator = iter(loader)
     try:
@@ -70,7 +70,7 @@ def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator[list[Ten
     finally:
         shutdown = getattr(iterator, "_shutdown_workers", None)  # torch has no public name for it
         if shutdown is not None:
-            with suppress(RuntimeError):  # "worker is killed by signal": it has ended, which is all that is asked here
+            with suppress(RuntimeError):  # "worker is killed by signal": it has ended
                 shutdown()
 
 
@@ -97,10 +97,10 @@ def read_timm(data: Data, device: torch.device) -> Parts:
         sides = [side if hasattr(side, "__getitem__") else list(side) for side in sides]  # a stream is held in memory
     except Exception as error:
         raise DataError(
-            f"data set {data.source!r} under {data.root!r} cannot be read: {' '.join(str(error).split())[:200]}"
+            f"data set {data.source!r} under {data.root!r} cannot be read: {in_short(error, 200)}"
         ) from error
-    chosen = some(len(sides[0]), data.train_limit)
-    tested = some(len(sides[1]), data.test_limit)
+    chosen = chosen_indices(len(sides[0]), data.train_limit)
+    tested = chosen_indices(len(sides[1]), data.test_limit)
     order = [chosen[i] for i in torch.randperm(len(chosen), generator=generator(0, 0))]
     cut = max(1, round(len(order) * data.validation))
     train = Selected(sides[0], order[cut:], transform=augmented, data=data)
@@ -120,7 +120,7 @@ def _digest(names: list) -> str:
     return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
 
-class Drawn(torch.utils.data.Dataset):
+class SeededAugmentation(torch.utils.data.Dataset):
     """A data set whose augmentation of an image follows from (seed, epoch) and its index alone.
 
     It is therefore the same in any number of worker processes, and in a run that continues within an epoch. The
@@ -143,7 +143,7 @@ class Drawn(torch.utils.data.Dataset):
 
 
 class Selected(torch.utils.data.Dataset):
-    """Some images of a timm data set under one transform; one that cannot be read is an error with its name."""
+    """Some images of a timm data set under one transform. Raises DataError with the name of an unreadable image."""
 
     def __init__(self, dataset: Any, indices: list[int], transform: Any, data: Data):
         self.dataset = dataset
@@ -162,7 +162,7 @@ class Selected(torch.utils.data.Dataset):
             image = image if isinstance(image, Image.Image) else Image.open(image)
             image = image.convert("RGB" if self.data.channels == 3 else "L")
         except Exception as error:
-            raise DataError(f"image {self.name(index)} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise DataError(f"image {self.name(index)} cannot be read: {in_short(error, 200)}") from error
         if not 0 <= label < self.data.classes:
             raise DataError(f"image {self.name(index)} has label {label}, the recipe has {self.data.classes} classes")
         return self.transform(image), label

@@ -6,12 +6,12 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli.outcome import DONE, say
+from tpbench.cli.exit_codes import DONE, say
 
 if TYPE_CHECKING:
     from tpbench.recipe import Recipe
 
-LONGEST = 120  # characters of a folder's name that says every override; a longer one ends with the digest
+LONGEST = 120  # characters of a folder's name that spells out every override; a longer one ends with the digest instead
 
 
 def add_set(verb: ArgumentParser) -> None:
@@ -26,8 +26,8 @@ def add_set(verb: ArgumentParser) -> None:
     )
 
 
-def chosen(arguments: Namespace, tuned: bool = True) -> Recipe:
-    """The recipe with its overridden lines. One line says where the plain recipe's tuning is not used with them."""
+def load_recipe(arguments: Namespace, tuned: bool = True) -> Recipe:
+    """The recipe with its overridden lines. Prints a line if the plain recipe's tuning is not used with them."""
     from tpbench import recipe as recipes
 
     recipe = recipes.load(arguments.recipe, tuned=tuned, lines=arguments.lines)
@@ -37,7 +37,7 @@ def chosen(arguments: Namespace, tuned: bool = True) -> Recipe:
     return recipe
 
 
-def folder(arguments: Namespace, recipe: Recipe) -> Path:
+def output_folder(arguments: Namespace, recipe: Recipe) -> Path:
     """Where results go: --out, or results/RECIPE."""
     from tpbench.recipe import OVERRIDDEN
     from tpbench.record import slug
@@ -51,6 +51,6 @@ def folder(arguments: Namespace, recipe: Recipe) -> Path:
     return Path("results") / (name if len(name) <= LONGEST else f"{slug(plain)}-{recipe.digest}")
 
 
-def run_of(arguments: Namespace) -> str:
+def run_command(arguments: Namespace) -> str:
     """The command that runs the same recipe with the same lines."""
     return " ".join(["tpbench run --recipe", arguments.recipe, *(f"--set '{line}'" for line in arguments.lines)])

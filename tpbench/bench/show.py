@@ -1,4 +1,4 @@
-"""What `tpbench show` looks at: a model and some images, from a recipe or from timm and files."""
+"""The subject of `tpbench show`: a model and some images, from a recipe or from timm and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
-from tpbench.errors import ScheduleError, Unreachable, UnsupportedModel, UsageError
+from tpbench.errors import ScheduleError, Unreachable, UnsupportedModel, UsageError, in_short
 from tpbench.measure.followed import follow
 from tpbench.recipe import Recipe
 from tpbench.registry import Variant
@@ -43,28 +43,28 @@ class Subject:
     recipe: Recipe | None = None
 
 
-def of_recipe(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
+def recipe_subject(plan: Plan, seed: int, count: int, progress: Progress) -> Subject:
     """The first test images of a recipe and its base of a seed, which is trained if it is not there."""
     workspace = Workspace(plan)
     if not base_path(workspace, seed).exists():
         workspace.prepare(fresh=False)
         jobs = [base_job(workspace, seed)]
         progress.start(0, 0, jobs)
-        side_by_side(jobs, workers=1, here=workspace, make=partial(Workspace, plan), progress=progress)
+        side_by_side(jobs, workers=1, context=workspace, make_context=partial(Workspace, plan), progress=progress)
     images = next(iter(workspace.data(seed).test.batches(count))).images
     data = plan.recipe.data
     return Subject(
         model=load_base(workspace, seed).eval(),
         images=images,
-        pixels=visible(images, data.mean, data.std),
+        pixels=denormalised(images, data.mean, data.std),
         names=tuple(f"test-{number}" for number in range(len(images))),
         about=f"recipe {plan.recipe.name}, base of seed {seed}",
         recipe=plan.recipe,
     )
 
 
-def of_model(name: str, pretrained: bool | str, files: Sequence[Path], device: str) -> Subject:
-    """A timm model and image files, or without any the two photographs that come with scikit-learn."""
+def model_subject(name: str, pretrained: bool | str, files: Sequence[Path], device: str) -> Subject:
+    """A timm model and image files; without files, the two photographs that come with scikit-learn."""
     where = environment.device(device)
     torch.manual_seed(0)
     model = vit.create(name, {}, pretrained).eval().to(where)
@@ -72,28 +72,28 @@ def of_model(name: str, pretrained: bool | str, files: Sequence[Path], device: s
         raise UsageError(f"model {name} takes {model.in_chans} channels; photographs have 3")
     how = vit.preprocessing(model)
     prepare = vit.transform(model)
-    photographs = dict(read(files) if files else samples())
+    photographs = dict(read_images(files) if files else sample_photographs())
     images = torch.stack([prepare(photograph) for photograph in photographs.values()]).to(where)
     weights = {True: "weights from the hub", False: "untrained weights"}.get(pretrained, f"weights of {pretrained}")
     return Subject(
         model=model,
         images=images,
-        pixels=visible(images, how["mean"], how["std"]),
+        pixels=denormalised(images, how["mean"], how["std"]),
         names=tuple(photographs),
         about=f"{name}, {weights}",
     )
 
 
-def read(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
-    """The images of some files by name; one that cannot be read is refused."""
+def read_images(files: Iterable[Path]) -> Iterable[tuple[str, Image.Image]]:
+    """The images of some files, by name. Raises UsageError for a file that cannot be read."""
     for number, path in enumerate(files):
         try:
             yield f"{number}-{path.stem}", Image.open(path).convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise UsageError(f"image {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise UsageError(f"image {path} cannot be read: {in_short(error, 200)}") from error
 
 
-def samples() -> Iterable[tuple[str, Image.Image]]:
+def sample_photographs() -> Iterable[tuple[str, Image.Image]]:
     """scikit-learn's two photographs: a temple and a flower."""
     from sklearn.datasets import load_sample_images
 
@@ -102,7 +102,7 @@ def samples() -> Iterable[tuple[str, Image.Image]]:
         yield Path(path).stem, Image.fromarray(pixels)
 
 
-def visible(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def denormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Images as they were before they were normalised: [B, C, H, W] -> [B, H, W, 3] in 0..1."""
     shape = (1, -1, 1, 1)
     pixels = images.float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
@@ -116,8 +116,8 @@ def reduced(subject: Subject, variant: Variant, schedule: Schedule) -> vit.Token
     return models.reduced(subject.recipe, subject.model, variant=variant, schedule=schedule)
 
 
-def rows(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:
-    """The stages of every method by name; of one that cannot run on this model or at this budget, the reason."""
+def stages_by_method(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed: int) -> dict[str, Row]:
+    """The stages of every method by name, or the reason why it cannot run on this model or at this budget."""
     found: dict[str, Row] = {}
     for variant in variants:
         try:
@@ -127,8 +127,8 @@ def rows(subject: Subject, variants: Iterable[Variant], schedule: Schedule, seed
     return found
 
 
-def check(found: dict[str, Row]) -> None:
-    """Refuse to draw nothing: at least one method must have run."""
+def check_any_shown(found: dict[str, Row]) -> None:
+    """Raise ScheduleError unless at least one method has run."""
     if all(isinstance(row, str) for row in found.values()):
         name, reason = next(iter(found.items()))
         raise ScheduleError(f"no method can be shown; {name}: {reason}")

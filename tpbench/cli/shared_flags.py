@@ -1,8 +1,8 @@
-"""The flags that several verbs share: where results go, what they run on, what is said meanwhile."""
+"""The flags that several verbs share: where results go, what they run on, what they print."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 
@@ -18,3 +18,11 @@ def add_where(verb: ArgumentParser) -> None:
 def add_quiet(verb: ArgumentParser) -> None:
     """Add --quiet to a verb."""
     verb.add_argument("--quiet", action="store_true", help="print neither progress nor tables, only what went wrong")
+
+
+def load_plugins(arguments: Namespace) -> None:
+    """Register the methods in the files that --plugin names. Raises UsageError as `registry.plug` does."""
+    from tpbench import registry
+
+    for path in arguments.plugin:
+        registry.plug(path)

@@ -1,16 +1,16 @@
-"""What the verbs that read records say of those that they could not read, or not check."""
+"""Messages on records that cannot be read or carry no checksum, shared by the verbs that read records."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tpbench.cli.outcome import DONE, FAILED, say
+from tpbench.cli.exit_codes import DONE, FAILED, say
 
 
-def say_what_was_read(folder: Path) -> int:
-    """Name every record of a results folder that cannot be read; the exit code: FAILED if there is one.
+def report_unreadable(folder: Path) -> int:
+    """Name every record of a results folder that cannot be read; return FAILED if there is one, otherwise DONE.
 
-    The others are reported; where there are none, UsageError is raised. One more line says how many carry no checksum.
+    Raises UsageError if no record can be read. One more line says how many records carry no checksum.
     """
     from tpbench.record import Store
 

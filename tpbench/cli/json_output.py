@@ -11,8 +11,8 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def nothing_printed(asked: bool) -> Iterator[None]:
-    """While it lasts, and if asked, standard output is standard error, for this process and those that it starts."""
+def stdout_to_stderr(asked: bool) -> Iterator[None]:
+    """Within the block, if asked, send standard output to standard error, also that of processes started meanwhile."""
     if not asked:
         yield
         return
@@ -28,5 +28,5 @@ def nothing_printed(asked: bool) -> Iterator[None]:
 
 
 def print_document(document: dict[str, Any]) -> None:
-    """Print the document; a number that JSON does not have is a fault of ours."""
+    """Print the document. Raises ValueError for NaN and infinity, which JSON does not have."""
     print(json.dumps(document, indent=1, allow_nan=False))

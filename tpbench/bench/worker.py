@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from tpbench.bench.claim import Claim, Claims, Holder, Lost, key_of
+from tpbench.bench.claim import Claim, ClaimLost, Claims, Holder, key_of
 from tpbench.errors import CellFailed
 from tpbench.training import ranks
 from tpbench.training.train import Update
@@ -28,8 +28,8 @@ LONGEST = 2.0
 
 chance = random.SystemRandom()  # separate from the generators that training seeds
 
-WAIT = -1  # the result of a look if other workers hold all remaining jobs
-OVER = -2  # the result if no job is left
+WAIT = -1  # instead of a job's number: other workers hold all remaining jobs
+NOTHING_LEFT = -2  # instead of a job's number: all jobs are done
 
 
 def never() -> bool:
@@ -39,21 +39,21 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """A call function(context, argument, update), claimed by its name."""
+    """A call of function(context, argument, update), claimed by its name."""
 
     name: str
     function: Callable[[Any, Any, Update], None]
     argument: Any
     needs: tuple[str, ...] = ()  # the names of the jobs that must be done first
-    over: Callable[[], bool] = never  # whether the folder shows that any worker has done it
+    is_done: Callable[[], bool] = never  # whether the folder shows that any worker has done it
     counts: bool = True  # whether progress counts it as a cell
     alone: bool = False  # whether no other job may run on this host at the same time
-    once: bool = False  # whether a worker does not wait for it while another worker holds it
+    once: bool = False  # whether a worker that finds it claimed leaves it to the holder, without waiting
     work: float = 0.0  # in a unit that all jobs share, such as epochs
 
 
 class Context(Protocol):
-    """What jobs are done with, as far as a worker uses it."""
+    """What a worker needs of the context that jobs are called with."""
 
     claims: Claims
     writes: bool  # whether this process chooses jobs and writes results: the first of several ranks
@@ -61,7 +61,7 @@ class Context(Protocol):
     def check_time(self) -> None:
         """Raise OutOfTime after the time limit."""
 
-    def same(self, number: int) -> int:
+    def same_on_all_ranks(self, number: int) -> int:
         """The first rank's number, on every rank."""
 
 
@@ -74,10 +74,10 @@ class Display(Protocol):
     def finish(self, name: str, counts: bool) -> None:
         """A job of this worker is done."""
 
-    def gone(self, name: str, counts: bool) -> None:
+    def done_elsewhere(self, name: str, counts: bool) -> None:
         """Another worker has done a job."""
 
-    def elsewhere(self, holders: dict[str, str], waiting: bool) -> None:
+    def show_other_runs(self, holders: dict[str, str], waiting: bool) -> None:
         """Other commands' workers hold these jobs; waiting: whether this worker waits for them."""
 
 
@@ -88,7 +88,7 @@ def pull(jobs: Sequence[Job], context: Context, display: Display) -> set[str]:
     """
     worker = Worker(jobs, context, display)
     try:
-        while (job := worker.next()) is not None:
+        while (job := worker.next_job()) is not None:
             worker.do(job)
     finally:
         worker.release()
@@ -109,50 +109,50 @@ class Worker:
         self.waiting: int | None = None  # the claimed job that waits to be alone on the host
         self.host = FileLock(Path(tempfile.gettempdir()) / "tpbench-alone.lock", mode=0o666)
 
-    def next(self) -> Job | None:
+    def next_job(self) -> Job | None:
         """Claim a job and return it; None when all are done. Wait while other workers hold all that are left."""
         pause = SHORTEST
         while True:
-            number = self.context.same(self.look() if self.context.writes else WAIT)
+            number = self.context.same_on_all_ranks(self.claim_next() if self.context.writes else WAIT)
             if number != WAIT:
-                return None if number == OVER else self.jobs[number]
+                return None if number == NOTHING_LEFT else self.jobs[number]
             self.context.check_time()
             time.sleep(pause * chance.uniform(0.5, 1.0))  # so that waiting workers do not look at the same time
             pause = min(LONGEST, 1.5 * pause)
 
-    def look(self) -> int:
-        """Claim a job and return its number, or WAIT or OVER."""
-        living = self.context.claims.living()
+    def claim_next(self) -> int:
+        """Claim a job and return its number, or WAIT or NOTHING_LEFT."""
+        holders = self.context.claims.holders()
         if self.waiting is not None:
             return self.waiting if self.undisturbed() else WAIT
-        self.show(living, waiting=False)
-        blocked = any(holder.here and holder.alone for holder in living.values())
+        self.show(holders, waiting=False)
+        blocked = any(holder.on_this_host and holder.alone for holder in holders.values())
         for number, job in list(self.open.items()):
-            holder = living.get(key_of(job.name))
+            holder = holders.get(key_of(job.name))
             if holder is not None:
-                if job.once and self.context.claims.certain(holder):
+                if job.once and self.context.claims.is_certain(holder):
                     self.left_to_others.add(job.name)
-                    self.drop(number)
+                    self.mark_done(number)
             elif not self.done.issuperset(job.needs):
                 continue
-            elif job.over():
-                self.drop(number)
-                self.display.gone(job.name, job.counts)
+            elif job.is_done():
+                self.mark_done(number)
+                self.display.done_elsewhere(job.name, job.counts)
             elif not blocked and self.take(job):
                 if not job.alone:
                     return number
                 self.waiting = number
                 self.display.update(job.name, "waiting until no other worker computes on this machine")
                 return self.waiting if self.undisturbed() else WAIT
-        self.show(living, waiting=bool(self.open))
-        return WAIT if self.open else OVER
+        self.show(holders, waiting=bool(self.open))
+        return WAIT if self.open else NOTHING_LEFT
 
     def take(self, job: Job) -> bool:
         """Claim a job, unless another worker was faster or a job must run alone on this host."""
         claim = self.context.claims.take(job.name, job.alone)
         if claim is None:
             return False
-        if job.over() or any(holder.here and holder.alone for holder in self.context.claims.others()):
+        if job.is_done() or any(holder.on_this_host and holder.alone for holder in self.context.claims.others()):
             claim.release()
             return False
         self.claim = claim
@@ -160,7 +160,7 @@ class Worker:
 
     def undisturbed(self) -> bool:
         """Whether no other process works on this host in this folder, or alone in another folder."""
-        if any(holder.here for holder in self.context.claims.others()):
+        if any(holder.on_this_host for holder in self.context.claims.others()):
             return False
         try:
             self.host.acquire(blocking=False)
@@ -172,24 +172,24 @@ class Worker:
         """Do a claimed job. A job that another worker took over is left to that worker."""
         try:
             job.function(self.context, job.argument, partial(self.update, job.name))
-        except Lost as lost:
-            if ranks.ranks() > 1:  # the other ranks are still in the job; torchrun ends them with this one
+        except ClaimLost as lost:
+            if ranks.world_size() > 1:  # the other ranks are still in the job; torchrun ends them with this one
                 raise CellFailed(str(lost)) from lost
             print(lost, file=sys.stderr)
         else:
-            self.drop(self.jobs.index(job))
+            self.mark_done(self.jobs.index(job))
             if self.context.writes:
                 self.display.finish(job.name, job.counts)
         self.release()
 
     def update(self, name: str, text: str = "", share: float | None = None) -> None:
-        """Show a job's progress. Raises Lost if another worker has taken it over."""
+        """Show a job's progress. Raises ClaimLost if another worker has taken it over."""
         if self.claim is not None and self.claim.lost:
-            raise Lost(f"{name} was taken over by another worker, which saw no sign of life of this one")
+            raise ClaimLost(f"{name} was taken over by another worker, which saw no heartbeat of this one")
         if self.context.writes:
             self.display.update(name, text, share)
 
-    def drop(self, number: int) -> None:
+    def mark_done(self, number: int) -> None:
         """Note that a job is done, by any worker."""
         self.done.add(self.open.pop(number).name)
 
@@ -201,12 +201,14 @@ class Worker:
         self.waiting = None
         self.host.release()
 
-    def show(self, living: dict[str, Holder], waiting: bool) -> None:
+    def show(self, holders: dict[str, Holder], waiting: bool) -> None:
         """Show which jobs other commands' workers hold."""
         names = {key_of(job.name): job.name for job in self.open.values()}
-        others = {key: holder for key, holder in living.items() if not self.own(holder)}
-        self.display.elsewhere({names[key]: str(holder) for key, holder in others.items() if key in names}, waiting)
+        others = {key: holder for key, holder in holders.items() if not self.is_ours(holder)}
+        self.display.show_other_runs(
+            {names[key]: str(holder) for key, holder in others.items() if key in names}, waiting
+        )
 
-    def own(self, holder: Holder) -> bool:
+    def is_ours(self, holder: Holder) -> bool:
         """Whether a holder is a worker of this command."""
-        return holder.here and holder.command == self.context.claims.command
+        return holder.on_this_host and holder.command == self.context.claims.command

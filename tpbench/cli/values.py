@@ -1,4 +1,4 @@
-"""What several verbs are asked in the same words: batch sizes, dtypes, durations."""
+"""Values of flags that several verbs have: batch sizes, names, durations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_IMAGES = 1_000_000_000  # no memory holds more in one batch
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
-    """ "1,32" is (1, 32)."""
+    """Read batch sizes: "1,32" is (1, 32). Raises UsageError for anything else."""
     try:
         sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -23,7 +23,7 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 
 
 def names(flag: str, text: str) -> tuple[str, ...]:
-    """Names separated by commas, each once."""
+    """Read names separated by commas, each once. Raises UsageError for none."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
         raise UsageError(f"{flag} {text!r} names nothing")
@@ -31,7 +31,7 @@ def names(flag: str, text: str) -> tuple[str, ...]:
 
 
 def seconds(text: str | None) -> float | None:
-    """ "9m" is 540.0; a number without a unit is seconds."""
+    """Read a duration: "9m" is 540.0, a number without a unit is seconds. Raises UsageError for anything else."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", text.strip())

@@ -1,4 +1,4 @@
-"""What a results folder already holds, without loading torch, a model or images."""
+"""What a results folder already holds, read without loading torch, a model or images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 300.0  # seconds to wait for a folder that another process holds; pac
 
 
 @without_garbage_collection()
-def finished(plan: Plan) -> list[Record] | None:
+def records_if_finished(plan: Plan) -> list[Record] | None:
     """The records of a plan if all its cells were measured and timed on this machine, None if work is left.
 
     Also None with several ranks, which have to agree. Raises UsageError for a folder of another recipe, and for records
@@ -32,24 +32,24 @@ def finished(plan: Plan) -> list[Record] | None:
         return None
     machine = environment.machine_of(plan.device, host_id(work))
     with locked(plan.out):
-        tidy(plan.out)
+        delete_leftovers(plan.out)
         store = Store.of(plan.out)
-        check(store, plan.recipe, machine)
-        if not all(is_done(found(store, machine, cell), cell, plan.recipe) for cell in plan.cells):
+        check_records(store, plan.recipe, machine)
+        if not all(is_done(record_of(store, machine, cell), cell, plan.recipe) for cell in plan.cells):
             return None
-        if untimed(plan, machine):
+        if timing_left(plan, machine):
             return None
-    return conclude(plan, machine)
+    return pack_if_complete(plan, machine)
 
 
-def tidy(out: Path) -> None:
+def delete_leftovers(out: Path) -> None:
     """Delete what killed processes left in a folder, unless others may be writing. The caller must hold the folder."""
     claims = Claims(out)
-    claims.bury()
+    claims.delete_dead()
     if not claims.others():
         sweep(out)
         for trained in (out / "work").glob("base_seed*.safetensors"):
-            shutil.rmtree(trained.with_suffix(""), ignore_errors=True)  # its checkpoints, which nobody needs any more
+            shutil.rmtree(trained.with_suffix(""), ignore_errors=True)  # its checkpoints, no longer needed
 
 
 def delete_checkpoints(out: Path, records: Iterable[Record | None]) -> None:
@@ -62,8 +62,8 @@ def delete_checkpoints(out: Path, records: Iterable[Record | None]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-class Renewed:
-    """Whether a cell's record has changed since the start: some worker has finished the cell or failed."""
+class RecordChanged:
+    """Tells whether a cell's record has changed since this was made: a worker has finished the cell or failed."""
 
     def __init__(self, plan: Plan, machine: str, *, cell: Cell, path: Path):
         self.plan = plan
@@ -71,20 +71,20 @@ class Renewed:
         self.cell = cell
         self.path = path
         self.packed = plan.out / "records" / f"{machine}.jsonl"
-        self.own_at_first = state(self.path)
-        self.packed_at_first = state(self.packed)
+        self.own_at_first = file_state(self.path)
+        self.packed_at_first = file_state(self.packed)
 
     def __call__(self) -> bool:
-        own = state(self.path)
+        own = file_state(self.path)
         if own is not None and own != self.own_at_first:
             return True
-        if state(self.packed) == self.packed_at_first:
+        if file_state(self.packed) == self.packed_at_first:
             return False
-        record = found(Store.of(self.plan.out), self.machine, self.cell)  # another run has packed it
+        record = record_of(Store.of(self.plan.out), self.machine, self.cell)  # another run has packed it
         return is_done(record, self.cell, self.plan.recipe)
 
 
-def state(path: Path) -> tuple[int, int, int] | None:
+def file_state(path: Path) -> tuple[int, int, int] | None:
     """Modification time, size and inode, which change when a file is replaced; None without a file."""
     try:
         about = path.stat()
@@ -93,7 +93,7 @@ def state(path: Path) -> tuple[int, int, int] | None:
     return about.st_mtime_ns, about.st_size, about.st_ino
 
 
-def untimed(plan: Plan, machine: str) -> str:
+def timing_left(plan: Plan, machine: str) -> str:
     """What is left of a plan's timing session, as text; empty if it is complete.
 
     Also empty if the weights of the base are gone, because the session can no longer be run.
@@ -113,26 +113,26 @@ def weights_path(out: Path, seed: int) -> Path:
     return out / "work" / f"base_seed{seed}.safetensors"
 
 
-def conclude(plan: Plan, machine: str) -> list[Record]:
-    """The records of a plan's measured cells.
+def pack_if_complete(plan: Plan, machine: str) -> list[Record]:
+    """Pack the machine's records if no cell of the plan is left and no other process works on the folder.
 
-    If no cell is left to measure and no other process works on the folder, the machine's records are packed.
+    Returns the records of the plan's measured cells.
     """
     with locked(plan.out):
         store = Store.of(plan.out)
-        records = [found(store, machine, cell) for cell in plan.cells]
+        records = [record_of(store, machine, cell) for cell in plan.cells]
         complete = all(is_done(record, cell, plan.recipe) for record, cell in zip(records, plan.cells))
-        if complete and not others(plan.out):
-            tidy(plan.out)
+        if complete and not other_processes(plan.out):
+            delete_leftovers(plan.out)
             delete_checkpoints(plan.out, records)
             store.pack(machine)
     return [record for record in records if record is not None]
 
 
-def known(plan: Plan, machine: str) -> list[Record]:
+def measured_records(plan: Plan, machine: str) -> list[Record]:
     """The records of a plan's measured cells."""
     store = Store.of(plan.out)
-    records = [found(store, machine, cell) for cell in plan.cells]
+    records = [record_of(store, machine, cell) for cell in plan.cells]
     return [record for record in records if record is not None]
 
 
@@ -141,8 +141,8 @@ def failures(records: Sequence[Record]) -> Iterator[Record]:
     return (record for record in records if record.error is not None and record.reachable)
 
 
-def found(store: Store, machine: str, cell: Cell) -> Record | None:
-    """A cell's record on a machine."""
+def record_of(store: Store, machine: str, cell: Cell) -> Record | None:
+    """A cell's record on a machine, if there is one."""
     return store.find(machine, str(cell.variant), cell.schedule.text, cell.seed)
 
 
@@ -160,7 +160,7 @@ def is_done(known: Record | None, cell: Cell, recipe: Recipe) -> bool:
     return known.error is None or not known.reachable
 
 
-def check(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> None:
+def check_records(store: Store, recipe: Recipe, machine: str, fresh: bool = False) -> None:
     """Raise UsageError for a folder of another recipe, and for records of a machine that are unreadable or outdated.
 
     With `fresh`, the machine's own records are not checked, since they are about to be deleted. The report names the
@@ -203,18 +203,18 @@ def locked(out: Path, patience: float | None = None) -> Iterator[None]:
         claim.release()
 
 
-def others(out: Path) -> list[Holder]:
+def other_processes(out: Path) -> list[Holder]:
     """The other processes that work on a folder. Claims of hosts that may be dead are watched until this is certain."""
     claims = Claims(out)
-    while any(not claims.certain(holder) for holder in claims.others()):
+    while any(not claims.is_certain(holder) for holder in claims.others()):
         time.sleep(1.0)
-    claims.bury()
+    claims.delete_dead()
     return claims.others()
 
 
 def refuse_others(out: Path, remedy: str) -> None:
     """Raise UsageError if other processes work on a folder. The caller must hold the folder."""
-    for holder in others(out):
+    for holder in other_processes(out):
         raise UsageError(f"{out} is being written by another run ({holder}); {remedy}")
 
 
