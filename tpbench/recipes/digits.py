@@ -2,7 +2,7 @@
 
     python -m tpbench run --methods all
 
-Machine: 2 CPU cores; five seeds are 385 cells, not timed on a quiet machine yet. 1,797 real 8x8 images
+Machine: 2 CPU cores, about 20 minutes for the 385 cells of five seeds. 1,797 real 8x8 images
 (scikit-learn's load_digits), upsampled to 16x16: 64 tokens of 2x2 pixels. The seed draws which fifth of them tests, so
 five seeds test every image once. Expect the unreduced base at about 97 %, most methods between 87 and 95 % at half of
 its multiply-adds and between 70 and 88 % at 0.3 of them, where they separate. The row wkmedoids(finetune_seed=1) shows

@@ -77,10 +77,10 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
     for judgement in table.judgements.values():
         groups.setdefault(judgement.verdict, []).append(judgement)
     parts = [_extremes(BETTER, groups.get(BETTER, [])), _extremes(WORSE, groups.get(WORSE, []))]
-    margin = f"±{table.margin:g} {'point' if table.margin == 1 else 'points'}"
+    margin = f"{table.margin:g} {'point' if table.margin == 1 else 'points'}"
     for verdict, words in (
-        (EQUIVALENT, f"equivalent within {margin}"),
-        (NOT_INFERIOR, f"not inferior by {table.margin:g}"),
+        (EQUIVALENT, f"equivalent within ±{margin}"),
+        (NOT_INFERIOR, f"not inferior (margin {margin})"),
         (UNDECIDED, "undecided"),
     ):
         if verdict in groups:

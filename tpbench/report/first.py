@@ -98,14 +98,17 @@ def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return sorted(families.items(), key=lambda item: item[0] == NULL)
 
 
-def _order(row: Row) -> tuple[bool, float, float, float, str]:
-    """The sorting key: the base first, then by best rank, worst rank and mean; rows without a rank last."""
-    best = float("inf") if pd.isna(row["rank"]) else float(row["rank"])
-    worst = float("inf") if pd.isna(row["rank_worst"]) else float(row["rank_worst"])
+def _order(row: Row) -> tuple[bool, float, float, str]:
+    """The sorting key: the base first, then by the middle of the simultaneous rank and by mean; rows without one last.
+
+    By the best rank alone, a row of which little is known would stand before all others.
+    """
+    ranked = not pd.isna(row["rank"])
+    middle = (float(row["rank"]) + float(row["rank_worst"])) / 2 if ranked else float("inf")
     mean = (
         row["off_the_shelf_top1_percent"] if pd.isna(row["fine_tuned_top1_percent"]) else row["fine_tuned_top1_percent"]
     )
-    return not row["unreduced"], best, worst, float("inf") if pd.isna(mean) else -mean, row["method"]
+    return not row["unreduced"], middle, float("inf") if pd.isna(mean) else -mean, row["method"]
 
 
 # ------------------------------------------------------------------------------------------ notes and remarks
