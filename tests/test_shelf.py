@@ -109,7 +109,7 @@ def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_
         "0.8@0,1": "off_the_shelf",
     }
     assert compared.tables["0.7@0,1"].left_out == ("random",)
-    assert any("3 of 7 records are off the shelf alone" in line for line in remarks(compared))
+    assert any("3 of 7 records were not fine-tuned" in line for line in remarks(compared))
     shelf = table[table["schedule"] == "0.8@0,1"]
     assert shelf["off_the_shelf_top1_percent"].notna().all()
     assert shelf["fine_tuned_top1_percent"].isna().all()
