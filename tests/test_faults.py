@@ -32,7 +32,7 @@ CELLS = 3
 CLEAN = {signal.SIGTERM: 143, signal.SIGINT: 130}
 ACTS = {signal.SIGKILL: faults.kill, signal.SIGTERM: faults.terminate, signal.SIGINT: faults.interrupt}
 WRITTEN = [kind for kind in PLACES if kind not in ("work", "folder")]  # what a run writes
-SECONDS = float(os.environ.get("TPBENCH_FAULTS_SECONDS", "720"))
+SECONDS = float(os.environ.get("TPBENCH_FAULTS_SECONDS", "480"))
 SEED = int(os.environ.get("TPBENCH_FAULTS_SEED", "0"))
 
 
