@@ -1,7 +1,7 @@
 """Runs that are killed, stopped, or find a full disk, a lost folder or a wrong clock, and then continue.
 
 Commands are forked from a process that has computed on one thread only: `test_a_part_of_this_in_a_fresh_process` runs
-this file again in one. A short part runs with the other tests; `tox -e faults` draws moments at random until 12 minutes
+this file again in one. A short part runs with the other tests; `tox -e faults` draws moments at random until 8 minutes
 have gone or TPBENCH_FAULTS_SECONDS.
 """
 
