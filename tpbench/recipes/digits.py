@@ -28,8 +28,8 @@ def recipe() -> Recipe:
         },
         sincos=100.0,
         data=Data("digits", image_size=16, channels=1, shift=2, validation=0.1, folds=5),
-        base=Optim(epochs=30, lr=2e-3, warmup_epochs=3),
-        finetune=Optim(epochs=3, batch_size=64, lr=1.5e-3, warmup_epochs=0.3),
+        base=Optim(epochs=20, lr=1e-2, optimizer="muon", warmup_epochs=1),
+        finetune=Optim(epochs=3, batch_size=64, lr=6e-3, optimizer="muon", warmup_epochs=0.3),
         search={
             "topk": Search(Optim(epochs=5, lr=1e-2), backbone_lr_scale=0.05, knobs={"strength": 2e-3}),
             "diffrate": Search(Optim(epochs=3, lr=0.2), knobs={"target": 0.5}),
