@@ -180,3 +180,10 @@ def test_a_learned_file_that_cannot_be_read_is_named(tmp_path, change):
         parse(learned(tmp_path, **change))
     with pytest.raises(ScheduleError, match=r"nowhere\.json cannot be read"):
         parse("learned:nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "cost"), [("macs=0.3@0,1", 0.3), ("latency=0.6@1", 0.6), ("0.5@0,1", 1.0), ("none", 1.0)]
+)
+def test_estimates_expect_the_cost_that_a_budget_asks_for(text, cost):
+    assert parse(text).expected_cost == cost

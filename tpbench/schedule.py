@@ -59,6 +59,11 @@ class Schedule:
         """What the budget is a share of: MACs or latency."""
         return UNITS[self.kind]
 
+    @property
+    def expected_cost(self) -> float:
+        """The share of the unreduced model's cost that is asked for, for estimates; 1.0 where there is no budget."""
+        return float(self.budget or 1)
+
     def requested(self, patches: int, depth: int) -> tuple[int, ...]:
         """K after each of `blocks` for a model with this many patches and blocks.
 

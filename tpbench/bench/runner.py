@@ -69,8 +69,8 @@ def base_job(workspace: Workspace, seed: int) -> Job:
 def cell_job(workspace: Workspace, cell: Cell, base: Job) -> Job:
     """The job that measures a cell on the base of its seed."""
     is_done = RecordChanged(workspace.plan, workspace.machine, cell=cell, path=workspace.record_path(cell))
-    epochs = workspace.plan.finetune_epochs(cell.variant, cell.schedule)
-    return Job(str(cell), run_cell, cell, needs=(base.name,), is_done=is_done, work=epochs)
+    work = workspace.plan.finetune_epochs(cell.variant, cell.schedule) * cell.schedule.expected_cost
+    return Job(str(cell), run_cell, cell, needs=(base.name,), is_done=is_done, work=work)
 
 
 def clock_jobs(workspace: Workspace, cells: Sequence[Cell]) -> Iterator[Job]:

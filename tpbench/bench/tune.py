@@ -64,7 +64,8 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
     for variant in workspace.plan.variants:
         path = trials_path(workspace, variant)
         if not path.exists():
-            work = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
+            epochs = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
+            work = epochs * workspace.plan.reducing_schedules[0].expected_cost
             names = tuple(base.name for base in bases)
             yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
 

@@ -49,7 +49,7 @@ class Job:
     counts: bool = True  # whether progress counts it as a cell
     alone: bool = False  # whether no other job may run on this host at the same time
     once: bool = False  # whether a worker that finds it claimed leaves it to the holder, without waiting
-    work: float = 0.0  # in a unit that all jobs share, such as epochs
+    work: float = 0.0  # in a unit that all jobs share, such as epochs of the unreduced model
 
 
 class Context(Protocol):
