@@ -41,10 +41,10 @@ def measure_spectrum(workspace: Workspace, seed: int, update: Update) -> None:  
 
 
 def reference_cells(workspace: Workspace, seed: int) -> list[Cell]:
-    """A seed's cells of the recipe's reference method whose counts need no clock; often none."""
+    """A seed's cells of the recipe's reference method whose counts need no measured latency; often none."""
     own = [cell for cell in workspace.plan.cells if str(cell.variant) == workspace.recipe.reference]
     own.sort(key=lambda cell: workspace.plan.schedules.index(cell.schedule))
-    return [cell for cell in own if cell.seed == seed and not cell.needs_clock]
+    return [cell for cell in own if cell.seed == seed and not cell.needs_latency]
 
 
 def measure_starts(workspace: Workspace, cell: Cell, update: Update) -> None:

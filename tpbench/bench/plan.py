@@ -26,7 +26,7 @@ class Cell(NamedTuple):
         return f"{self.variant} {self.schedule.text} seed {self.seed}"
 
     @property
-    def needs_clock(self) -> bool:
+    def needs_latency(self) -> bool:
         """Whether the cell's token counts must first be found by measuring latency."""
         return self.schedule.kind is Kind.LATENCY
 

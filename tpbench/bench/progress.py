@@ -46,7 +46,7 @@ class Progress:
             self.say(f"about {clock_time(self.estimate.seconds())} of training left, estimated from the first steps")
         if self.bars is not None:
             self.bars.draw(name, self.texts[name], share)
-            self.bars.draw_total(self.done, self.total, self.clock())
+            self.bars.draw_total(self.done, self.total, self.times())
 
     def finish(self, name: str, counts: bool) -> None:
         """Show that a job is done. Jobs that train bases or find budgets do not count as cells."""
@@ -78,8 +78,8 @@ class Progress:
         self.estimate.drop(name)
         if self.bars is not None:
             self.bars.remove(name)
-            self.bars.draw_total(self.done, self.total, self.clock())
-        self.say(f"[{self.done}/{self.total}] {self.clock()} {name}{': ' + last if last else ''}")
+            self.bars.draw_total(self.done, self.total, self.times())
+        self.say(f"[{self.done}/{self.total}] {self.times()} {name}{': ' + last if last else ''}")
 
     def stop(self) -> None:
         """Remove the bars from the terminal. The next update draws them again."""
@@ -93,7 +93,7 @@ class Progress:
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def clock(self) -> str:
+    def times(self) -> str:
         """The time since the start, and what is left of the training where that can be estimated."""
         elapsed = clock_time(time.monotonic() - self.began)
         if not (self.estimate.speeds and self.estimate.work):
@@ -131,9 +131,9 @@ class Bars:
             self.display.update(self.tasks[name], total=1.0, completed=share)
         self.display.update(self.tasks[name], state=text)
 
-    def draw_total(self, done: int, total: int, clock: str) -> None:
+    def draw_total(self, done: int, total: int, times: str) -> None:
         """Draw how many of all cells are done, and the time."""
-        self.display.update(self.all, total=total, completed=done, state=f"{done}/{total} {clock}", refresh=True)
+        self.display.update(self.all, total=total, completed=done, state=f"{done}/{total} {times}", refresh=True)
 
     def draw_others(self, text: str) -> None:
         """Draw what workers of other commands do, in a line of its own; no line where there are none."""

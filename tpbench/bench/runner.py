@@ -73,9 +73,9 @@ def cell_job(workspace: Workspace, cell: Cell, base: Job) -> Job:
     return Job(str(cell), run_cell, cell, needs=(base.name,), is_done=is_done, work=work)
 
 
-def clock_jobs(workspace: Workspace, cells: Sequence[Cell]) -> Iterator[Job]:
+def latency_jobs(workspace: Workspace, cells: Sequence[Cell]) -> Iterator[Job]:
     """The job that finds counts by measuring latency, alone on the machine, if any cell needs it."""
-    timed = [cell for cell in cells if cell.needs_clock]
+    timed = [cell for cell in cells if cell.needs_latency]
     if timed:
         is_done = partial(all_exist, [workspace.budget_path(cell) for cell in timed])
         yield Job("shares of latency", solve_budgets, timed, is_done=is_done, counts=False, alone=True)
@@ -113,7 +113,7 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> RunResult:
     timing = Job(f"timing on {workspace.machine}", time_rows, argument=None, counts=False, alone=True, once=True)
     left: set[str] = set()
     with contextlib.suppress(OutOfTime):
-        for stage in ([*clock_jobs(workspace, cells)], jobs, [timing]):
+        for stage in ([*latency_jobs(workspace, cells)], jobs, [timing]):
             left = side_by_side(
                 stage,
                 workers=workspace.workers,

@@ -36,7 +36,7 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
     The base is not trained yet: latency depends on shapes alone.
     """
     workspace.check_time()
-    missing = {cell[:2]: cell for cell in cells if cell.needs_clock and not workspace.budget_path(cell).exists()}
+    missing = {cell[:2]: cell for cell in cells if cell.needs_latency and not workspace.budget_path(cell).exists()}
     if workspace.writes and missing:
         base = build_base(workspace.recipe, seed=0).to(workspace.device)
         found = latency_budget.solve(
@@ -127,7 +127,7 @@ def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
     found = {}
     for variant, schedule in grid.pairs():
         cell = Cell(variant, schedule, seed=0)
-        if cell.needs_clock:
+        if cell.needs_latency:
             known = read_budget(workspace.budget_path(cell))
             found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
     return found

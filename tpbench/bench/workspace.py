@@ -177,7 +177,7 @@ class Workspace:
 
         Raises Unreachable if there are none.
         """
-        if not cell.needs_clock:
+        if not cell.needs_latency:
             return cell.schedule
         found = read_budget(self.budget_path(cell))
         if found.counts is None:

@@ -34,7 +34,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--budget-latency",
         metavar="SHARES",
-        help="every method at these shares of the unreduced model's latency on this machine, found by the clock",
+        help="every method at these shares of the unreduced model's latency on this machine, found by measuring it",
     )
 
 

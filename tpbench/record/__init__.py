@@ -4,7 +4,7 @@ OUT/records/MACHINE/METHOD_SCHEDULE_seedS.json   what was measured, one file a c
 OUT/records/MACHINE.jsonl                        the same of a finished run, one line a record; committed
 OUT/spectra/MACHINE/seedS.json                   what attention does to frequencies on a seed's base; committed
 OUT/starts/MACHINE/seedS.json                    what starts and iterations do to its clustering objective; committed
-OUT/budgets/MACHINE/METHOD_SCHEDULE.json         counts found by the clock, with every sample; committed
+OUT/budgets/MACHINE/METHOD_SCHEDULE.json         counts found by measuring latency, with every sample; committed
 OUT/learned/SEARCH.json                          counts that a search has learned; committed
 OUT/tables, OUT/figures                          made from records alone, one set per machine
 OUT/work/                                        base weights, checkpoints, claims, the host id; never committed

@@ -27,7 +27,7 @@ def findings(comparison: Comparison) -> list[str]:
     ends = shown if len(shown) <= MOST_SCHEDULES else [shown[0], shown[-1]]
     found = [_scope(comparison, ends)]
     found += [_verdicts(comparison, table) for table in ends if table.means[table.by].keys() - _bases(comparison)]
-    found += [*_to_base(comparison, ends[-1:]), *_clock(comparison, ends[-1:]), *_null(comparison)]
+    found += [*_to_base(comparison, ends[-1:]), *_speed(comparison, ends[-1:]), *_null(comparison)]
     return found
 
 
@@ -138,7 +138,7 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
         )
 
 
-def _clock(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
+def _speed(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
     """How many methods are faster than the base, and by how much; ranges are over seeds."""
     batches = batch_sizes(comparison.frame)
     if timed := timed_sizes(comparison.frame):

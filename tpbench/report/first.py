@@ -81,12 +81,12 @@ def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
     batches = batch_sizes(frame)
     timed = timed_sizes(frame)
     cost = ["macs_share"]
-    clock = [f"latency_b{batch}_ratio" for batch in batches[-1:]]
+    speed = [f"latency_b{batch}_ratio" for batch in batches[-1:]]
     if timed:
         cost = []
-        clock = [f"timed_b{timed[-1]}_ms", f"timed_b{timed[-1]}_speedup"]
+        speed = [f"timed_b{timed[-1]}_ms", f"timed_b{timed[-1]}_speedup"]
     names = ["method", *cost, "off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
-    names += ["reference_difference_points", "verdict", *clock, "rank"]
+    names += ["reference_difference_points", "verdict", *speed, "rank"]
     return [column for column in chosen(names, batches, timed) if any(column.short(row) for row in rows)]
 
 

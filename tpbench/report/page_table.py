@@ -26,7 +26,7 @@ ACCURACY = (
     "tokens_achieved",
     "reducer_share",
 )
-CLOCK = ("speedup_promised", "speedup_reached", "images_per_second")
+SPEED = ("speedup_promised", "speedup_reached", "images_per_second")
 LAST = ("seeds",)
 NAMING = ("method", "study", "schedule")  # the columns that a failed row has too
 TEXTS = ("method", "family", "schedule", "verdict", "study")  # all other columns sort by number
@@ -77,11 +77,11 @@ def table(studies: Sequence[Study]) -> tuple[list[Shown], list[Line]]:
 
 
 def _columns(studies: Sequence[Study]) -> list[Shown]:
-    found = [_declared(column, clock=False) for column in chosen(ACCURACY, [])]
+    found = [_declared(column, timed=False) for column in chosen(ACCURACY, [])]
     for batch in dict.fromkeys(study.batch for study in studies if study.batch and not study.speeds):
-        found += [_declared(column, clock=True) for column in chosen([f"latency_b{batch}_median_ms", *CLOCK], [batch])]
+        found += [_declared(column, timed=True) for column in chosen([f"latency_b{batch}_median_ms", *SPEED], [batch])]
     found += _session(studies)
-    found += [_declared(column, clock=False) for column in chosen(LAST, [])]
+    found += [_declared(column, timed=False) for column in chosen(LAST, [])]
     if len(studies) > 1:
         found.insert(
             1,
@@ -92,11 +92,11 @@ def _columns(studies: Sequence[Study]) -> list[Shown]:
     return list({(column.name, column.unit): column for column in found}.values())
 
 
-def _declared(column: Column, clock: bool) -> Shown:
-    """A declared column. clock: whether it is blank for studies with a timing session, which has better numbers."""
+def _declared(column: Column, timed: bool) -> Shown:
+    """A declared column. timed: whether it is blank for studies with a timing session, which has better numbers."""
 
     def text(study: Study, row: Row) -> str:
-        if column.name not in row or failure(row) or (clock and study.speeds):
+        if column.name not in row or failure(row) or (timed and study.speeds):
             return row[column.name] if column.name in NAMING else ""
         return column.text(row)
 

@@ -68,7 +68,7 @@ def accuracy() -> list[Column]:
 
 
 def cost(frame: pd.DataFrame) -> list[Column]:
-    """What the clock and the memory say; of the clock, the timing session alone where there is one."""
+    """Seconds and bytes; of the seconds, those of the timing session alone where there is one."""
     batches = batch_sizes(frame)
     timed = timed_sizes(frame)
     names = ["method"]
