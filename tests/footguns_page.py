@@ -112,6 +112,7 @@ def of_controls(records: list[Record]) -> Facts:
     means = rows(records).groupby("method")["tuned"].mean()
     base = 100 * fmean(r.metrics["fine_tuned_top1"] for r in records if r.unreduced and r.error is None)
     sure({"patch_dropout", "random", "topk"} <= set(means.index), "digits: a control is missing")
+    sure(means["patch_dropout"] > means["random"], "digits: random tokens do no worse than evenly spaced ones")
     best = means[["patch_dropout", "random"]].max()
     sure(best > means["topk"] - 3, "digits: tokens chosen without looking stay more than three points behind top-K")
     controls = {name: f"{means[name]:.1f}" for name in ("patch_dropout", "random", "topk")}

@@ -111,7 +111,7 @@ def forecast(plan: Plan) -> Forecast:
 def _macs(recipe: Recipe, model: torch.nn.Module, *, cell: Cell, base_macs: int) -> float | None:
     """A cell's multiply-adds; for a share of the latency, not measured yet, that share of the base's."""
     if cell.needs_latency:
-        return float(cell.schedule.budget) * base_macs
+        return cell.schedule.expected_cost * base_macs
     try:
         return sum(reduced(recipe, model, variant=cell.variant, schedule=cell.schedule).macs().values())
     except ScheduleError:

@@ -65,14 +65,19 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
         path = trials_path(workspace, variant)
         if not path.exists():
             epochs = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
-            work = epochs * workspace.plan.reducing_schedules[0].expected_cost
+            work = epochs * tuning_schedule(workspace, variant).expected_cost
             names = tuple(base.name for base in bases)
             yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
 
 
+def tuning_schedule(workspace: Workspace, variant: Variant) -> Schedule:
+    """The schedule at which a method is tuned: the plan's first, or that of the unreduced model for `none`."""
+    return NOTHING_REDUCED if variant.card.unreduced else workspace.plan.reducing_schedules[0]
+
+
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
     """Fine-tune one method with every trial and write the validation losses, or that it cannot meet the schedule."""
-    schedule = NOTHING_REDUCED if variant.card.unreduced else workspace.plan.reducing_schedules[0]
+    schedule = tuning_schedule(workspace, variant)
     losses = []
     top1 = []
     trials = space(workspace.recipe.finetune)

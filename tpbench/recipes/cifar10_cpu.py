@@ -6,7 +6,8 @@
 
 Data: fetched once, as for the cifar10 recipe. Model: 64 tokens of 4x4 pixels, width 128, 6 blocks, 4 heads. The base
 trains with Muon for 24 epochs: on half of each image's patches, twice as fast, and in the last 4 epochs on all of them.
-Tried once for 12 epochs: 78.6 % of the test images; expect 80 % or better. Machine: 2 CPU cores.
+Tried once for 12 epochs: 78.6 % of the test images; expect 80 % or better. Machine: 2 CPU cores; not run at full
+length yet.
 
 For every seed the base comes first, then every method off the shelf (seconds a cell), then fine-tuned for one epoch at
 half of the base's multiply-adds, at 0.3 of them, and the methods that the claims need at 0.7 and 0.9. So a run that
