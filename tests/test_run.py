@@ -434,6 +434,28 @@ def test_a_flipped_bit_in_a_base_is_found(tmp_path, capsys):
     assert "base_seed0.safetensors was changed since it was written" in capsys.readouterr().err
 
 
+def test_a_changed_fine_tuning_keeps_the_trained_base(tmp_path, capsys):
+    import shutil
+
+    lines = Path(TINY).read_text()
+    mine = tmp_path / "mine.py"
+    out = tmp_path / "out"
+    words = ["run", "--recipe", str(mine), "--methods", "none", "--out", str(out)]
+    mine.write_text(lines)
+    assert main(words) == DONE
+    base = out / "work" / "base_seed0.safetensors"
+    trained = base.stat()
+    shutil.rmtree(out / "records")
+    mine.write_text(lines.replace("finetune=Optim(epochs=2", "finetune=Optim(epochs=1"))
+    assert main(words) == DONE
+    assert base.stat().st_mtime_ns == trained.st_mtime_ns
+    shutil.rmtree(out / "records")
+    mine.write_text(lines.replace("base=Optim(epochs=3", "base=Optim(epochs=2"))
+    capsys.readouterr()
+    assert main(words) == WRONG, "control: another training of the base"
+    assert "belongs to another recipe" in capsys.readouterr().err
+
+
 def test_the_temporary_file_of_a_killed_run_is_deleted(tmp_path):
     assert run(tmp_path, methods="none") == DONE
     left = tmp_path / "records" / "some-machine" / ".none_none_seed0.json.123.part"

@@ -79,6 +79,29 @@ def test_a_record_says_what_was_tuned_and_is_made_again_after_another_tuning(tun
     assert second.metrics["fine_tuned_loss"] != first.metrics["fine_tuned_loss"], "control: the lines do something"
 
 
+def test_a_trial_sees_as_many_images_as_the_recipe_says(tmp_path, monkeypatch):
+    from tpbench.bench import tune
+
+    seen = []
+
+    def training(_model, conditions, *_words, **_named):
+        seen.append(len(conditions.data.train))
+
+    monkeypatch.setattr(tune, "train", training)
+    path = tmp_path / "mine.py"
+    lines = TINY.read_text()
+    for images, expected in ((None, 128), (48, 48), (4000, 128)):
+        path.write_text(lines.replace("seeds=1", f"seeds=1, trial_images={images}"))
+        words = ["tune", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / f"out{images}")]
+        assert main(words) == DONE
+        assert set(seen) == {expected}
+        assert len(seen) == 8
+        seen.clear()
+        found = tuning.read(recipes.tuning_path(str(path)))
+        assert found.trial_images == images
+        recipes.tuning_path(str(path)).unlink()
+
+
 def found_losses(found: Tuning) -> tuple[list, list]:
     return found.methods["random"].losses, found.methods["random"].top1
 
@@ -90,6 +113,7 @@ def found_losses(found: Tuning) -> tuple[list, list]:
         ({"digest": "0" * 12}, "another version of recipe"),
         ({"space": [{}]}, "another space of trials"),
         ({"seeds": ["x"]}, "cannot be used"),
+        ({"trial_images": 40}, "trials on 40 images, not all"),
     ],
 )
 def test_a_tuning_of_something_else_is_refused_by_name(tuned, tmp_path, capsys, change, reason):

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class Recipe:
     site: str = "mid"  # mid | end: where in the named blocks every method reduces
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by method
     search: dict[str, Search] = field(default_factory=dict)  # by method
+    trial_images: int | None = None  # training images of each trial of `tpbench tune`; None: all of them
     tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # by method: lines of finetune that were tuned
     reference: str = "wkmedoids"  # the method that every other is compared with
     margin: float = 1.0  # points of top-1 within which two methods count as equivalent
@@ -184,13 +185,25 @@ class Recipe:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
         # These decide which results exist and how they are read, not their values; a record names its own tuned lines.
+        rows = ("seeds", "schedules", "methods", "finetuned", "controls", "search")
         readings = ("reference", "margin", "expected_base")
-        choices = ("seeds", "workers", "schedules", "methods", "finetuned", "controls", "search", "tuned", *readings)
-        decisive = {name: value for name, value in asdict(self).items() if name not in choices}
+        choices = (*rows, *readings, "workers", "trial_images", "tuned")
+        return self._hash(name for name in asdict(self) if name not in choices)
+
+    @property
+    def base_digest(self) -> str:
+        """Twelve hexadecimal digits that change with any line that can change the trained base."""
+        return self._hash(("model", "model_args", "pretrained", "sincos", "data", "base", "dtype"))
+
+    def _hash(self, names: Iterable[str]) -> str:
+        lines = asdict(self)
+        decisive = {name: lines[name] for name in names}
         decisive["data"] |= {"root": ""}  # where the files lie; a record's fingerprint says what they are
         del decisive["data"]["train_images"], decisive["data"]["hub"]
         for part, later in LATER.items():
-            decisive[part] = {line: v for line, v in decisive[part].items() if line not in later or v != later[line]}
+            if part in decisive:
+                kept = decisive[part].items()
+                decisive[part] = {line: value for line, value in kept if line not in later or value != later[line]}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 

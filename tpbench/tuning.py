@@ -74,7 +74,10 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All tuned methods of a recipe. space: the lines that each trial changes; see `space`."""
+    """All tuned methods of a recipe.
+
+    space: the lines that each trial changes; see `space`. trial_images: on how many images a trial trained; None: all.
+    """
 
     recipe: str
     digest: str
@@ -84,6 +87,7 @@ class Tuning:
     methods: dict[str, Tuned]
     machine: str = ""
     git: dict[str, Any] = field(default_factory=dict)
+    trial_images: int | None = None
 
     def lines(self) -> dict[str, dict[str, float]]:
         """The lines to change for each method."""
@@ -123,4 +127,6 @@ def why_unusable(found: Tuning, recipe: Recipe) -> str:
         return f"is for another version of recipe {recipe.name!r}"
     if found.space != space(recipe.finetune):
         return "was made with another space of trials"
+    if found.trial_images != recipe.trial_images:
+        return f"was made with trials on {found.trial_images or 'all'} images, not {recipe.trial_images or 'all'}"
     return ""

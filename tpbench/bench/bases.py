@@ -27,7 +27,7 @@ def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: 
         return
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     about = {
-        "recipe": workspace.recipe.digest,
+        "recipe": workspace.recipe.base_digest,
         "data": workspace.fingerprint,
         "seed": str(seed),
         "seconds": str(seconds),
@@ -39,8 +39,9 @@ def save_base(workspace: Workspace, seed: int, model: torch.nn.Module, seconds: 
 def load_base(workspace: Workspace, seed: int) -> torch.nn.Module:
     """The trained unreduced timm model of a seed.
 
-    Raises UsageError for a file that cannot be read, that was changed since it was written, or that belongs to another
-    recipe or other images. Files of earlier versions have no checksum and are accepted without one.
+    Raises UsageError for a file that cannot be read, that was changed since it was written, or that was trained by
+    other lines of a recipe or on other images. Files of earlier versions have no checksum and are accepted without one,
+    or name the digest of the whole recipe.
     """
     path = base_path(workspace, seed)
     try:
@@ -51,7 +52,7 @@ def load_base(workspace: Workspace, seed: int) -> torch.nn.Module:
         images = about["data"]
     except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise UsageError(f"base checkpoint {path} cannot be read ({error}); delete it or run with --fresh") from error
-    if recipe != workspace.recipe.digest:
+    if recipe not in (workspace.recipe.base_digest, workspace.recipe.digest):
         raise UsageError(f"base checkpoint {path} belongs to another recipe; run with --fresh or another --out")
     if images != workspace.fingerprint:
         raise UsageError(f"base checkpoint {path} was trained on other images; run with --fresh or another --out")

@@ -155,7 +155,8 @@ def train_base(workspace: Workspace, seed: int, update: Update) -> None:
     seconds = 0.0
     folder = base_path(workspace, seed).with_suffix("")
     if recipe.base.epochs:
-        training = train(model, workspace.conditions(seed), recipe.base, seed=seed, folder=folder, update=update)
+        conditions = workspace.conditions(seed, recipe.base_digest)
+        training = train(model, conditions, recipe.base, seed=seed, folder=folder, update=update)
         seconds = training.seconds
     save_base(workspace, seed=seed, model=model, seconds=seconds)
     workspace.delete(folder)

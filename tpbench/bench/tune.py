@@ -25,6 +25,7 @@ from tpbench.errors import CellFailed, Unreachable, UsageError
 from tpbench.record import checked, replace_text
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
+from tpbench.training.conditions import Conditions
 from tpbench.training.evaluate import evaluate
 from tpbench.training.train import Update, train
 from tpbench.tuning import SEEDS, Tuned, Tuning, space
@@ -54,18 +55,22 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
         methods={method: tuned for method, tuned in found.items() if tuned is not None},
         machine=workspace.machine,
         git=environment.git(),
+        trial_images=plan.recipe.trial_images,
     )
 
 
 def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
     """The bases of the seeds that only tuning uses, then every method that has not been tuned."""
+    recipe = workspace.recipe
     bases = [base_job(workspace, seed) for seed in SEEDS]
     yield from bases
+    epochs = recipe.finetune.epochs * len(SEEDS) * len(space(recipe.finetune))
+    images = len(workspace.data(SEEDS[0]).train)
+    share = epochs * min(recipe.trial_images or images, images) / images
     for variant in workspace.plan.variants:
         path = trials_path(workspace, variant)
         if not path.exists():
-            epochs = workspace.recipe.finetune.epochs * len(SEEDS) * len(space(workspace.recipe.finetune))
-            work = epochs * tuning_schedule(workspace, variant).expected_cost
+            work = share * tuning_schedule(workspace, variant).expected_cost
             names = tuple(base.name for base in bases)
             yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
 
@@ -91,7 +96,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
         found = asdict(Tuned(best_trial(losses), losses, top1))
     except Unreachable:
         found = None
-    content = {"digest": workspace.recipe.digest, "trials": found}
+    content = {"digest": workspace.recipe.digest, "trial_images": workspace.recipe.trial_images, "trials": found}
     replace_text(trials_path(workspace, variant), json.dumps(content) + "\n")
 
 
@@ -106,7 +111,7 @@ def try_one(
     for seed in SEEDS:
         model, teacher = build_cell(workspace, Cell(variant, schedule, seed))
         try:
-            train(model, workspace.conditions(seed), optim, seed=seed, teacher=teacher)
+            train(model, trial_conditions(workspace, seed), optim, seed=seed, teacher=teacher)
         except CellFailed:
             return None, None
         score = evaluate(
@@ -119,6 +124,15 @@ def try_one(
         losses.append(score.loss)
         top1.append(score.top1)
     return mean(losses), mean(top1)
+
+
+def trial_conditions(workspace: Workspace, seed: int) -> Conditions:
+    """The conditions of a seed, with as many training images as the recipe gives a trial."""
+    conditions = workspace.conditions(seed)
+    if workspace.recipe.trial_images is None:
+        return conditions
+    fewer = conditions.data.train.some(workspace.recipe.trial_images)
+    return replace(conditions, data=replace(conditions.data, train=fewer))
 
 
 def best_trial(losses: list[float | None]) -> int:
@@ -137,10 +151,11 @@ def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content["digest"]
+        images = content.get("trial_images")  # None in files of earlier versions, whose trials had all images
         trials = content["trials"]
         tuned = None if trials is None else checked(Tuned, json.dumps(trials))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"trials {path} cannot be used ({error}); delete the file to try them again") from error
-    if digest != workspace.recipe.digest:
+    if digest != workspace.recipe.digest or images != workspace.recipe.trial_images:
         raise UsageError(f"trials {path} are for another version of the recipe; delete the folder to try them again")
     return tuned

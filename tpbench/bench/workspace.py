@@ -65,12 +65,12 @@ class Workspace:
         """Identifies the images, independently of the split."""
         return self.data(0).fingerprint
 
-    def conditions(self, seed: int) -> Conditions:
-        """What all training runs of a seed share."""
+    def conditions(self, seed: int, digest: str | None = None) -> Conditions:
+        """What all training runs of a seed share. digest: of the lines that decide the training; default: all."""
         return Conditions(
             data=self.data(seed),
             dtype=self.dtype,
-            identity=f"{self.recipe.digest} {self.fingerprint}",
+            identity=f"{digest or self.recipe.digest} {self.fingerprint}",
             deadline=self.plan.deadline,
         )
 

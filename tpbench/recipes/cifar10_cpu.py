@@ -62,6 +62,7 @@ def recipe(
         methods=methods,
         controls=controls,
         expected_base=80.0,
+        trial_images=12_000,
         seeds=3,
         workers=2,
         measure=Measure(batch_sizes=(1, 32), repeats=0, warmup=0),

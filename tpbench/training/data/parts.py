@@ -35,6 +35,9 @@ class Part(Protocol):
         evaluation: all images in order. The first `skip` batches are left out, unread.
         """
 
+    def some(self, count: int) -> Part:
+        """So many of its images, always the same; all where it has no more."""
+
 
 class TestSet(NamedTuple):
     """The images among which a part was tested, so that results on different folds of them can be compared.

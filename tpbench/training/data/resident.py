@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ class Resident:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def some(self, count: int) -> Resident:
+        """So many of its images; see `tpbench.training.data.parts.Part.some`."""
+        index = chosen_indices(len(self), count)
+        fewer = copy(self)
+        fewer.images = self.images[index]
+        fewer.labels = self.labels[index]
+        return fewer
 
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0

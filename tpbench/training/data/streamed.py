@@ -30,6 +30,11 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def some(self, count: int) -> Streamed:
+        """So many of its images; see `tpbench.training.data.parts.Part.some`."""
+        fewer = torch.utils.data.Subset(self.dataset, chosen_indices(len(self), count))
+        return Streamed(fewer, self.processes, self.device)
+
     def batches(
         self, size: int, shuffle: tuple[int, int] | None = None, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[Batch]:
