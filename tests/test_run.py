@@ -441,15 +441,20 @@ def test_a_changed_fine_tuning_keeps_the_trained_base(tmp_path, capsys):
     mine = tmp_path / "mine.py"
     out = tmp_path / "out"
     words = ["run", "--recipe", str(mine), "--methods", "none", "--out", str(out)]
+
+    def forget_results():
+        for folder in ("records", "timing"):
+            shutil.rmtree(out / folder)
+
     mine.write_text(lines)
     assert main(words) == DONE
     base = out / "work" / "base_seed0.safetensors"
     trained = base.stat()
-    shutil.rmtree(out / "records")
+    forget_results()
     mine.write_text(lines.replace("finetune=Optim(epochs=2", "finetune=Optim(epochs=1"))
     assert main(words) == DONE
     assert base.stat().st_mtime_ns == trained.st_mtime_ns
-    shutil.rmtree(out / "records")
+    forget_results()
     mine.write_text(lines.replace("base=Optim(epochs=3", "base=Optim(epochs=2"))
     capsys.readouterr()
     assert main(words) == WRONG, "control: another training of the base"
