@@ -26,7 +26,11 @@ from tpbench.training.train import Conditions, train
 
 FORWARD_PASSES = 3  # the cost of a training step in forward passes: the backward pass counts as two
 TIMED = 3  # steps
-SMALL_BATCH = 8  # images in a step of the dry run on a CPU
+# On a CPU, a step of the dry run has the recipe's batch, halved until its forward pass needs at most so many
+# multiply-adds (about a second of one core) or SMALL_BATCH images are left. In much smaller steps, the optimiser would
+# take too large a share.
+SMALL_STEP = 10e9
+SMALL_BATCH = 8
 # FLOP/s that one data-centre GPU (H100, H200) sustains in bfloat16 on models of DeiT's widths. Assumed, not measured:
 # the lower value for DeiT-Ti at small batches, the upper for wide models that are compiled.
 GPU_FLOPS = (40e12, 180e12)
@@ -96,7 +100,7 @@ def forecast(plan: Plan) -> Forecast:
         for cell in plan.cells
         if cell.seed == 0
     ]
-    rate, batch = dry_run(recipe, model.to(where), where)
+    rate, batch = dry_run(recipe, model.to(where), base_macs=base_macs, where=where)
     return Forecast(
         plan=plan,
         device=where,
@@ -130,12 +134,16 @@ def train_images(lines: Data, where: torch.device) -> int:
     return round(min(lines.train_images, lines.train_limit or lines.train_images) * (1 - lines.validation))
 
 
-def dry_run(recipe: Recipe, model: torch.nn.Module, where: torch.device) -> tuple[float, int]:
-    """Train the unreduced model on random images; return its images per second and the images of a step."""
+def dry_run(recipe: Recipe, model: torch.nn.Module, *, base_macs: int, where: torch.device) -> tuple[float, int]:
+    """Train the unreduced model on random images; return its images per second and the images of a step.
+
+    base_macs are those of one image's forward pass.
+    """
     optim = recipe.finetune if recipe.base.epochs == 0 else recipe.base
     batch = optim.batch_size // optim.accumulation
     if where.type == "cpu":
-        batch = min(batch, SMALL_BATCH)
+        while batch // 2 >= SMALL_BATCH and batch * base_macs > SMALL_STEP:
+            batch //= 2
     changes = {
         "compile": optim.compile and where.type != "cpu",
         "warmup_epochs": 0.0,
