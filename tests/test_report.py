@@ -427,6 +427,24 @@ def test_off_the_shelf_alone_still_ranks_rows() -> None:
     assert [row["method"] for _, rows in bands.banded(comparison, "macs") for row in rows] == ["b", "a"]
 
 
+def test_a_fine_tuned_base_alone_does_not_hide_what_was_measured_off_the_shelf() -> None:
+    """A campaign stops after the unreduced model and some methods off the shelf: these are compared, and named so."""
+    base = over_seeds("none", (97, 98, 97.5), share=1.0)
+    for method, tops in (("wkmedoids", (86, 87.2, 86.5)), ("tome", (83, 84.1, 83.4))):
+        base += [
+            replace(record, metrics={"off_the_shelf_top1": record.metrics["off_the_shelf_top1"]})
+            for record in over_seeds(method, tops)
+        ]
+    comparison = only(base)
+    assert comparison.by == "off_the_shelf"
+    text = " ".join(findings.findings(comparison))
+    assert ", off the shelf, of 1 other method compared with wkmedoids (76.6 %" in text
+    assert "neither fine-tuned: -10.9 points" in text
+    control = " ".join(findings.findings(only(example())))
+    assert "off the shelf" not in control
+    assert "trained equally long: " in control
+
+
 # ------------------------------------------------------------------------------------------ the statistics
 
 

@@ -63,6 +63,14 @@ def test_the_base_comes_first_then_the_shelf_then_schedule_by_schedule(tmp_path)
     assert names(every)[:4] == ["none none", "topk 0.5@0,1", "random 0.5@0,1", "topk(finetune_seed=1) 0.5@0,1"]
 
 
+def test_the_reference_comes_first_at_every_schedule(tmp_path):
+    cells = plan(tmp_path, recipe(seeds=1), methods="none,random,topk,wkmedoids").cells
+    own = [str(cell.variant) for cell in cells]
+    assert own == ["none", *["wkmedoids", "random", "topk"] * 3]
+    cells = plan(tmp_path, recipe(seeds=1, reference="topk"), methods="none,random,topk,wkmedoids").cells
+    assert [str(cell.variant) for cell in cells][1:4] == ["topk", "random", "wkmedoids"], "control"
+
+
 def test_jobs_come_in_the_order_of_the_cells_each_after_its_base(tmp_path):
     own = plan(tmp_path, recipe(finetuned=SOME, seeds=2))
     jobs = list(runner.benchmark(Workspace(own), set(own.cells)))

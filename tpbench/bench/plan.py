@@ -55,13 +55,14 @@ class Plan:
     def methods_at(self, schedule: Schedule) -> tuple[Variant, ...]:
         """The methods that run at a schedule: the base at `none`, the others wherever tokens are reduced.
 
-        A variant that differs by its fine-tuning seed alone runs where it is fine-tuned.
+        The recipe's reference comes first, so that a run that was stopped has something to compare with. A variant that
+        differs by its fine-tuning seed alone runs where it is fine-tuned.
         """
         unreduced = schedule == NOTHING_REDUCED
         own = [variant for variant in self.variants if variant.card.unreduced == unreduced]
         if self.recipe.finetune.epochs:
             own = [v for v in own if "finetune_seed" not in dict(v.settings) or self.finetune_epochs(v, schedule)]
-        return tuple(own)
+        return tuple(sorted(own, key=lambda variant: str(variant) != self.recipe.reference))
 
     def finetune_epochs(self, variant: Variant, schedule: Schedule) -> int:
         """The epochs of fine-tuning of a row; 0 where it is evaluated off the shelf alone."""

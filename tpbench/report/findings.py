@@ -13,7 +13,7 @@ from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.layout import Row, fixed
 from tpbench.report.methods import NULL
 from tpbench.report.phrases import are, counted, points
-from tpbench.report.standings import Standings
+from tpbench.report.standings import OFF_THE_SHELF, Standings
 
 MOST_SCHEDULES = 2  # schedules with a sentence of their own: the costliest and the cheapest
 EQUAL_COST = "macs="  # the prefix of schedules at which all methods cost the same
@@ -87,8 +87,7 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
             parts.append(f"{len(groups[verdict])} {are(len(groups[verdict]))} {words}")
     others = counted(len(table.judgements), "other method")
     return (
-        f"At {table.schedule}{_share(comparison, table)}, of {others} compared with {table.reference} "
-        f"({_mean(own)}), {', '.join(parts)}."
+        f"{_where(comparison, table)}, of {others} compared with {table.reference} ({_mean(own)}), {', '.join(parts)}."
     )
 
 
@@ -97,7 +96,7 @@ def _highest(comparison: Comparison, table: Standings) -> str:
     names = sorted({table.reference, *table.judgements})
     best = max(names, key=lambda name: table.means[table.by][name].value)
     leads = table.means[table.by][best].value
-    return f"At {table.schedule}{_share(comparison, table)} {best} has the highest mean, {leads:.1f} %: undecided."
+    return f"{_where(comparison, table)}, {best} has the highest mean, {leads:.1f} %: undecided."
 
 
 def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
@@ -109,11 +108,12 @@ def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
     return f"{len(judgements)} {are(len(judgements))} {verdict} ({most}{far.difference.a}: {points(far.difference)})"
 
 
-def _share(comparison: Comparison, table: Standings) -> str:
-    """The reference's share of the multiply-adds, in brackets; "" if it is not known."""
+def _where(comparison: Comparison, table: Standings) -> str:
+    """The schedule, with the reference's share of the multiply-adds if known, and whether its rows are fine-tuned."""
     frame = comparison.frame
     share = frame.loc[(frame["schedule"] == table.schedule) & (frame["method"] == table.reference), "macs_share"]
-    return "" if share.empty or pd.isna(share.iloc[0]) else f" ({100 * share.iloc[0]:.0f} % of the MACs)"
+    cost = "" if share.empty or pd.isna(share.iloc[0]) else f" ({100 * share.iloc[0]:.0f} % of the MACs)"
+    return f"At {table.schedule}{cost}" + (", off the shelf" if table.by == OFF_THE_SHELF else "")
 
 
 def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
@@ -132,9 +132,10 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
             verb = "is more accurate than"
         if not difference.known:
             verb = "is compared without an interval with"
+        how = "neither fine-tuned" if table.by == OFF_THE_SHELF else "trained equally long"
         yield (
-            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(bases[0])}), trained equally "
-            f"long: {points(difference)}."
+            f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(bases[0])}), {how}: "
+            f"{points(difference)}."
         )
 
 

@@ -33,8 +33,13 @@ UNKNOWN = Estimate(value=nan, standard_error=nan, df=0.0, seeds=0)
 
 
 def judged(records: Sequence[Record]) -> str:
-    """The accuracy that rows are compared by: FINE_TUNED if any record has it, otherwise OFF_THE_SHELF."""
-    tuned = any("fine_tuned_top1" in record.metrics for record in records if record.error is None)
+    """The accuracy that rows are compared by: FINE_TUNED if any reduced model has it, otherwise OFF_THE_SHELF.
+
+    Without a reduced model, the unreduced ones decide.
+    """
+    healthy = [record for record in records if record.error is None]
+    reduced = [record for record in healthy if not record.unreduced]
+    tuned = any("fine_tuned_top1" in record.metrics for record in reduced or healthy)
     return FINE_TUNED if tuned else OFF_THE_SHELF
 
 
