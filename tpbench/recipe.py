@@ -13,7 +13,7 @@ import json
 import os
 import pkgutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class Recipe:
         rows = ("seeds", "schedules", "methods", "finetuned", "controls", "search")
         readings = ("reference", "margin", "expected_base")
         choices = (*rows, *readings, "workers", "trial_images", "tuned")
-        return self._hash(name for name in asdict(self) if name not in choices)
+        return self._hash(line.name for line in fields(self) if line.name not in choices)
 
     @property
     def base_digest(self) -> str:

@@ -2,7 +2,7 @@
 
 Run it with `PYTHONPATH=tests python -m opbench.bench_starts`.
 
-A model of the digits recipe is trained for a few epochs in a plain loop. Then the tokens that reach each block's
+A model of the digits recipe is trained for a few epochs. Then the tokens that reach each block's
 reducer are clustered, weighted by the attention that they receive. Losses are means over all test images, relative to
 top-K with five iterations, which is probably the paper's choice. Seconds are medians of turns on one thread.
 """
@@ -16,13 +16,11 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tpbench.bench.models import build_base
+from opbench.trained import trained_base
 from tpbench.downsampler import Downsampler, Needs, Probe
 from tpbench.measure import latency
 from tpbench.pooling import cluster
-from tpbench.recipe import load
 from tpbench.tokens import Tokens
 from tpbench.training import data
 from tpbench.vit import TokenViT, reduce
@@ -44,22 +42,6 @@ class Recorder(Downsampler):
         return tokens
 
 
-def trained(epochs: int) -> tuple[TokenViT, data.Parts]:
-    """A model of the digits recipe after some epochs, and its data."""
-    recipe = load("digits")
-    parts = data.load(recipe.data, CPU)
-    model = reduce(
-        build_base(recipe, 0), Recorder, "0.9@0,1,2,3"
-    ).train()  # the schedule places it; it keeps all tokens
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.base.lr, weight_decay=0.05)
-    for epoch in range(epochs):
-        for images, labels in parts.train.batches(recipe.base.batch_size, (0, epoch)):
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return model.eval(), parts
-
-
 def sites(model: TokenViT, parts: data.Parts) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(block, tokens [B, N, C], attention received [B, N]) of each reducer for the first 256 test images."""
     images, labels = next(iter(parts.test.batches(256)))
@@ -75,7 +57,9 @@ def main(epochs: int = 10) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print("block | N | K | " + " | ".join(f"{init} {n}: loss, seconds" for init, n in WAYS))
-    for block, x, weight in sites(*trained(epochs)):
+    base, parts = trained_base(epochs)
+    model = reduce(base, Recorder, "0.9@0,1,2,3").eval()  # the schedule places the recorder, which keeps all tokens
+    for block, x, weight in sites(model, parts):
         for k in (round(share * x.shape[1]) for share in (0.7, 0.5, 0.3)):
             losses = {}
             calls = {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opbench.plain import exchanged, looped_kmedoids, one_by_one, textbook_kmeans
+from opbench.trained import trained_base
 from opbench.turns import BF16, ON_GPU, Operation, Turns, inference, label, reduced
 from tpbench import registry, vit
 from tpbench.bench.models import build_base
@@ -20,10 +21,8 @@ from tpbench.downsampler import Downsampler, Needs, Probe, Setup, Site
 from tpbench.kernels.device import definitions
 from tpbench.measure import flops, latency
 from tpbench.pooling import cluster
-from tpbench.recipe import Optim, load
+from tpbench.recipe import load
 from tpbench.tokens import Tokens, rows
-from tpbench.training import data, train
-from tpbench.training.conditions import Conditions
 from tpbench.vit import TokenBlock
 
 torch.set_num_threads(1)
@@ -298,12 +297,7 @@ def test_local_optimum(benchmark: Any, starts: Turns):
 
 def trained_tokens(epochs: int = 5) -> list[tuple[Tensor, Tensor, int]]:
     """The input of three reducers of a trained model on 32 test images: points [B, N, C], weights [B, N] and K."""
-    recipe = load("digits")
-    parts = data.load(recipe.data, torch.device("cpu"))
-    model = vit.reduce(build_base(recipe, 0), "none")
-    train.train(model, Conditions(parts), Optim(epochs=epochs, lr=recipe.base.lr, warmup_epochs=1), seed=0)
-    base = build_base(recipe, 0)
-    base.load_state_dict(model.state_dict())
+    base, parts = trained_base(epochs)
     model = vit.reduce(base, "wkmedoids", "0.5@0,1,2").eval()
     found = []
 

@@ -61,16 +61,14 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
 
 def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
     """The bases of the seeds that only tuning uses, then every method that has not been tuned."""
-    recipe = workspace.recipe
+    finetune = workspace.recipe.finetune
     bases = [base_job(workspace, seed) for seed in SEEDS]
     yield from bases
-    epochs = recipe.finetune.epochs * len(SEEDS) * len(space(recipe.finetune))
-    images = len(workspace.data(SEEDS[0]).train)
-    share = epochs * min(recipe.trial_images or images, images) / images
+    epochs = finetune.epochs * len(SEEDS) * len(space(finetune)) * trial_share(workspace)
     for variant in workspace.plan.variants:
         path = trials_path(workspace, variant)
         if not path.exists():
-            work = share * tuning_schedule(workspace, variant).expected_cost
+            work = epochs * tuning_schedule(workspace, variant).expected_cost
             names = tuple(base.name for base in bases)
             yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
 
@@ -124,6 +122,13 @@ def try_one(
         losses.append(score.loss)
         top1.append(score.top1)
     return mean(losses), mean(top1)
+
+
+def trial_share(workspace: Workspace) -> float:
+    """The share of the training images that a trial sees; the images are read only if it is not all of them."""
+    if workspace.recipe.trial_images is None:
+        return 1.0
+    return min(1.0, workspace.recipe.trial_images / len(workspace.data(SEEDS[0]).train))
 
 
 def trial_conditions(workspace: Workspace, seed: int) -> Conditions:

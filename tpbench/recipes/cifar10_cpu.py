@@ -7,8 +7,8 @@
 Data: fetched once, as for the cifar10 recipe. Model: 64 tokens of 4x4 pixels, width 128, 6 blocks, 4 heads. The base
 trains with Muon for 24 epochs: on half of each image's patches, twice as fast, and in the last 4 epochs on all of them.
 Expect 80 % of the test images (80.4 and 80.2 % for the first two seeds). A learning rate of 4e-3 or 8e-3 had a larger
-training loss after three epochs (1.50 and 1.58; here 1.48). Machine: 2 CPU cores (AMD EPYC). A base takes about 75
-minutes of one core, a method off the shelf 6 to 25 seconds; fine-tuning has not been run yet.
+training loss after three epochs (1.50 and 1.58; here 1.48). Machine: 2 CPU cores (AMD EPYC). A base took 87
+and 91 minutes of one core at low priority; methods have been evaluated off the shelf, but not been fine-tuned yet.
 
 For every seed the base comes first, then every method off the shelf (seconds a cell), then fine-tuned for one epoch at
 half of the base's multiply-adds, at 0.3 of them, and the methods that the claims need at 0.7 and 0.9. So a run that
