@@ -133,6 +133,10 @@ WRONG_REQUESTS = {
     "advice on a list": (["advise", "--model", "builtins:list", "--latency", "0.7"], "not a torch.nn.Module"),
     "advice on no latency": (["advise", "--model", "test_vit", "--latency", "1.5"], "outside (0, 1]"),
     "advice on nothing": (["advise", "--model", "test_vit", "--latency", "0.7", "--methods", "none"], "none of them"),
+    "search in no such data": (
+        ["search", "--recipe", "cifar10-cpu", "--method", "topk", "--data", "there"],
+        "train.parquet does not exist",
+    ),
     "advice on no images": (["advise", "--model", "test_vit", "--latency", "0.7", "--data", "there"], "does not exist"),
 }
 

@@ -559,6 +559,31 @@ def test_a_run_waits_for_a_folder_that_is_being_packed(tmp_path, capsys, monkeyp
     assert run(out, "--time-limit", "0.001s", methods="none") == DONE, "control: nobody holds it any more"
 
 
+def test_rows_of_an_earlier_command_are_timed_with_the_new_ones(tmp_path, capsys):
+    from tpbench.measure import timings
+
+    def timed() -> set[str]:
+        (session,) = timings.read_all(tmp_path)
+        return {f"{row.method} {row.schedule}" for row in session.rows if row.role == "reduced"}
+
+    assert run(tmp_path, "--schedules", "0.5@0,1", methods="none,random") == DONE
+    assert timed() == {"none none", "random 0.5@0,1"}
+    assert run(tmp_path, "--schedules", "0.8@0,1", methods="none,topk") == DONE
+    every = {"none none", *(f"{method} {text}" for method in ("random", "topk") for text in ("0.5@0,1", "0.8@0,1"))}
+    assert timed() == every, "rows of two sessions could not be compared"
+    assert "timed any more" not in capsys.readouterr().err
+    (path,) = (tmp_path / "timing").glob("*.json")
+    whole = path.read_bytes()
+    assert run(tmp_path, "--schedules", "0.5@0,1", methods="none,random") == DONE
+    assert path.read_bytes() == whole, "control: the session has these rows"
+    renamed = path.read_text().replace('"random"', '"once_a_plugin"')
+    path.write_text(renamed)
+    assert run(tmp_path, "--schedules", "0.7@0,1", methods="none,topk") == DONE
+    assert "topk 0.5@0,1" in timed()
+    assert not any("plugin" in row for row in timed())
+    assert "once_a_plugin is not timed any more" in capsys.readouterr().err
+
+
 def test_a_timing_session_cut_by_the_time_limit_continues(tmp_path, capsys, monkeypatch):
     from tpbench.errors import OutOfTime
     from tpbench.measure import session, timings

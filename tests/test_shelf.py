@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_recipe
@@ -12,14 +13,25 @@ from tpbench.bench import runner
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.workspace import Workspace
+from tpbench.cli import DONE, main
 from tpbench.cli.rows import with_controls
 from tpbench.errors import UsageError
 from tpbench.recipe import Recipe, load
+from tpbench.record import read_all
 from tpbench.report import frame
 from tpbench.report.first import remarks
 
 SCHEDULES = ("0.5@0,1", "0.7@0,1", "0.8@0,1")
 SOME = {"0.7@0,1": ("topk",), "0.8@0,1": ()}
+RECIPE = """
+import sys
+
+sys.path.insert(0, {tests!r})
+import test_shelf
+
+def recipe():
+    return test_shelf.recipe(seeds=1)
+"""
 
 
 def recipe(**lines) -> Recipe:
@@ -145,3 +157,21 @@ def test_the_study_on_two_cores_holds_what_its_claims_need(name):
     if name == "cifar10-cpu":
         assert {"wkmedoids(iterations=10)", "wkmedoids(init=grid)"} <= claimed < variants
         assert "wkmedoids(finetune_seed=1)" in variants - claimed
+
+
+def test_the_flag_evaluates_every_method_off_the_shelf_and_a_run_without_it_goes_on(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(RECIPE.format(tests=str(Path(__file__).parent)))
+    words = ["run", "--recipe", str(path), "--methods", "none,topk", "--schedules", "0.5@0,1", "--out", str(tmp_path)]
+    assert main([*words, "--off-the-shelf", "--quiet"]) == DONE
+    base, shelf = sorted(read_all(tmp_path), key=lambda record: record.method)
+    assert (base.method, shelf.method) == ("none", "topk")
+    assert base.training, "the base is fine-tuned as in every run: it is what fine-tuned methods are compared with"
+    assert not shelf.training
+    assert "off_the_shelf_top1" in shelf.metrics
+    assert main([*words, "--quiet"]) == DONE
+    tuned = {record.method: record for record in read_all(tmp_path)}
+    assert tuned["topk"].training
+    assert tuned["none"] == base
+    assert main([*words, "--off-the-shelf", "--quiet"]) == DONE
+    assert {record.method: record for record in read_all(tmp_path)} == tuned, "what is fine-tuned stays"

@@ -173,6 +173,10 @@ class Recipe:
         finetune = replace(self.finetune, epochs=0)
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune, tuned={})
 
+    def without_finetuning(self, schedules: tuple[str, ...]) -> Recipe:
+        """The recipe with these schedules, at all of which methods are evaluated off the shelf; the base is trained."""
+        return replace(self, schedules=schedules, finetuned=dict.fromkeys(schedules, ()))
+
     def tuned_lines(self, method: str) -> dict[str, float]:
         """The lines of the fine-tuning that were tuned for a method, with their values; often none."""
         return self.tuned.get(method, {})

@@ -41,9 +41,11 @@ def run(plan: Plan, method: str, seed: int, progress: Progress) -> Path:
         raise UsageError(f"recipe {plan.recipe.name} does not say how {method} searches; it does for: {known}")
     workspace = Workspace(plan)
     workspace.prepare(fresh=False)
-    base = replace(base_job(workspace, seed), counts=True)
-    jobs = [base, Job(f"search of {method} seed {seed}", search, (method, seed), needs=(base.name,))]
-    progress.start(total=len(jobs), done=0, jobs=jobs)
+    base = base_job(workspace, seed)
+    base = replace(base, counts=not base.is_done())
+    epochs = plan.recipe.search[method].optim.epochs
+    jobs = [base, Job(f"search of {method} seed {seed}", search, (method, seed), needs=(base.name,), work=epochs)]
+    progress.start(total=sum(job.counts for job in jobs), done=0, jobs=jobs)
     side_by_side(jobs, workers=1, context=workspace, make_context=partial(Workspace, plan), progress=progress)
     return learned_path(workspace, method, seed)
 

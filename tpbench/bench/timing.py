@@ -6,25 +6,31 @@ all seeds, in one session over all rows, while no worker runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from torch import nn
 
-from tpbench import environment
+from tpbench import environment, registry
 from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.models import build_base, reduced
-from tpbench.bench.plan import Cell
+from tpbench.bench.plan import NOTHING_REDUCED, Cell
 from tpbench.bench.progress import clock_time
 from tpbench.bench.workspace import Workspace
+from tpbench.errors import UsageError
 from tpbench.measure import entries, latency_budget, session, timings
 from tpbench.measure.entries import Grid, Solved, Subject
 from tpbench.measure.images import of_part
 from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort
 from tpbench.record import Budget, read_budget, write
+from tpbench.schedule import Schedule, parse
 from tpbench.training import ranks
 from tpbench.training.train import Update
+
+T = TypeVar("T")
 
 ROUNDS = 50  # at least; more where the recipe wants more samples
 SECONDS = 300.0  # of sampling, over all runs of the session; after these, fewer rounds must do
@@ -69,10 +75,11 @@ def budget_record(workspace: Workspace, cell: Cell, solution: latency_budget.Sol
 
 
 def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # noqa: ARG001
-    """Time all rows of the plan in turns, on the trained base of the first seed, and write OUT/timing/MACHINE.json.
+    """Time all rows in turns, on the trained base of the first seed, and write OUT/timing/MACHINE.json.
 
-    A session that has these rows is kept, one that was interrupted continues. If the base's weights are gone, nothing
-    is timed, and the update says so.
+    The rows are those of the plan and of the session that the file holds, since only rows of one session compare. A
+    session that has them all is kept, one that was interrupted continues. If the base's weights are gone, nothing is
+    timed, and the update says so.
     """
     workspace.check_time()
     if not base_path(workspace, 0).exists():
@@ -111,15 +118,43 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
 
 
 def grid_of(workspace: Workspace) -> Grid:
-    """The plan's rows that the session times."""
+    """The plan's rows that a session times, with the methods and schedules that an earlier session has timed.
+
+    What this command cannot name is left out, such as a method whose plugin is not given; a line on standard error
+    says so.
+    """
     plan = workspace.plan
+    variants = [variant for variant in plan.variants if plan.is_timed(variant)]
+    schedules = list(plan.reducing_schedules)
+    path = timings.path_in(workspace.out, workspace.machine)
+    earlier = [row.key for row in timings.read(path).rows if row.role == "reduced"] if path.exists() else []
+    variants += known_by_name((key.method for key in earlier), registry.variants)
+    texts = (key.schedule for key in earlier if key.schedule != NOTHING_REDUCED.text)
+    schedules += known_by_name(texts, partial(schedules_of, workspace))
     return Grid(
-        variants=tuple(variant for variant in plan.variants if plan.is_timed(variant)),
-        schedules=plan.reducing_schedules,
+        variants=tuple(dict.fromkeys(variants)),
+        schedules=tuple(dict.fromkeys(schedules)),
         batch_sizes=plan.recipe.measure.batch_sizes,
         dtypes=(workspace.dtype,),
         modes=tuple(Mode.of(plan.recipe.measure, workspace.device).permitted()),
     )
+
+
+def known_by_name(texts: Iterable[str], find: Callable[[str], list[T]]) -> list[T]:
+    """What is found by each of the texts, once; a line on standard error names those unknown to this command."""
+    found = []
+    for text in dict.fromkeys(texts):
+        try:
+            found += find(text)
+        except UsageError as error:
+            print(f"{text} is not timed any more: {error}", file=sys.stderr)
+    return found
+
+
+def schedules_of(workspace: Workspace, text: str) -> list[Schedule]:
+    """The schedule of a row by its text. That of learned counts has only the stem of their file in OUT/learned."""
+    stem = text.removeprefix("learned:")
+    return [parse(text if stem == text else f"learned:{workspace.out / 'learned' / stem}.json")]
 
 
 def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
@@ -128,8 +163,12 @@ def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
     for variant, schedule in grid.pairs():
         cell = Cell(variant, schedule, seed=0)
         if cell.needs_latency:
-            known = read_budget(workspace.budget_path(cell))
-            found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
+            path = workspace.budget_path(cell)
+            known = read_budget(path) if path.exists() else None
+            if known is None:
+                found[variant, schedule] = "its counts for this share of latency have not been measured"
+            else:
+                found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
     return found
 
 

@@ -26,15 +26,24 @@ def add_set(verb: ArgumentParser) -> None:
     )
 
 
+def add_data(verb: ArgumentParser) -> None:
+    """Add --data to a verb that reads the recipe's images."""
+    help_text = "where the data set lies; default: the recipe's folder, or else the hub"
+    verb.add_argument("--data", type=Path, metavar="DIR", help=help_text)
+
+
 def load_recipe(arguments: Namespace, tuned: bool = True) -> Recipe:
-    """The recipe with its overridden lines. Prints a line if the plain recipe's tuning is not used with them."""
+    """The recipe with its overridden lines and its data set in --data, where that is given.
+
+    Prints a line if the plain recipe's tuning is not used with these lines.
+    """
     from tpbench import recipe as recipes
 
     recipe = recipes.load(arguments.recipe, tuned=tuned, lines=arguments.lines)
     plain = recipes.tuning_path(arguments.recipe)
     if tuned and recipes.tuning_path(arguments.recipe, recipe) != plain and plain.exists() and not recipe.tuned:
         say(f"{recipe.name} is not tuned: {plain.name} was tuned without --set and is not used", DONE)
-    return recipe
+    return recipe if arguments.data is None else recipes.with_data_at(recipe, arguments.data)
 
 
 def output_folder(arguments: Namespace, recipe: Recipe) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpbench.cli import launch, rows
-from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder
+from tpbench.cli.chosen_recipe import add_data, add_set, load_recipe, output_folder
 from tpbench.cli.exit_codes import DONE, FAILED, say
 from tpbench.cli.json_output import print_document, stdout_to_stderr
 from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
@@ -44,15 +44,15 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="timm's pretrained weights from the hub, or those in FILE, and no training: every method off the shelf",
     )
+    verb.add_argument(
+        "--off-the-shelf",
+        action="store_true",
+        help="evaluate methods on the trained base without fine-tuning them; a run without this flag goes on",
+    )
     verb.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     add_set(verb)
     add_where(verb)
-    verb.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="where the data set lies; default: the recipe's folder, or else the hub",
-    )
+    add_data(verb)
     add_course(verb)
 
 
@@ -109,21 +109,20 @@ def act(arguments: argparse.Namespace) -> int:
 
 def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
     """The plan that the flags ask for. began: seconds of time.monotonic() from which the time limit counts."""
-    from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
     launch.check(arguments)
     load_plugins(arguments)
     limit = seconds(arguments.time_limit)
     recipe = load_recipe(arguments)
-    if arguments.data is not None:
-        recipe = recipes.with_data_at(recipe, arguments.data)
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
     if arguments.workers is not None:
         recipe = replace(recipe, workers=arguments.workers)
     variants = rows.with_controls(registry.variants(rows.methods(arguments, recipe)), recipe)
     schedules = schedule.parse_all(rows.schedules(arguments, recipe))
+    if arguments.off_the_shelf:
+        recipe = recipe.without_finetuning(tuple(schedule.text for schedule in schedules))
     seeds = rows.seeds(arguments, recipe)
     out = output_folder(arguments, recipe)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
+from tpbench.cli.chosen_recipe import add_data, add_set, load_recipe, output_folder, run_command
 from tpbench.cli.exit_codes import DONE
 from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 
@@ -15,8 +15,9 @@ EXAMPLE = "tpbench search --recipe digits --method topk"
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add the verb's flags to its parser."""
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
-    verb.add_argument("--method", required=True, help="whose search: topk (PoWER-BERT's soft-extract) or diffrate")
+    verb.add_argument("--method", required=True, help="whose search: topk (soft-extract), diffrate or ltmp")
     verb.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
+    add_data(verb)
     add_set(verb)
     add_where(verb)
     add_quiet(verb)
@@ -45,5 +46,9 @@ def act(arguments: argparse.Namespace) -> int:
     figure = learned.draw(out)
     if not arguments.quiet:
         print(learned.summary(found))
-        print(f"figure: {figure}\nuse it: {run_command(arguments)} --schedules learned:{path}")
+        print(f"figure: {figure}")
+        blocks = recipe.schedules[0].partition("@")[2]
+        fixed_rate = f"macs={found.off_the_shelf['macs_share']:.3f}@{blocks}"
+        print(f"use it, beside a fixed rate at the same cost: {run_command(arguments)}", end=" ")
+        print(f"--schedules 'learned:{path};{fixed_rate}'")
     return DONE

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpbench.cli.chosen_recipe import add_set, load_recipe, output_folder, run_command
+from tpbench.cli.chosen_recipe import add_data, add_set, load_recipe, output_folder, run_command
 from tpbench.cli.exit_codes import DONE
 from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
 
@@ -25,7 +24,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add the verb's flags to its parser."""
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
     verb.add_argument("--methods", default="all", help="all (default), or names separated by commas")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="where the recipe's data set lies")
+    add_data(verb)
     add_set(verb)
     add_where(verb)
     add_quiet(verb)
@@ -38,8 +37,6 @@ def act(arguments: argparse.Namespace) -> int:
 
     load_plugins(arguments)
     recipe = load_recipe(arguments, tuned=False)
-    if arguments.data is not None:
-        recipe = recipes.with_data_at(recipe, arguments.data)
     variants = registry.variants(arguments.methods)
     out = output_folder(arguments, recipe)
 

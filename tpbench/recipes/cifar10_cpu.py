@@ -15,7 +15,7 @@ half of the base's multiply-adds, at 0.3 of them, and the methods that the claim
 was stopped is a comparison. cifar10-cpu-w64, -w96 and -w192 are other widths, for the Pareto hull.
 """
 
-from tpbench.recipe import Measure, Optim, Recipe
+from tpbench.recipe import Measure, Optim, Recipe, Search
 from tpbench.recipes import cifar10
 
 BLOCKS = "0,1,2"
@@ -58,6 +58,10 @@ def recipe(
             patch_drop_until=5 / 6,
         ),
         finetune=Optim(epochs=1, lr=5e-4, batch_size=64, optimizer="muon", warmup_epochs=0.1, smoothing=0.1),
+        search={
+            "topk": Search(Optim(epochs=1, lr=5e-3, batch_size=128), backbone_lr_scale=0.05, knobs={"strength": 2e-3}),
+            "diffrate": Search(Optim(epochs=1, lr=0.05, batch_size=128), knobs={"target": 0.5}),
+        },
         schedules=everywhere + claimed + seconds,
         finetuned=dict.fromkeys(claimed, claims) | dict.fromkeys(seconds, ()),
         methods=methods,

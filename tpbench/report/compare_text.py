@@ -80,7 +80,7 @@ def _accuracy(changes: Changes) -> Iterator[str]:
     if len(moved) < len(rows):
         yield f"{what}: {counted(len(rows) - len(moved), 'row')} of {len(rows)} classify every image alike."
     if moved:
-        yield f"{what}: of {counted(len(moved), 'row')}, {', '.join(_verdicts(changes, moved))}."
+        yield f"{what}: of {counted(len(moved), 'row')}, {', '.join(verdicts(changes, moved))}."
     judged = changes.judged
     if judged:
         error = median(row.difference.standard_error for row in judged)
@@ -96,7 +96,7 @@ def _accuracy(changes: Changes) -> Iterator[str]:
         yield f"{unpaired}: intervals leave out the noise of the test images."
 
 
-def _verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
+def verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
     """How many rows are better, worse, equivalent or undecided, with the largest changes."""
     for verdict in (BETTER, WORSE):
         own = [row for row in rows if row.judgement.verdict == verdict]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tpbench.errors import UsageError
-from tpbench.record import Record, read_learned, replace_text
+from tpbench.record import Record, replace_text
 from tpbench.report import bands, columns, first, forest, learned, pareto, sessions, tables
 from tpbench.report.contrast import Contrast
 from tpbench.report.findings import findings
@@ -41,20 +41,16 @@ def write_results(results: Results) -> list[Path]:
         drawn.append(pareto.draw(comparison, folder / "figures" / f"{comparison.machine}-pareto.png"))
         paths += [own for path in drawn if path is not None for own in (path, path.with_suffix(".pdf"))]
     paths += filter(None, [learned.draw(folder)])
-    files = sorted((folder / "learned").glob("*.json"))
-    learnt = {path.name: learned.summary(read_learned(path)) for path in files}
-    replace_text(folder / "README.md", readme(folder.resolve().name, comparisons, learnt))
+    replace_text(folder / "README.md", readme(folder, comparisons))
     return paths
 
 
-def readme(name: str, comparisons: Sequence[Comparison], learnt: dict[str, str]) -> str:
+def readme(folder: Path, comparisons: Sequence[Comparison]) -> str:
     """The findings, then what lies in the folder, where it was measured, and what each column means."""
-    lines = [f"# {name}", ""]
+    lines = [f"# {folder.resolve().name}", ""]
     for comparison in comparisons:
         lines += _machine(comparison)
-    if learnt:
-        lines += ["## Learned counts", "", *(f"- [{file}](learned/{file}): {what}" for file, what in learnt.items())]
-        lines += ["", "![K against depth](figures/learned.png)", ""]
+    lines += learned.section(folder, comparisons)
     timed = any(comparison.session is not None for comparison in comparisons)
     what = "From `records/` and `timing/` alone" if timed else "From `records/` alone"
     lines += ["## How to make this again", "", f"{what}, in this folder:", ""]
