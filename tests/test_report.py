@@ -733,6 +733,19 @@ def test_a_forest_needs_something_to_compare(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_forest_shows_the_first_and_the_last_schedule_and_rows_with_a_difference() -> None:
+    assert forest.spread_out(list("abcdef"), 3) == ["a", "c", "f"]
+    assert forest.spread_out(list("ab"), 3) == ["a", "b"]
+    untrained = over_seeds("strided_conv", (10.0, 11.0, 12.0), new_parameters=99, metrics={"off_the_shelf_top1": 0.1})
+    comparison = only(example() + untrained)
+    sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
+    names = {name for _, name in forest._places(sections, reference="wkmedoids")}
+    assert {"wkmedoids", "tome", "ats"} <= names
+    assert not names & {"topk", "none", "strided_conv"}
+    shown = {row["method"] for section in sections for _, own in section.groups for row in own}
+    assert {"strided_conv", "none"} <= shown, "control: the tables have them"
+
+
 def test_the_one_markdown_table() -> None:
     assert table(["a", "b"], [["1"], ["2", "3"]]) == ["| a | b |", "| :-- | --: |", "| 1 |  |", "| 2 | 3 |", ""]
     assert table(["a"], [], left=2) == ["| a |", "| :-- |", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -25,18 +26,18 @@ Place = tuple[str, str]  # (family, method) of a line; the method "" stands for 
 
 
 def draw(comparison: Comparison, path: Path) -> Path | None:
-    """Draw a PNG, and a PDF beside it, with one panel for each of the first three schedules.
+    """Draw a PNG, and a PDF beside it, with one panel for each schedule, or for three of them from first to last.
 
     Return the path, or None if there are no differences to draw.
     """
     sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
-    sections = sections[:PANELS]
+    sections = spread_out(sections, PANELS)
     if not sections:
         return None
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
-    places = _places(sections)
+    places = _places(sections, reference=comparison.contrast.reference)
     with rc_context(STYLE):
         size = (3.0 + 3.2 * len(sections), 1.4 + ROW_INCHES * len(places))
         figure = Figure(figsize=size, layout="constrained")
@@ -51,13 +52,24 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
     return path
 
 
-def _places(sections: Sequence[first.Section]) -> list[Place]:
-    """The lines from top to bottom: families in the order of the first panel, each with a heading."""
+def spread_out(sections: Sequence[first.Section], most: int) -> list[first.Section]:
+    """All sections, or at most so many at equal distances, the first and the last among them."""
+    if len(sections) <= most:
+        return list(sections)
+    return [sections[number * (len(sections) - 1) // (most - 1)] for number in range(most)]
+
+
+def _places(sections: Sequence[first.Section], reference: str) -> list[Place]:
+    """The lines from top to bottom: families in the order of the first panel, each with a heading.
+
+    Rows without a difference in any panel are left out.
+    """
     families: dict[str, list[str]] = {}
     for section in sections:
         for family, rows in section.groups:
             known = families.setdefault(family, [])
-            known += [row["method"] for row in rows if row["method"] not in known and not row["unreduced"]]
+            own = (row for row in rows if row["method"] == reference or not isnan(row["reference_difference_points"]))
+            known += [row["method"] for row in own if row["method"] not in known]
     return [(family, name) for family, names in families.items() if names for name in ("", *names)]
 
 

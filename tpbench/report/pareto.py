@@ -230,12 +230,16 @@ def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:
 
 
 def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) -> None:
-    """Write the labels in a column to the right of all reduced rows, each joined to its point by a line."""
+    """Write the labels in a column to the right of all reduced rows, each joined to its point by a line.
+
+    The uppermost label of a family names it; the others have its colour and marker.
+    """
     from matplotlib.patheffects import Normal, Stroke
 
     start, end = panel.get_xlim()
     column = right + 0.05 * (end - start)
     ordered = sorted(labels, key=lambda label: label.y)
+    uppermost = {label.family: label for label in ordered}
     top = panel.get_ylim()[1] - 1.6 * LINE_SHARE * height  # below the base's line
     for label, y in zip(ordered, spread([label.y for label in ordered], LINE_SHARE * height, top)):
         colour = family_colour(label.family)
@@ -251,7 +255,8 @@ def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) ->
         }
         weight = "bold" if label.heavy else "normal"
         name = panel.annotate(label.method, (column, y), xytext=(6, 0), color=INK, fontweight=weight, **where)
-        panel.annotate(f"  {label.family}", (1, 0.5), xycoords=name, xytext=(0, 0), color=GREY, **where)
+        if uppermost[label.family] is label:
+            panel.annotate(f"  {label.family}", (1, 0.5), xycoords=name, xytext=(0, 0), color=GREY, **where)
 
 
 def spread(heights: Sequence[float], apart: float, top: float) -> list[float]:
