@@ -133,8 +133,8 @@ class Recipe:
     finetune: Optim
     schedules: tuple[str, ...]
     methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
-    # By schedule: the variants that are fine-tuned there, where that is not all of them; the others are evaluated off
-    # the shelf, which takes seconds.
+    # By schedule ("none": of the unreduced model): the variants that are fine-tuned there, where that is not all of
+    # them; the others are evaluated off the shelf, which takes seconds.
     finetuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     controls: tuple[str, ...] = ()  # variants that also run where their method runs; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class Recipe:
             raise UsageError(
                 f"recipe {self.name}: patch_drop is for the base only; reduced models have a planned number of tokens"
             )
-        if unknown := self.finetuned.keys() - set(self.schedules):
+        if unknown := self.finetuned.keys() - {"none", *self.schedules}:
             raise UsageError(
                 f"recipe {self.name}: finetuned names schedules that are not its own: {', '.join(sorted(unknown))}"
             )
@@ -174,8 +174,8 @@ class Recipe:
         return replace(self, pretrained=pretrained, sincos=None, base=base, finetune=finetune, tuned={})
 
     def without_finetuning(self, schedules: tuple[str, ...]) -> Recipe:
-        """The recipe with these schedules, at all of which methods are evaluated off the shelf; the base is trained."""
-        return replace(self, schedules=schedules, finetuned=dict.fromkeys(schedules, ()))
+        """The recipe with these schedules and nothing trained but the base: methods are evaluated off the shelf."""
+        return replace(self, schedules=schedules, finetuned=dict.fromkeys(("none", *schedules), ()))
 
     def tuned_lines(self, method: str) -> dict[str, float]:
         """The lines of the fine-tuning that were tuned for a method, with their values; often none."""
