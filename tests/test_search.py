@@ -184,7 +184,7 @@ def test_what_is_learned_any_method_can_use(tmp_path, capsys, recipe, method):
     assert [max(1, int(k)) for k in found["kept"]] == found["counts"] == sorted(found["counts"], reverse=True)
     assert 1 <= found["counts"][-1] < found["patches"] == 16
     assert len(found["training"]["losses"]) == found["optim"]["epochs"]
-    assert f"learned:{path}" in printed
+    assert f"--out {out} --schedules 'learned:{path};macs=0." in printed
     assert (out / "figures" / "learned.png").read_bytes().startswith(b"\x89PNG")
     assert 0 < found["off_the_shelf"]["macs_share"] < 1
     words = ["run", "--recipe", recipe, "--methods", "none,random,dpcknn", "--out", str(out)]

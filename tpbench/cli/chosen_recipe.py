@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,10 @@ def output_folder(arguments: Namespace, recipe: Recipe) -> Path:
     return Path("results") / (name if len(name) <= LONGEST else f"{slug(plain)}-{recipe.digest}")
 
 
-def run_command(arguments: Namespace) -> str:
-    """The command that runs the same recipe with the same lines."""
-    return " ".join(["tpbench run --recipe", arguments.recipe, *(f"--set '{line}'" for line in arguments.lines)])
+def run_command(arguments: Namespace, *more: str) -> str:
+    """The command that runs the same recipe with the same lines, data and folder; more: its further words."""
+    words = ["tpbench", "run", "--recipe", arguments.recipe]
+    words += [word for line in arguments.lines for word in ("--set", line)]
+    for flag, value in (("--data", arguments.data), ("--out", arguments.out)):
+        words += [] if value is None else [flag, str(value)]
+    return shlex.join([*words, *more])

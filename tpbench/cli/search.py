@@ -49,6 +49,6 @@ def act(arguments: argparse.Namespace) -> int:
         print(f"figure: {figure}")
         blocks = recipe.schedules[0].partition("@")[2]
         fixed_rate = f"macs={found.off_the_shelf['macs_share']:.3f}@{blocks}"
-        print(f"use it, beside a fixed rate at the same cost: {run_command(arguments)}", end=" ")
-        print(f"--schedules 'learned:{path};{fixed_rate}'")
+        command = run_command(arguments, "--schedules", f"learned:{path};{fixed_rate}")
+        print(f"use it, beside a fixed rate at the same cost: {command}")
     return DONE
