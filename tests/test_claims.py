@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from test_report import GOLDEN, measured, store
 
+from tpbench import recipe
 from tpbench.claims import accuracy, claims, closed_form
 from tpbench.claims import page as claims_page
 from tpbench.claims.study import TRAINED, Study, read_studies
@@ -536,6 +537,24 @@ def test_studies_that_share_their_bases_are_one_reading():
     alone = replace(few, records=apart)
     assert not many.shares_bases(alone)
     assert [r.counts for r in all_found([alone, many], 4, TOPK)] == [True, True], "control: other bases count"
+
+
+def test_schedules_that_the_recipe_does_not_declare_are_left_out_and_said(tmp_path):
+    (declared, *_) = recipe.load("digits").schedules
+    records = simulated({("none", "none"): 97.0, ("wkmedoids", declared): 90.0, ("topk", declared): 89.0})
+    added = simulated({("wkmedoids", "macs=0.58@0,1,2"): 96.0, ("topk", "learned:topk_seed0"): 80.0})
+    store(tmp_path / "both", records + added)
+    (both,) = read_studies([tmp_path / "both"])
+    assert {record.schedule for record in both.records} == {"none", declared}
+    assert both.undeclared == len(added)
+    page = claims_page.markdown([both], claims.readings([both]))
+    assert f"{len(added)} records at schedules that the recipe does not declare are left out" in page
+    store(tmp_path / "alone", [record for record in added if record.method == "topk"])
+    (alone,) = read_studies([tmp_path / "alone"])
+    assert {record.schedule for record in alone.records} == {"learned:topk_seed0"}, "control: there is nothing else"
+    store(tmp_path / "own", [replace(record, recipe="mine") for record in records + added])
+    (own,) = read_studies([tmp_path / "own"])
+    assert not own.undeclared, "control: what a recipe that is not packaged declares is not known here"
 
 
 def test_older_records_are_shown_not_mixed_and_said_once(tmp_path):

@@ -733,6 +733,23 @@ def test_a_forest_needs_something_to_compare(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
+def test_the_schedules_with_most_rows_are_shown_first() -> None:
+    records = over_seeds("none", (97.0, 98.0, 97.6), share=1.0)
+    records += over_seeds("tome", (95.0, 96.1, 95.5), "learned:topk_seed0", 0.95)  # costly, but one row
+    for number in range(6):
+        share = round(0.9 - 0.1 * number, 1)
+        records += [
+            record
+            for method in ("tome", "topk")
+            for record in over_seeds(method, (95.9, 97.0, 96.5), f"macs={share}@0,1,2", share)
+        ]
+    shown = first.fullest(only(records))
+    assert sorted(shown) == [f"macs={share}@0,1,2" for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
+    assert [section.title for section in first.sections(only(records))] == shown, "from costly to cheap"
+    few = [record for record in records if record.schedule in ("none", "learned:topk_seed0", "macs=0.5@0,1,2")]
+    assert "learned:topk_seed0" in first.fullest(only(few)), "control: there is room"
+
+
 def test_a_forest_shows_the_first_and_the_last_schedule_and_rows_with_a_difference() -> None:
     assert forest.spread_out(list("abcdef"), 3) == ["a", "c", "f"]
     assert forest.spread_out(list("ab"), 3) == ["a", "b"]

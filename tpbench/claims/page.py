@@ -115,6 +115,8 @@ def described(study: Study) -> str:
             "without per-image outcomes (older records): the noise of its test images is not known, so its"
             " accuracies are shown and do not count"
         )
+    if study.undeclared:
+        parts.append(f"{study.undeclared} records at schedules that the recipe does not declare are left out")
     if study.older:
         parts.append(f"{study.older} older records without outcomes are left out")
     return ", ".join(parts)

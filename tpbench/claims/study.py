@@ -29,8 +29,9 @@ class Study:
     """The successful records of one folder and machine, and what was measured on its bases.
 
     records: those with per-image outcomes if there are any, otherwise all; the two kinds are never mixed.
-    older: the number of records without outcomes that were therefore left out. expected: the top-1 in percent that the
-    recipe expects of the base; 0 if the recipe states none, None if the recipe is not a packaged one.
+    older: the number of records without outcomes that were therefore left out. undeclared: the number of those left out
+    because the packaged recipe does not declare their schedule, as with learned counts. expected: the top-1 in percent
+    that the recipe expects of the base; 0 if the recipe states none, None if the recipe is not a packaged one.
     """
 
     folder: str
@@ -39,6 +40,7 @@ class Study:
     spectra: list[Spectrum] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
     older: int = 0
+    undeclared: int = 0
     expected: float | None = None
 
     @property
@@ -179,16 +181,31 @@ def read_studies(folders: Iterable[Path]) -> list[Study]:
 
 
 def _study(folder: Path, machine: str, records: list[Record]) -> Study:
-    newer = [record for record in records if record.outcomes]
+    declared = _as_declared(records)
+    newer = [record for record in declared if record.outcomes]
     return Study(
         folder=folder.name,
         machine=machine,
-        records=newer or records,
+        records=newer or declared,
         spectra=[read_spectrum(path) for path in sorted((folder / "spectra" / machine).glob("seed*.json"))],
         starts=[_starts(path) for path in sorted((folder / "starts" / machine).glob("seed*.json"))],
-        older=len(records) - len(newer) if newer else 0,
+        older=len(declared) - len(newer) if newer else 0,
+        undeclared=len(records) - len(declared),
         expected=_expected_base(records[0].recipe),
     )
+
+
+def _as_declared(records: list[Record]) -> list[Record]:
+    """The records at schedules that their packaged recipe declares, if any reduced row has one, or else all of them.
+
+    Schedules that somebody added after seeing results must not move a claim's mean or interpolation.
+    """
+    name = records[0].recipe
+    if name not in recipe.names():
+        return records
+    schedules = {"none", *recipe.load(name, tuned=False).schedules}
+    declared = [record for record in records if record.schedule in schedules]
+    return declared if any(not record.unreduced for record in declared) else records
 
 
 def _expected_base(name: str) -> float | None:

@@ -28,7 +28,7 @@ from tpbench.report.layout import sections as schedules
 from tpbench.report.methods import NULL
 from tpbench.report.timed_columns import marked
 
-MOST_SCHEDULES = 6  # further schedules are only in the files
+MOST_SCHEDULES = 6  # in tables and figures; further schedules are only in the files
 MOST_ROWS = 60  # of one schedule
 PADDED = 0.98  # a note says so if the MACs without padding are less than this share of those with it
 MARKS = (
@@ -60,10 +60,13 @@ class Section(NamedTuple):
 
 
 def sections(comparison: Comparison) -> list[Section]:
-    """The tables of at most MOST_SCHEDULES schedules, from costly to cheap."""
+    """The tables of the schedules that are shown first, from costly to cheap."""
     frame = comparison.frame
+    shown_first = fullest(comparison)
     found = []
-    for schedule, rows in schedules(comparison.rows)[:MOST_SCHEDULES]:
+    for schedule, rows in schedules(comparison.rows):
+        if schedule not in shown_first:
+            continue
         shown = [row for row in rows if row["unreduced"] or (row["seeds"] and row["count"] != "masked")]
         best = sorted(shown, key=_order)[: MOST_ROWS + 1]
         notes = [comparison.tables[schedule].resolution(), *_notes(rows)]
@@ -71,6 +74,12 @@ def sections(comparison: Comparison) -> list[Section]:
             notes.append(f"{len(shown) - len(best)} more rows are in the files.")
         found.append(Section(title=schedule, columns=_columns(frame, best), groups=_grouped(best), notes=notes))
     return found
+
+
+def fullest(comparison: Comparison) -> list[str]:
+    """The schedules at which most rows were measured, at most MOST_SCHEDULES; of equal ones the costly."""
+    measured = {schedule: sum(row["seeds"] > 0 for row in rows) for schedule, rows in schedules(comparison.rows)}
+    return sorted(measured, key=lambda schedule: -measured[schedule])[:MOST_SCHEDULES]
 
 
 def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:

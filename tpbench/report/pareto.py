@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from tpbench.report.first import fullest
 from tpbench.report.frame import Comparison, batch_sizes
 from tpbench.report.layout import half_width_of
 from tpbench.report.methods import FAMILIES, NULL
@@ -85,10 +87,15 @@ def family_marker(family: str) -> str:
 
 
 def draw(comparison: Comparison, path: Path) -> Path:
-    """Draw one machine's comparison as a PNG, and a PDF beside it, with one panel for each measured cost."""
+    """Draw one machine's comparison as a PNG, and a PDF beside it, with one panel for each measured cost.
+
+    The schedules are those of the first tables.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
+    frame = comparison.frame
+    comparison = replace(comparison, frame=frame[frame["unreduced"] | frame["schedule"].isin(fullest(comparison))])
     costs = list(_costs(comparison.frame))
     named = emphasised(comparison, costs)
     with rc_context(STYLE):
