@@ -23,15 +23,7 @@ from tpbench.report.first import remarks
 
 SCHEDULES = ("0.5@0,1", "0.7@0,1", "0.8@0,1")
 SOME = {"0.7@0,1": ("topk",), "0.8@0,1": ()}
-RECIPE = """
-import sys
-
-sys.path.insert(0, {tests!r})
-import test_shelf
-
-def recipe():
-    return test_shelf.recipe(seeds=1)
-"""
+TINY = str(Path(__file__).with_name("tiny_recipe.py"))
 
 
 def recipe(**lines) -> Recipe:
@@ -160,9 +152,8 @@ def test_the_study_on_two_cores_holds_what_its_claims_need(name):
 
 
 def test_the_flag_evaluates_every_method_off_the_shelf_and_a_run_without_it_goes_on(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(RECIPE.format(tests=str(Path(__file__).parent)))
-    words = ["run", "--recipe", str(path), "--methods", "none,topk", "--schedules", "0.5@0,1", "--out", str(tmp_path)]
+    words = ["run", "--recipe", TINY, "--methods", "none,topk", "--schedules", "0.5@0,1", "--out", str(tmp_path)]
+    words += ["--seeds", "1"]
     assert main([*words, "--off-the-shelf", "--quiet"]) == DONE
     base, shelf = sorted(read_all(tmp_path), key=lambda record: record.method)
     assert (base.method, shelf.method) == ("none", "topk")

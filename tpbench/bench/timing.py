@@ -164,11 +164,11 @@ def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
         cell = Cell(variant, schedule, seed=0)
         if cell.needs_latency:
             path = workspace.budget_path(cell)
-            known = read_budget(path) if path.exists() else None
-            if known is None:
+            if not path.exists():
                 found[variant, schedule] = "its counts for this share of latency have not been measured"
-            else:
-                found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
+                continue
+            known = read_budget(path)
+            found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
     return found
 
 

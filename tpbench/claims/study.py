@@ -181,7 +181,9 @@ def read_studies(folders: Iterable[Path]) -> list[Study]:
 
 
 def _study(folder: Path, machine: str, records: list[Record]) -> Study:
-    declared = _as_declared(records)
+    name = records[0].recipe
+    packaged = recipe.load(name, tuned=False) if name in recipe.names() else None
+    declared = records if packaged is None else _as_declared(records, packaged)
     newer = [record for record in declared if record.outcomes]
     return Study(
         folder=folder.name,
@@ -191,25 +193,18 @@ def _study(folder: Path, machine: str, records: list[Record]) -> Study:
         starts=[_starts(path) for path in sorted((folder / "starts" / machine).glob("seed*.json"))],
         older=len(declared) - len(newer) if newer else 0,
         undeclared=len(records) - len(declared),
-        expected=_expected_base(records[0].recipe),
+        expected=None if packaged is None else packaged.expected_base,
     )
 
 
-def _as_declared(records: list[Record]) -> list[Record]:
-    """The records at schedules that their packaged recipe declares, if any reduced row has one, or else all of them.
+def _as_declared(records: list[Record], packaged: recipe.Recipe) -> list[Record]:
+    """The records at schedules that their recipe declares, if any reduced row has one, or else all of them.
 
     Schedules that somebody added after seeing results must not move a claim's mean or interpolation.
     """
-    name = records[0].recipe
-    if name not in recipe.names():
-        return records
-    schedules = {"none", *recipe.load(name, tuned=False).schedules}
+    schedules = {"none", *packaged.schedules}
     declared = [record for record in records if record.schedule in schedules]
     return declared if any(not record.unreduced for record in declared) else records
-
-
-def _expected_base(name: str) -> float | None:
-    return recipe.load(name, tuned=False).expected_base if name in recipe.names() else None
 
 
 def _records(folder: Path) -> Store:

@@ -199,7 +199,7 @@ def _ordered(changes: Changes, schedule: str) -> list[Change]:
 def _texts(row: Change) -> Row:
     """A row's texts by heading, with the entries by which `tabulate` chooses the style."""
     before, after = (fixed(value, 1) for value in row.top1)
-    texts = {"Method": row.method, "A": before, "B": after, "Change": _change(row), "Verdict": verdict(row)}
+    texts = {"Method": row.method, "A": before, "B": after, "Change": points_text(row), "Verdict": verdict(row)}
     texts |= {"MACs": _macs_text(row), "Tokens": _tokens_text(row)}
     for change in row.times:
         low, high = (fixed(end, 1, "+") for end in change.bounds_percent)
@@ -207,7 +207,8 @@ def _texts(row: Change) -> Row:
     return texts | {"unreduced": False, "stands_alone": verdict(row) in (BETTER, WORSE)}
 
 
-def _change(row: Change) -> str:
+def points_text(row: Change) -> str:
+    """The change of a row's accuracy with half of its interval, or on which sides it has no numbers."""
     if row.no_numbers:
         return f"no numbers in {' and '.join(row.no_numbers)}"
     value = fixed(row.difference.value, 1, "+")

@@ -12,7 +12,7 @@ from statistics import median
 
 from tpbench.record import Learned, Record, read_learned
 from tpbench.report.compare import Change, Changes, changes
-from tpbench.report.compare_text import verdict, verdicts
+from tpbench.report.compare_text import points_text, verdict, verdicts
 from tpbench.report.frame import Comparison
 from tpbench.report.layout import fixed
 from tpbench.report.markdown import escape, table
@@ -20,7 +20,6 @@ from tpbench.report.pareto import COLOURS, MARKERS, STYLE
 from tpbench.report.phrases import counted
 from tpbench.report.saved import save
 from tpbench.report.standings import FINE_TUNED
-from tpbench.schedule import Kind, parse
 
 SAME_COST = 2.0  # percent: a fixed rate is compared if the typical method's MACs differ by at most this
 HEADINGS = ("Method", "Fixed rate, top-1 %", "Learned counts, top-1 %", "Difference, points", "Verdict", "MACs")
@@ -64,9 +63,8 @@ def at_the_same_cost(records: Sequence[Record], learned: str) -> Iterator[tuple[
     learned: the text of the schedule. In a comparison, side A is the fixed rate and side B the learned counts.
     """
     own = [record for record in records if record.schedule == learned]
-    for schedule in dict.fromkeys(record.schedule for record in records):
-        if not own or schedule.startswith("learned:") or parse(schedule).kind is not Kind.MACS:
-            continue
+    shares = dict.fromkeys(record.schedule for record in records if record.schedule.startswith("macs="))
+    for schedule in shares if own else ():
         others = [replace(record, schedule=learned) for record in records if record.schedule == schedule]
         compared = changes(others, own)
         costs = [row.macs_percent for row in compared.rows if row.paired]
@@ -87,10 +85,8 @@ def _ordered(compared: Changes) -> list[Change]:
 
 
 def _cells(row: Change) -> list[str]:
-    width = f" ±{fixed(row.difference.half_width(), 1)}" if row.difference.known else ""
-    difference = f"{fixed(row.difference.value, 1, '+')}{width}"
     top1 = (fixed(value, 1) for value in row.top1)
-    return [escape(row.method), *top1, difference, verdict(row), f"{fixed(row.macs_percent, 1, '+')} %"]
+    return [escape(row.method), *top1, points_text(row), verdict(row), f"{fixed(row.macs_percent, 1, '+')} %"]
 
 
 def draw(folder: Path) -> Path | None:
