@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from dataclasses import fields
 import pytest
 
 from tpbench.bench.results_folder import locked
-from tpbench.cli import DONE, FAILED, WRONG, main
+from tpbench.cli import DONE, FAILED, WRONG, main, parser
+from tpbench.cli.chosen_recipe import run_command
 from tpbench.record import Profile, Record
 
 
@@ -33,6 +35,18 @@ def test_list_is_a_table_and_a_list_of_objects(capsys):
     assert methods["wkmedoids"]["count"] == "exact"
     assert methods["strided_conv"]["count"] == methods["avgpool"]["count"] == "at_most"
     assert next(iter(methods)) == "none"
+
+
+@pytest.mark.parametrize("verb", ["search", "tune"])
+def test_the_command_that_a_verb_prints_runs_the_same_recipe_in_the_same_place(verb):
+    shared = (
+        "--recipe smoke --set seeds=1 --set finetune.epochs=2 --plugin first.py --data d --out 'a folder' --device cpu"
+    )
+    asked = parser().parse_args([verb, *shlex.split(shared), *(["--method", "topk"] if verb == "search" else [])])
+    printed = parser().parse_args(shlex.split(run_command(asked, "--schedules", "0.5@1"))[1:])
+    assert printed.schedules == "0.5@1"
+    for name in ("recipe", "lines", "plugin", "data", "out", "device"):
+        assert getattr(printed, name) == getattr(asked, name), name
 
 
 @pytest.mark.parametrize("words", [["list"], ["--help"], ["run", "--help"]])

@@ -62,9 +62,16 @@ def output_folder(arguments: Namespace, recipe: Recipe) -> Path:
 
 
 def run_command(arguments: Namespace, *more: str) -> str:
-    """The command that runs the same recipe with the same lines, data and folder; more: its further words."""
+    """The command that runs the same recipe in the same folder and on the same device; more: its further words."""
     words = ["tpbench", "run", "--recipe", arguments.recipe]
-    words += [word for line in arguments.lines for word in ("--set", line)]
-    for flag, value in (("--data", arguments.data), ("--out", arguments.out)):
-        words += [] if value is None else [flag, str(value)]
+    for line in arguments.lines:
+        words += ["--set", line]
+    for plugin in arguments.plugin:
+        words += ["--plugin", plugin]
+    if arguments.data is not None:
+        words += ["--data", str(arguments.data)]
+    if arguments.out is not None:
+        words += ["--out", str(arguments.out)]
+    if arguments.device != "auto":
+        words += ["--device", arguments.device]
     return shlex.join([*words, *more])
