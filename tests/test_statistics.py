@@ -562,6 +562,30 @@ def test_many_differences_at_once_are_those_one_by_one(design, monkeypatch):
         assert together[0].half_width() > 1.1 * over_seeds[0].half_width()
 
 
+def judged_rows(seeds: int, rng: np.random.Generator) -> list[Difference]:
+    """The differences of ten null rows to one, each with its own residual; seeds scatter as much as images do."""
+    tested = everything(seeds)
+    right = simulated(tested, rng, 11, seed_sd=0.12, image_sd=0.7)
+    return [from_outcomes(pair(tested, right[[row, 0]]), "a", "b") for row in range(1, 11)]
+
+
+def broken(found: list[Difference]) -> bool:
+    """Whether any of them is called different after Holm's correction."""
+    return any(judgement.verdict in (BETTER, WORSE) for judgement in judge(found, 1.0))
+
+
+def test_few_seeds_that_agree_by_chance_decide_nothing():
+    rng = np.random.default_rng(8)
+    assert not any(difference.known for _ in range(20) for difference in judged_rows(2, rng))
+    assert share(broken(judged_rows(3, rng)) for _ in range(DRAWS // 4)) <= NOMINAL + 2 * TOLERANCE
+
+
+def test_control_without_the_least_scatter_they_do(monkeypatch):
+    monkeypatch.setattr(two_way, "_weights", lambda tested: np.zeros(len(tested)))
+    rng = np.random.default_rng(8)
+    assert share(broken(judged_rows(3, rng)) for _ in range(DRAWS // 4)) > NOMINAL + 2 * TOLERANCE
+
+
 def test_images_that_no_two_seeds_share_add_nothing():
     rng = np.random.default_rng(4)
     tested = folds(5, rng)

@@ -16,7 +16,7 @@ import pandas as pd
 from tpbench.claims.study import FINE_TUNED, Study
 from tpbench.errors import UsageError
 from tpbench.outcomes import paired
-from tpbench.report.estimates import Difference, combined
+from tpbench.report.estimates import MIN_DF, Difference, combined
 from tpbench.report.statistics import fit
 from tpbench.report.two_way import from_outcomes, with_images
 
@@ -85,10 +85,10 @@ def from_samples(means: Sequence[float], sds: Sequence[float], images: Sequence[
     """The mean over seeds of means over images. sds: the standard deviation over the images of each seed.
 
     The variance over images is added as if all seeds had tested the same images. If they did not, the interval is too
-    wide, never too narrow.
+    wide, never too narrow. There is none where the seeds alone have none.
     """
     over_seeds = from_values(dict(enumerate(means)), a, b)
-    if over_seeds.seeds < 2:
+    if over_seeds.df < MIN_DF:
         return over_seeds
     of_images = fmean(sd**2 / count for sd, count in zip(sds, images))
     parts = [(over_seeds.standard_error**2, over_seeds.df), (of_images, float(sum(images) - len(images)))]

@@ -11,6 +11,11 @@ over seeds cannot contain it. If all seeds test the same I images, it is the ima
 tested twice, it is zero. Both terms are moment estimates; Satterthwaite's formula gives the degrees of freedom of their
 sum.
 
+Few seeds may agree by chance, and Satterthwaite's formula then trusts them. Therefore, beside `shared`, the scatter
+counts as at least what the images alone give it: (variance of a seed's mean) - shared, which thousands of images
+estimate well. And there is no interval where the seeds alone would have none (fewer than MIN_DF degrees of freedom),
+because images cannot show how seeds scatter.
+
 Why not a bootstrap: with few seeds its variance is too small by the factor (S - 1) / S, and its quantiles are not those
 of Student's t. The interval is about new seeds and new test images with the same training images; it is not corrected
 for the overlap of training folds.
@@ -30,7 +35,7 @@ import numpy as np
 
 from tpbench.errors import UsageError
 from tpbench.outcomes import Outcomes, paired, refuse_other_images
-from tpbench.report.estimates import Difference, Differences, combined, combined_pairs
+from tpbench.report.estimates import MIN_DF, Difference, Differences, combined, combined_pairs
 from tpbench.report.least_squares import DECIMALS
 
 AT_ONCE = 50_000  # numbers in one block of a product, so that it fits a processor's cache
@@ -40,15 +45,17 @@ AT_ONCE = 50_000  # numbers in one block of a product, so that it fits a process
 class Shared:
     """The covariance of two seeds' mean differences, in points², that comes from the images that both test.
 
-    image_sd: the standard deviation of the images' effects in points; NaN if no image is tested by two seeds.
+    scatter: how much the seeds' means vary about each other because of the images alone, in points². image_sd: the
+    standard deviation of the images' effects in points; NaN if no image is tested by two seeds.
     """
 
     covariance: float
     df: float
+    scatter: float
     image_sd: float
 
 
-NOTHING_SHARED = Shared(0.0, 0.0, nan)
+NOTHING_SHARED = Shared(covariance=0.0, df=0.0, scatter=0.0, image_sd=nan)
 
 
 def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
@@ -66,15 +73,15 @@ def from_outcomes(points: np.ndarray, a: str, b: str) -> Difference:
 
 
 def with_images(over_seeds: Difference, points: np.ndarray) -> Difference:
-    """A difference over seeds, for instance of the pooled model, with the noise of shared test images added.
+    """A difference over seeds, for instance of the pooled model, with the noise of the test images.
 
     points: [S, I] from `outcomes.paired` of the same two rows. Only the standard error and its df change.
     """
     shared = _shared_with(over_seeds, points)
-    parts = [(over_seeds.standard_error**2, over_seeds.df)]
-    if shared.covariance > 0:
-        parts.append((shared.covariance, shared.df))
-    standard_error, df = combined(parts)
+    if over_seeds.df < MIN_DF or not shared.covariance > 0:
+        return over_seeds
+    of_seeds = max(over_seeds.standard_error**2, shared.scatter / over_seeds.seeds)
+    standard_error, df = combined([(of_seeds, over_seeds.df), (shared.covariance, shared.df)])
     return replace(over_seeds, standard_error=standard_error, df=df)
 
 
@@ -100,7 +107,15 @@ def shared_images(points: np.ndarray) -> Shared:
         return NOTHING_SHARED
     products = deviations.sum(axis=0) ** 2 - (deviations**2).sum(axis=0)
     variance, df = _estimated(products.sum(), (products**2).sum(), images=points.shape[1], overlap=overlap)
-    return Shared(float(variance) * overlap.per_variance, float(df), sqrt(variance))
+    covariance = float(variance) * overlap.per_variance
+    of_a_seed = float((deviations**2 * _weights(tested)[:, None]).sum())
+    return Shared(covariance, float(df), scatter=max(0.0, of_a_seed - covariance), image_sd=sqrt(variance))
+
+
+def _weights(tested: np.ndarray) -> np.ndarray:
+    """[S] for each seed: squared deviations times these add up to the mean variance of a seed's mean. tested: [S, I]."""
+    counts = tested.sum(axis=1).astype(float)
+    return 1 / (len(counts) * counts * np.maximum(counts - 1, 1))
 
 
 class _Overlap(NamedTuple):
@@ -182,6 +197,7 @@ def with_all_images(over_seeds: Differences, rows: Mapping[str, Answers]) -> Dif
     together: dict[int, list[int]] = {}  # group -> differences within it
     covariance = np.zeros(len(over_seeds))
     df = np.ones(len(over_seeds))
+    scatter = np.zeros(len(over_seeds))
     for number, (a, b, seeds) in enumerate(zip(over_seeds.a, over_seeds.b, over_seeds.seeds.tolist())):
         if a not in rows or b not in rows or not seeds:
             continue
@@ -191,32 +207,50 @@ def with_all_images(over_seeds: Differences, rows: Mapping[str, Answers]) -> Dif
             shared = _shared_with(over_seeds[number], paired(rows[a].outcomes, rows[b].outcomes))
             covariance[number] = shared.covariance
             df[number] = shared.df
+            scatter[number] = shared.scatter
     for numbers in together.values():
         pairs = [(over_seeds.a[number], over_seeds.b[number]) for number in numbers]
-        covariance[numbers], df[numbers] = _shared_by_all(pairs, rows)
-    noisier = covariance > 0
+        covariance[numbers], df[numbers], scatter[numbers] = _shared_by_all(pairs, rows)
+    noisier = (covariance > 0) & (over_seeds.df >= MIN_DF)
     standard_error = over_seeds.standard_error.copy()
     freedom = over_seeds.df.copy()
     standard_error[noisier], freedom[noisier] = combined_pairs(
-        standard_error[noisier] ** 2, first_df=freedom[noisier], second=covariance[noisier], second_df=df[noisier]
+        np.maximum(standard_error[noisier] ** 2, scatter[noisier] / over_seeds.seeds[noisier]),
+        first_df=freedom[noisier],
+        second=covariance[noisier],
+        second_df=df[noisier],
     )
     return replace(over_seeds, standard_error=standard_error, df=freedom)
 
 
-def _shared_by_all(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Answers]) -> tuple[np.ndarray, np.ndarray]:
-    """The covariances of two seeds' means and their degrees of freedom, [P] each, for pairs of rows of one design."""
-    overlap = rows[pairs[0][0]].overlap
-    if not overlap.expected > 0:
-        return np.zeros(len(pairs)), np.ones(len(pairs))
+def _shared_by_all(
+    pairs: Sequence[tuple[str, str]], rows: Mapping[str, Answers]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The covariance, its degrees of freedom and the scatter of `Shared`, [P] each, for pairs of rows of one design."""
+    first = rows[pairs[0][0]]
+    if not first.overlap.expected > 0:
+        return np.zeros(len(pairs)), np.ones(len(pairs)), np.zeros(len(pairs))
     left = {name: place for place, name in enumerate(dict.fromkeys(a for a, _ in pairs))}
     right = {name: place for place, name in enumerate(dict.fromkeys(b for _, b in pairs))}
-    sums, squares = _moments(
-        np.stack([rows[name].deviations for name in left]), np.stack([rows[name].deviations for name in right])
-    )
     places = (np.array([left[a] for a, _ in pairs]), np.array([right[b] for _, b in pairs]))
-    images = rows[pairs[0][0]].tested.shape[1]
-    variances, df = _estimated(sums[places], squares[places], images=images, overlap=overlap)
-    return variances * overlap.per_variance, df
+    a = np.stack([rows[name].deviations for name in left])
+    b = np.stack([rows[name].deviations for name in right])
+    sums, squares = _moments(a, b)
+    variances, df = _estimated(sums[places], squares[places], images=first.tested.shape[1], overlap=first.overlap)
+    covariance = variances * first.overlap.per_variance
+    of_a_seed = _variances(a, b, _weights(first.tested))[places]
+    return covariance, df, np.maximum(0.0, of_a_seed - covariance)
+
+
+def _variances(left: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[A, B] the mean variance of a seed's mean, in points², of each row of `left` minus each row of `right`.
+
+    left: [A, S, I] deviations in points; right: [B, S, I]; weights: [S] from `_weights`.
+    """
+    scale = np.sqrt(weights)[:, None]
+    a = (left * scale).reshape(len(left), -1)
+    b = (right * scale).reshape(len(right), -1)
+    return np.maximum((a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T, 0.0)
 
 
 def _moments(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
