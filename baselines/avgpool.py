@@ -20,18 +20,22 @@ class GridPooling(Downsampler):
     def reachable(cls, tokens: int, k: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
         """The largest grid of at most k cells whose sides shrink alike within a factor of 2.
 
-        Raises UsageError for tokens on no grid.
+        If there is no such grid, the largest of at most k cells. Raises UsageError for tokens on no grid.
         """
         if grid is None:
             raise UsageError(f"{cls.__name__} needs tokens on a grid")
         if k >= tokens:
             return tokens, grid
         height, width = grid
-        stretch = {
-            (h, w): h / height / (w / width) for h in range(1, height + 1) for w in range(1, width + 1) if h * w <= k
-        }
-        even = [(h, w) for (h, w), ratio in stretch.items() if 0.5 <= ratio <= 2] or list(stretch)
-        best = max(even, key=lambda g: (g[0] * g[1], -abs(g[0] * width - g[1] * height), g[0]))
+        small_enough = [(h, w) for h in range(1, height + 1) for w in range(1, width + 1) if h * w <= k]
+        even = [(h, w) for h, w in small_enough if 0.5 <= h / height / (w / width) <= 2]
+
+        def preference(candidate: tuple[int, int]) -> tuple[int, int, int]:
+            """More cells first, then sides that shrink more alike, then more rows."""
+            h, w = candidate
+            return h * w, -abs(h * width - w * height), h
+
+        best = max(even or small_enough, key=preference)
         return best[0] * best[1], best
 
     @property

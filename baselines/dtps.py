@@ -34,8 +34,8 @@ class DTPS(DynamicViT):
         """At inference: keep the K tokens of highest score and squeeze the others into them."""
         return squeeze(tokens, score, self.setup.k)
 
-    def hide(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
-        """In training: the same for the tokens that alive [B, N] shows and kept [B, N] hides."""
+    def before_masking(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:
+        """In training: squeeze the tokens that are alive [B, N] but not kept [B, N] into the kept ones."""
         similarity = cosine(tokens.body, tokens.body).masked_fill((kept == 0)[:, None, :], float("-inf"))
         score, host = similarity.max(dim=2)
         leaves = (alive - kept)[:, :, None] * F.one_hot(host, tokens.count)  # [B, from, to]

@@ -70,15 +70,18 @@ class DynamicViT(Downsampler):
         kept = alive * (stays + (keep - keep.detach()))  # exactly 0 or 1
         off = (kept.mean(dim=1) - self.setup.k / self.setup.patches).square().mean() / self.setup.stages
         rate = tokens.aux.get("keep_rate", 0) + self.config.rate_weight * off
-        tokens = self.hide(tokens, alive, kept)
+        tokens = self.before_masking(tokens, alive, kept)
         return replace(tokens, alive=kept, grid=None, aux={**tokens.aux, "keep_rate": rate})
 
     def prune(self, tokens: Tokens, score: Tensor) -> Tokens:
         """At inference: the K tokens with the highest score [B, N], in their order."""
         return tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)
 
-    def hide(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:  # noqa: ARG002
-        """In training: the tokens before those visible in alive [B, N] but not in kept [B, N] are hidden."""
+    def before_masking(self, tokens: Tokens, alive: Tensor, kept: Tensor) -> Tokens:  # noqa: ARG002
+        """In training: what to do with the tokens that are alive [B, N] but not kept [B, N] before they are masked.
+
+        Here nothing; a subclass may first merge them into kept ones.
+        """
         return tokens
 
     def predict(self, body: Tensor, alive: Tensor) -> Tensor:

@@ -160,11 +160,13 @@ class LTMP(Thresholds):
         k = self.setup.k
         excess = self.excess(tokens, probe, torch.ones_like(tokens.size))
         kept = stable_topk(-excess.larger, k).sort(dim=1).values
-        own = torch.arange(k, device=kept.device).expand_as(kept)
-        place = torch.full_like(excess.host, k).scatter(1, kept, own)  # k: with the pruned ones
+        clusters = torch.arange(k, device=kept.device).expand_as(kept)
+        # Each kept token has one of the clusters 0 to k - 1. Pruned tokens go to cluster k, which is then dropped.
+        own = torch.full_like(excess.host, k).scatter(1, kept, clusters)  # [B, N]; k for the tokens that leave
         merges = (excess.merging > 0) | (excess.merging >= excess.pruning)
-        to = torch.where(merges, place.gather(1, excess.host), k)
-        return tokens.merge(torch.where(place < k, place, to), k + 1).keep(own)
+        of_host = torch.where(merges, own.gather(1, excess.host), k)
+        assignment = torch.where(own < k, own, of_host)
+        return tokens.merge(assignment, k + 1).keep(clusters)
 
     def macs(self) -> int:
         """The cosines between A and B of head-averaged keys."""

@@ -80,22 +80,25 @@ class MCTF(ToMe):
 
 
 def scale_to_one(x: Tensor) -> Tensor:
-    """x [B, N], its largest number in every image 1."""
+    """x [B, N] divided by its maximum in each image."""
     return x / x.amax(dim=1, keepdim=True)
 
 
 def match_both_ways(attraction: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """r merges by attraction [B, A, B']: r - r // 2 from A to B, then the others from B to what is left of A.
+    """Choose r merges by attraction [B, A, B']: r - r // 2 of A into B, then r // 2 of B into what is left of A.
 
-    Body tokens [B, r] that leave, and those they join in the end: a token of A whose partner in B leaves goes along.
+    Returns the body tokens that leave and the body tokens that they join, [B, r] each. If a token of A joins a token of
+    B that leaves itself, it joins that token's target instead. Body tokens 0, 2, 4 ... are A; 1, 3, 5 ... are B.
     """
-    first, partner = strongest(attraction, r - r // 2)
-    taken = torch.zeros_like(attraction[:, :, 0]).scatter(1, first, 1)
+    from_a, into_b = strongest(attraction, r - r // 2)
+    taken = torch.zeros_like(attraction[:, :, 0]).scatter(1, from_a, 1)
     left = attraction.masked_fill(taken[:, :, None] > 0, -1)
-    second, other = strongest(left.transpose(1, 2), r // 2)
-    to = torch.arange(attraction.shape[2], device=attraction.device).expand(attraction.shape[0], -1)
-    goes = (2 * to + 1).scatter(1, second, 2 * other)
-    return torch.cat([2 * first, 2 * second + 1], dim=1), torch.cat([goes.gather(1, partner), 2 * other], dim=1)
+    from_b, into_a = strongest(left.transpose(1, 2), r // 2)
+    in_b = torch.arange(attraction.shape[2], device=attraction.device).expand(attraction.shape[0], -1)
+    end = (2 * in_b + 1).scatter(1, from_b, 2 * into_a)  # [B, B']: the body token in which each token of B ends
+    sources = torch.cat([2 * from_a, 2 * from_b + 1], dim=1)
+    targets = torch.cat([end.gather(1, into_b), 2 * into_a], dim=1)
+    return sources, targets
 
 
 def strongest(attraction: Tensor, r: int) -> tuple[Tensor, Tensor]:

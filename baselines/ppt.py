@@ -19,10 +19,11 @@ from tpbench.tokens import Tokens, stable_topk
 
 
 def choose_by_image(chosen: Tensor, first: Tokens, second: Tokens) -> Tokens:
-    """The first of two reductions to as many tokens for the images that are chosen [B], the second for the others."""
+    """Combine two reductions of one batch to K tokens: `first` for the chosen images [B], `second` for the others."""
 
     def picked(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(chosen.view(-1, *[1] * (a.dim() - 1)), a, b)
+        other_dimensions = [1] * (a.dim() - 1)
+        return torch.where(chosen.view(-1, *other_dimensions), a, b)
 
     position = None
     if first.position is not None:
@@ -63,7 +64,7 @@ class PPT(ToMe):
         self.weighted_attention = self.config.proportional
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:
-        """Both ways to K tokens, and for every image the one that its scores ask for."""
+        """Merge and prune every image to K tokens, and take the merged tokens where its scores vary little."""
         score = self.scores(tokens, probe)
         pooled = super().forward(tokens, probe)
         pruned = tokens.keep(stable_topk(score, self.setup.k).sort(dim=1).values)
@@ -72,7 +73,7 @@ class PPT(ToMe):
 
     @staticmethod
     def scores(tokens: Tokens, probe: Probe) -> Tensor:
-        """[B, N], which sum to 1 in every image."""
+        """The scores of the body tokens [B, N], which sum to 1 in every image."""
         length = probe.values[:, :, tokens.prefix :].detach().float().square().sum(dim=(1, 3)).sqrt()
         score = probe.cls * length
         return score / score.sum(dim=1, keepdim=True)

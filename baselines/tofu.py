@@ -31,17 +31,19 @@ def mlerp(tokens: Tokens, assignment: Tensor, k: int) -> Tokens:
 
 
 def targets(assignment: Tensor, prefix: int, k: int) -> Tensor:
-    """The token that stays in each cluster of ToMe's matching: [B, N] -> [B, k].
+    """The token that stays in each cluster of ToMe's matching: assignment [B, N] -> token indices [B, k].
 
-    Every token of B stays, and those of A that come first by cluster, as many as do not merge.
+    All tokens of B stay. ToMe numbers the clusters by the tokens of A that stay and then by those of B, so a token of A
+    stays if the number of its cluster is below k minus the size of B.
     """
     n = assignment.shape[1]
     position = torch.arange(n, device=assignment.device)
     in_b = (position + prefix) % 2 == 1
-    stays = in_b | (assignment < k - (n + prefix % 2) // 2)
-    place = torch.where(stays, assignment, k)  # one place more, for those that leave
-    room = assignment.new_zeros(assignment.shape[0], k + 1)
-    return room.scatter(1, place, position.expand_as(place))[:, :k]
+    size_of_b = (n + prefix % 2) // 2
+    stays = in_b | (assignment < k - size_of_b)
+    cluster = torch.where(stays, assignment, k)  # tokens that leave write to one entry too many, which is cut off
+    target = assignment.new_zeros(assignment.shape[0], k + 1)
+    return target.scatter(1, cluster, position.expand_as(cluster))[:, :k]
 
 
 @register(

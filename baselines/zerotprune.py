@@ -61,8 +61,8 @@ class ZeroTPrune(ToMe):
         batch, heads, n, _ = probe.queries.shape
         start = torch.full((batch, heads, n), 1 / n, dtype=torch.float32, device=probe.queries.device)
         with torch.autocast(start.device.type, enabled=False):
-            queries = probe.queries.to(probe.turned.dtype)
-            rank = attention_transpose_apply(queries, probe.turned, start, self.rounds)
+            queries = probe.queries.to(probe.rotated_keys.dtype)
+            rank = attention_transpose_apply(queries, probe.rotated_keys, start, self.rounds)
         variance = rank.var(dim=2, keepdim=True)
         share = variance / variance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         return (share * rank.square()).sum(dim=1).sqrt()

@@ -64,7 +64,7 @@ def test_every_method_runs_on_every_backbone_or_is_refused_in_words(method, kind
     images = torch.randn(2, 3, *base.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     out = model.forward_tokens(images)
-    asked, leaves = int(0.6 * patches), model.reducers[0].leaves
+    asked, leaves = int(0.6 * patches), model.reducers[0].tokens_out
     assert out.counts == (patches, leaves, leaves)
     count = registry.catalogue()[0][method].count
     assert leaves == {"exact": asked, "masked": patches}.get(count, min(leaves, asked))

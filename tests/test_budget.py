@@ -61,7 +61,7 @@ def test_solved_counts_cost_the_share_asked_for(share, blocks):
     assert solved.budget is None
     assert cost(solved) == pytest.approx(float(share), rel=budget.TOLERANCE)
     assert schedule.parse(solved.text) == solved  # the text gives the schedule back
-    halved = solved.counting([max(1, k // 2) for k in solved.counts])
+    halved = solved.with_counts([max(1, k // 2) for k in solved.counts])
     assert cost(halved) != pytest.approx(float(share), rel=budget.TOLERANCE)  # control
 
 
@@ -69,9 +69,9 @@ def test_coarse_steps_are_solved_by_single_counts():
     """Counts come in steps of 28: no keep rate is within 1 %, single counts are."""
 
     def coarse(asked: schedule.Schedule) -> float:
-        return cost(asked.counting([k // 28 * 28 or 1 for k in asked.counts]))
+        return cost(asked.with_counts([k // 28 * 28 or 1 for k in asked.counts]))
 
-    near = min(abs(coarse(schedule.parse("macs=1@3,6,9").counting(c)) - 0.95) for c in budget.rates(PATCHES, 3))
+    near = min(abs(coarse(schedule.parse("macs=1@3,6,9").with_counts(c)) - 0.95) for c in budget.rates(PATCHES, 3))
     assert near > 0.95 * budget.TOLERANCE  # control
     assert coarse(solve("macs=0.95@3,6,9", coarse)) == pytest.approx(0.95, rel=budget.TOLERANCE)
 

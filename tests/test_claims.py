@@ -125,6 +125,12 @@ def test_alone_a_reading_is_judged_as_by_families():
     assert seen == {HOLDS, FAILS, EXCLUDED, UNDECIDED}
 
 
+def test_many_seeds_are_more_precise_than_few_that_agree():
+    few = replace(reading(0.5), ours=Difference(0.5, 0.09, 2.0, 3, "a", "b"))
+    assert claims.imprecision(reading(0.5, 0.1)) < claims.imprecision(few)
+    assert claims.imprecision(reading(0.5, 0.3)) > claims.imprecision(few), "control"
+
+
 def test_a_family_is_corrected():
     p_of_3_percent = reading(0.1 * 2.33)
     assert decide([p_of_3_percent])[0].verdict == HOLDS, "control: alone it is significant"
@@ -148,7 +154,7 @@ def test_an_effect_on_the_other_side_of_the_bound_is_none():
 def test_one_seed_has_no_interval_and_says_so():
     own = of_rows({("wkmedoids", MACS): 89.0, ("topk", MACS): 80.0}, seeds=1)
     one = found(own, 4, "equal MACs: wkmedoids minus topk")
-    assert (one.verdict, one.open_because, one.ours.seeds) == (UNDECIDED, ONE_SEED, 1)
+    assert (one.verdict, one.why_undecided, one.ours.seeds) == (UNDECIDED, ONE_SEED, 1)
     assert all(math.isnan(end) for end in one.bounds)
     assert ONE_SEED in sentence(4, [one])
     several = of_rows({("wkmedoids", MACS): 89.0, ("topk", MACS): 80.0}, seeds=4)
@@ -257,7 +263,7 @@ def test_the_spectrum_is_read_on_logarithms():
     high = found(study(records, spectra=spectra(1.25, 1.3, 1.2)), 2, "own attention")
     assert high.verdict == FAILS
     assert high.bounds[0] < high.value < high.bounds[1] < 1
-    assert found(study(records, spectra=spectra(0.5)), 2, "own attention").open_because == ONE_SEED
+    assert found(study(records, spectra=spectra(0.5)), 2, "own attention").why_undecided == ONE_SEED
     assert "run the recipe again" in found(study(records), 2, "own attention").missing
 
 
@@ -665,6 +671,17 @@ def test_a_corrupt_file_is_refused_by_name(tmp_path, kind, name):
     next((tmp_path / "digits" / kind).rglob("*.json")).write_text("{}")
     with pytest.raises(UsageError, match=rf"{name} .*seed\d\.json is corrupt"):
         read_studies([tmp_path / "digits"])
+
+
+def test_no_hull_is_drawn_before_anything_is_fine_tuned(tmp_path):
+    shelf = [
+        replace(
+            own,
+            records=[replace(r, metrics={"off_the_shelf_top1": r.metrics["off_the_shelf_top1"]}) for r in own.records],
+        )
+        for own in widths({("wkmedoids", MACS): 88.0})
+    ]
+    assert claims_page.figures(tmp_path, shelf) == []
 
 
 def test_the_hull_is_drawn_for_several_widths(tmp_path):

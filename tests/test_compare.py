@@ -76,8 +76,47 @@ def test_only_common_seeds_count() -> None:
     assert topk.top1[0] == topk.top1[1]
     apart = [replace(record, seed=record.seed + 7) for record in records()]
     lonely = row(changes(records(), apart), "topk")
-    assert "no seed in common" in lonely.notes
+    assert "no seed is in common" in lonely.notes
     assert np.isnan(lonely.difference.value)
+
+
+def test_each_schedule_is_compared_at_its_own_stage():
+    """A loss off the shelf is seen although the reference schedule is fine-tuned."""
+    shelf = "macs=0.8@0,1,2"
+
+    def both(*values: float) -> list[Record]:
+        own = [measured("tome", seed, value, shelf, 0.8) for seed, value in enumerate(values)]
+        return [
+            *records(),
+            *(replace(one, metrics={"off_the_shelf_top1": one.metrics["fine_tuned_top1"]}) for one in own),
+        ]
+
+    compared = changes(both(75.0, 76.1, 75.4), both(30.0, 31.3, 30.2))
+    found = {one.schedule: one for one in compared.rows if one.method == "tome"}
+    assert found[shelf].stage == "off_the_shelf"
+    assert found[shelf].difference.value == pytest.approx(-45.0)
+    assert found[SCHEDULE].stage == "fine_tuned"
+    text = " ".join(compare_text.findings(compared))
+    assert "Top-1 (fine-tuned)" in text
+    assert "Top-1 (off the shelf)" in text
+    assert any(shelf in sentence for sentence in worse.worse([compared], 2))
+
+
+def test_seeds_that_failed_on_one_side_are_named_and_costs_are_over_common_seeds():
+    after = [
+        replace(one, error="RuntimeError: gone") if (one.method, one.seed) == ("topk", 1) else one for one in records()
+    ]
+    before = [
+        replace(one, macs=one.macs | {"total": 5 * one.macs["total"]}) if (one.method, one.seed) == ("topk", 1) else one
+        for one in records()
+    ]
+    compared = changes(before, after)
+    topk = row(compared, "topk")
+    assert topk.failed_seeds == {"B": [1]}
+    assert topk.macs_percent == 0
+    assert "topk at" in " ".join(compare_text.findings(compared))
+    assert any("no numbers in B with seed 1" in sentence for sentence in worse.worse([compared], 2))
+    assert row(changes(records(), records()), "topk").failed_seeds == {}, "control: nothing failed"
 
 
 def test_outcomes_on_the_same_images_are_paired_image_by_image() -> None:

@@ -134,7 +134,7 @@ def promise_sizes(cls, site: Site) -> str:
     """Sizes say what each token stands for. Says what the method does: "merges", "prunes" or "does both"."""
     kinds = set()
     for reducer, before, after in steps(reduced(cls, site=site), pictures()):
-        assert after.size.shape == (3, reducer.leaves)
+        assert after.size.shape == (3, reducer.tokens_out)
         assert after.size.dtype == torch.float32
         rows = {tuple(row) for image in before.body.tolist() for row in image}
         for image, size in enumerate(after.size):
@@ -220,7 +220,7 @@ def promise_macs(cls) -> None:
         tokens = Tokens(torch.randn(2, 1 + n, 32), 1, torch.ones(2, n), grid)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             after = reducer(tokens, some_probe(reducer.needs, n))
-        assert after.count == reducer.leaves
+        assert after.count == reducer.tokens_out
         assert counter.get_total_flops() == 2 * 2 * reducer.macs()
 
 
@@ -232,7 +232,7 @@ def some_probe(needs: Needs, n: int) -> Probe:
         Needs.VALUES: {"values": values},
         Needs.CLS: {"cls": torch.rand(2, n)},
         Needs.RECEIVED: {"received": received, "own": received * torch.rand(2, n)},
-        Needs.QUERIES: {"queries": torch.randn(2, 2, 1 + n, 16), "turned": keys},
+        Needs.QUERIES: {"queries": torch.randn(2, 2, 1 + n, 16), "rotated_keys": keys},
         Needs.INPUT: {"input": torch.randn(2, 1 + n, 32)},
         Needs.SHIFT: {"shift": torch.rand(2, n)},
     }
@@ -468,7 +468,7 @@ def test_reducers_say_where_they_stand(name):
     assert all((s.patches, s.width, s.heads) == (PATCHES, 32, 2) for s in setups)
     assert setups[0].tokens == PATCHES
     assert setups[0].grid == (8, 8)
-    assert model.reducers[0].leaves == setups[1].tokens
+    assert model.reducers[0].tokens_out == setups[1].tokens
     assert f"tokens={PATCHES} -> {setups[0].k}" in repr(model)
 
 
@@ -480,7 +480,7 @@ def test_site_is_where_tokens_leave(name):
         model.blocks[1].mlp.register_forward_pre_hook(lambda _, given, met=met: met.append(given[0].shape[1]))
         with torch.no_grad():
             seeded(model, pictures())
-        assert met == [1 + (PATCHES if site is Site.END else model.reducers[0].leaves)]
+        assert met == [1 + (PATCHES if site is Site.END else model.reducers[0].tokens_out)]
 
 
 @every_reducing_method

@@ -69,11 +69,11 @@ def test_training_batches_follow_from_seed_and_epoch_alone():
 
 def test_some_images_of_a_part_are_always_the_same_of_all_classes():
     train = data.load(DIGITS, CPU).train
-    some = train.some(200)
+    some = train.subset(200)
     assert len(some) == 200
     assert set(some.labels.tolist()) == set(range(10))
-    assert torch.equal(some.images, data.load(DIGITS, CPU).train.some(200).images)
-    assert len(train.some(5000)) == len(train) == 1193
+    assert torch.equal(some.images, data.load(DIGITS, CPU).train.subset(200).images)
+    assert len(train.subset(5000)) == len(train) == 1193
 
 
 def test_evaluation_sees_every_image_once_in_order():
@@ -247,7 +247,9 @@ def test_an_image_folder_is_read_through_timm(tmp_path):
     }
     batch = next(parts.train.batches(4, (0, 0)))
     assert batch.images.shape == (4, 3, 16, 16)
-    assert len(torch.cat([batch.labels for batch in parts.train.some(3).batches(2)])) == len(parts.train.some(3)) == 3
+    assert (
+        len(torch.cat([batch.labels for batch in parts.train.subset(3).batches(2)])) == len(parts.train.subset(3)) == 3
+    )
     with pytest.raises(DataError, match="does not exist"):
         data.load(replace(lines, root=str(tmp_path / "nowhere")), CPU)
     broken = next((tmp_path / "validation" / "cat").iterdir())

@@ -31,13 +31,28 @@ def records(gain: float = 3.0, share: float = 0.505) -> list[Record]:
 
 
 def test_they_are_compared_with_the_share_of_macs_that_they_cost():
-    ((schedule, compared),) = at_the_same_cost(records(), LEARNED)
-    assert schedule == FIXED
-    assert {row.method for row in compared.rows} == {"tome", "topk"}
-    for row in compared.rows:
+    (one,) = at_the_same_cost(records(), LEARNED)
+    assert one.fixed_rate == FIXED
+    assert one.unequal == []
+    assert {row.method for row in one.compared.rows} == {"tome", "topk"}
+    for row in one.compared.rows:
         assert row.difference.value == pytest.approx(3.0)
         assert row.macs_percent == pytest.approx(1.0)
         assert row.judgement.verdict == "better"
+
+
+def test_a_method_that_costs_more_with_them_is_not_judged():
+    costly = over_seeds("kmeans", (90.0, 91.1, 90.6), LEARNED, 0.53) + over_seeds("kmeans", (80.0, 81.2, 80.7), FIXED)
+    (one,) = at_the_same_cost([*records(), *costly], LEARNED)
+    assert {row.method for row in one.compared.rows} == {"tome", "topk"}
+    assert [row.method for row in one.unequal] == ["kmeans"]
+    assert one.unequal[0].macs_percent > 2
+
+
+def test_the_folders_margin_decides_what_is_equivalent():
+    wide, narrow = (next(at_the_same_cost(records(gain=0.0), LEARNED, margin)).compared for margin in (2.0, 0.01))
+    assert {row.judgement.verdict for row in wide.rows} == {"equivalent"}
+    assert {row.judgement.verdict for row in narrow.rows} == {"undecided"}
 
 
 def test_a_share_far_from_theirs_is_another_cost():

@@ -67,9 +67,9 @@ def test_a_block_shows_its_input_and_its_shift(site):
 @torch.no_grad()
 def test_queries_and_keys_give_the_attention():
     probe, *_ = seen_of(timm.create_model("test_vit").eval(), Site.MID)
-    attention = (probe.queries @ probe.turned.transpose(2, 3)).softmax(dim=-1)
+    attention = (probe.queries @ probe.rotated_keys.transpose(2, 3)).softmax(dim=-1)
     torch.testing.assert_close(attention.sum(dim=2).mean(dim=1)[:, 1:], probe.received, rtol=1e-4, atol=1e-5)
-    unscaled = (2 * probe.queries @ probe.turned.transpose(2, 3)).softmax(dim=-1).sum(dim=2).mean(dim=1)[:, 1:]
+    unscaled = (2 * probe.queries @ probe.rotated_keys.transpose(2, 3)).softmax(dim=-1).sum(dim=2).mean(dim=1)[:, 1:]
     assert not torch.allclose(unscaled, probe.received, rtol=1e-4, atol=1e-5), "control"
 
 
@@ -404,9 +404,9 @@ def test_zerotprune_importance_is_the_stationary_distribution():
         ranks.append(one / one.sum())
     share = torch.stack([rank.var() for rank in ranks])
     want = sum(w * rank.square() for w, rank in zip(share / share.sum(), ranks)).sqrt()
-    found = reducer.importance(Probe(queries=q, turned=k))[0]
+    found = reducer.importance(Probe(queries=q, rotated_keys=k))[0]
     torch.testing.assert_close(found.double(), want, rtol=1e-3, atol=1e-5)
-    few = instance("zerotprune", 6, 4, 8, rounds=1).importance(Probe(queries=q, turned=k))[0]
+    few = instance("zerotprune", 6, 4, 8, rounds=1).importance(Probe(queries=q, rotated_keys=k))[0]
     assert not torch.allclose(few, found, rtol=1e-3), "control: the rounds show"
 
 
@@ -415,7 +415,7 @@ def test_zerotprune_drops_the_likeness_of_something_important():
     keys = torch.tensor([[0.0, 0, 0], [8, 0, 0.1], [8, 0.1, 0], [0, 0, -4], [4, 0, 0.05]])[None, None]
     queries = torch.tensor([1.0, 0, 0]).expand(1, 1, 5, 3)
     tokens = tokens_of([[1.0, 0, 0], [2, 0, 0], [3, 0, 0], [4, 0, 0]])
-    out = instance("zerotprune", 4, 3, 3)(tokens, Probe(queries=queries, turned=keys, keys=keys))
+    out = instance("zerotprune", 4, 3, 3)(tokens, Probe(queries=queries, rotated_keys=keys, keys=keys))
     assert out.body[0, :, 0].tolist() == [1.0, 2.0, 3.0]
 
 

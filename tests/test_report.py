@@ -436,7 +436,7 @@ def test_a_fine_tuned_base_alone_does_not_hide_what_was_measured_off_the_shelf()
             for record in over_seeds(method, tops)
         ]
     comparison = only(base)
-    assert comparison.by == "off_the_shelf"
+    assert comparison.stage == "off_the_shelf"
     text = " ".join(findings.findings(comparison))
     assert ", off the shelf, of 1 other method compared with wkmedoids (76.6 %" in text
     assert "neither fine-tuned: -10.9 points" in text
@@ -715,12 +715,12 @@ def test_random_weights_have_nothing_off_the_shelf() -> None:
 
 def test_what_lives_below_the_budget_and_what_saves_nothing_is_said() -> None:
     text = " ".join(printed(example()).split())
-    assert "ats computes padding: without it, 37.5 % of the MACs." in text
+    assert "ats pads its batches and costs 48.0 % of the MACs; without padding it would cost 37.5 % of the MACs." in text
     assert "Saves nothing: avit, which masks tokens and removes none; at 0.7@0,1,2 100.0 % of the MACs, 84.50" in text
     assert "unreachable" not in text
     assert "They do not count additions (such as the means of merging), norms, softmax" in text
     without = [replace(record, count="exact") for record in example() if record.method != "ats"]
-    assert "computes padding" not in printed(without), "control"
+    assert "pads its batches" not in printed(without), "control"
     assert "Saves nothing" not in printed(without)
     masked = [replace(record, count="masked") if record.method == "random" else record for record in STUDY]
     assert set(only(masked).tables[SCHEDULE].judgements) == {"tome"}

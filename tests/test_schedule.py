@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tpbench.cli.rows import reducing
 from tpbench.errors import ScheduleError, UsageError
 from tpbench.schedule import Kind, parse, parse_all, spell
 
@@ -172,6 +173,16 @@ def test_learned_counts_are_those_of_the_file_where_tokens_leave(tmp_path):
     assert (schedule.text, schedule.blocks, schedule.kind) == ("learned:soft_extract", (1, 3), Kind.LEARNED)
     assert schedule.requested(196, 4) == (150, 40)
     assert parse(learned(tmp_path, counts=[196, 150, 120, 40])).blocks == (1, 2, 3)  # control: the file decides
+
+
+def test_a_run_has_each_schedule_once_and_refuses_two_of_one_name(tmp_path):
+    once = reducing(parse_all("none;0.5@0,1;0.7@0,1;0.5@0,1"))
+    assert [schedule.text for schedule in once] == ["0.5@0,1", "0.7@0,1"]
+    first = parse(learned(tmp_path))
+    second = parse(learned(tmp_path, counts=[196, 150, 120, 40]))
+    assert reducing([first, first]) == (first,), "control"
+    with pytest.raises(UsageError, match="two files are named learned:soft_extract"):
+        reducing([first, second])
 
 
 @pytest.mark.parametrize("change", [{"counts": None}, {"counts": ["x"]}, {"patches": None}], ids=str)

@@ -154,9 +154,9 @@ def test_the_budget_is_in_macs():
     model = tpbench.reduce(base, "none")
     counts = [50, 40, 30, 20]
     want = tpbench.reduce(base, "patch_dropout", "50,40,30,20@0-3")  # costs nothing itself
-    got = model.macs_leaving([torch.tensor(float(k)) for k in counts])
+    got = model.macs_with_counts([torch.tensor(float(k)) for k in counts])
     assert got.item() == pytest.approx(sum(want.macs().values()), rel=1e-6)
-    less = model.macs_leaving([torch.tensor(float(k - 1)) for k in counts])
+    less = model.macs_with_counts([torch.tensor(float(k - 1)) for k in counts])
     assert less < 0.999 * got  # control
 
 

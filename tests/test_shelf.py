@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_
         assert "off_the_shelf" in record.outcomes
     compared = frame.compare(records)[0]
     table = compared.frame
-    assert {text: own.by for text, own in compared.tables.items()} == {
+    assert {text: own.stage for text, own in compared.tables.items()} == {
         "0.5@0,1": "fine_tuned",
         "0.7@0,1": "fine_tuned",
         "0.8@0,1": "off_the_shelf",
@@ -151,7 +152,7 @@ def test_the_study_on_two_cores_holds_what_its_claims_need(name):
         assert "wkmedoids(finetune_seed=1)" in variants - claimed
 
 
-def test_the_flag_evaluates_every_method_off_the_shelf_and_a_run_without_it_goes_on(tmp_path):
+def test_the_flag_evaluates_every_method_off_the_shelf_and_a_run_without_it_goes_on(tmp_path, capsys):
     words = ["run", "--recipe", TINY, "--methods", "none,topk", "--schedules", "0.5@0,1", "--out", str(tmp_path)]
     words += ["--seeds", "1"]
     assert main([*words, "--off-the-shelf", "--quiet"]) == DONE
@@ -160,6 +161,9 @@ def test_the_flag_evaluates_every_method_off_the_shelf_and_a_run_without_it_goes
     for record in (base, shelf):
         assert not record.training
         assert "off_the_shelf_top1" in record.metrics
+    capsys.readouterr()
+    assert main([*words, "--time-limit", "0.001s", "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out)["left"] == 2, "records off the shelf are not what this run asks for"
     assert main([*words, "--quiet"]) == DONE
     tuned = {record.method: record for record in read_all(tmp_path)}
     assert tuned["topk"].training

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from test_report import measured
 
 from tpbench import registry, vit
+from tpbench.bench import results_folder
 from tpbench.errors import UsageError
 from tpbench.measure import advice, grid_session, latency_budget, session, speeds, timings
 from tpbench.measure import images as pictures
@@ -25,6 +27,7 @@ from tpbench.measure.entries import Entry, Grid, Subject, entries, keys, require
 from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort
 from tpbench.measure.timings import Group, Key, Row, Session
+from tpbench.record import Record
 from tpbench.report import advised
 from tpbench.report import timed as table
 from tpbench.schedule import parse, parse_all
@@ -139,7 +142,7 @@ def test_a_95th_percentile_needs_200_samples(count, known):
 @pytest.mark.parametrize(("seconds", "marked"), [(0.70, False), (0.712, False), (0.716, True), (0.68, True)])
 def test_a_row_more_than_two_percent_off_its_latency_is_marked(seconds, marked):
     rows = [*rows_of(reference=[1.0] * 5, control=[1.0] * 5), row(asked=0.7, seconds=[seconds] * 5)]
-    assert speeds.speeds(made(rows), ALONE)[-1].marked == marked
+    assert speeds.speeds(made(rows), ALONE)[-1].misses_latency == marked
 
 
 # ---------------------------------------------------------------- turns
@@ -353,7 +356,7 @@ def test_memory_that_runs_out_names_the_batch():
 )
 def test_effort_is_rounds_or_seconds_and_at_least_a_few_rounds(effort, rounds, seconds, enough):
     assert effort.enough(rounds, seconds) == enough
-    assert (effort.left(rounds, seconds, a_round=1.0) == 0) == enough
+    assert (effort.left(rounds, seconds, round_seconds=1.0) == 0) == enough
 
 
 # ---------------------------------------------------------------- images and rows
@@ -491,7 +494,7 @@ def test_at_the_end_of_a_session_every_row_has_its_latency_or_is_marked(subject,
     assert [(speed.row.method, speed.row.batch) for speed in asked] == [("topk", 4), ("wkmedoids", 4), ("tome", 4)]
     for speed in asked:
         assert (slower * machine.true(speed.row) == pytest.approx(0.8, rel=speeds.NEAR)) == met
-        assert speed.marked != met
+        assert speed.misses_latency != met
     marks = [line["Method"] for group in found for line in table.lines(done, group) if "*" in line["ms"]]
     assert sorted(marks) == ([] if met else ["tome", "topk", "wkmedoids"])
     assert len(table.missed(done)) == len(marks)
@@ -569,10 +572,59 @@ def test_only_the_rows_where_latency_was_solved_are_held_to_it(subject):
     schedule = parse("latency=0.8@0,1,2")
     (variant,) = registry.variants("topk")
     grid = Grid((variant,), (schedule,), (1, 4))
-    found = entries(subject, grid, {(variant, schedule): schedule.counting([50, 40, 30])})
+    found = entries(subject, grid, {(variant, schedule): schedule.with_counts([50, 40, 30])})
     assert {entry.row.batch: entry.row.asked for entry in found if entry.row.method == "topk"} == {1: None, 4: 0.8}
     refused = {(variant, schedule): "out of reach"}
     assert [entry.row.error for entry in entries(subject, grid, refused)][2::3] == ["out of reach"] * 2
+
+
+def test_pairs_that_nobody_asked_for_are_left_out():
+    schedules = (parse("latency=0.8@0,1,2"), parse("0.5@0,1"))
+    topk, tome = registry.variants("topk,tome")
+    grid = Grid((topk, tome), schedules, (1,))
+    without = replace(grid, without_counts=frozenset({(tome, schedules[0])}))
+    assert [*grid.pairs()] == [(topk, schedules[0]), (tome, schedules[0]), (topk, schedules[1]), (tome, schedules[1])]
+    assert [*without.pairs()] == [(topk, schedules[0]), (topk, schedules[1]), (tome, schedules[1])]
+
+
+def test_rows_whose_records_have_other_counts_are_outdated():
+    """Learned again under the same name, their seconds are those of other counts."""
+    learned = row("topk", schedule="learned:one", counts=[30, 20], seconds=[1.0])
+    session = made([learned, row("tome", schedule="0.5@0,1", counts=[32, 16], seconds=[1.0])])
+
+    def record(counts: list[int], machine: str = session.machine) -> Record:
+        return replace(measured("topk", 0, 50.0, "learned:one"), machine=machine, tokens={"achieved": counts})
+
+    assert results_folder.outdated_rows(session, [record([30, 20]), record([9, 9], machine="another")]) == []
+    assert results_folder.outdated_rows(session, [record([31, 22])]) == [learned]
+    assert results_folder.outdated_rows(session, [replace(record([]), tokens={})]) == [], "it failed"
+
+
+@pytest.mark.slow
+def test_a_time_limit_that_ends_the_work_of_the_first_rank_ends_all_ranks():
+    script = (
+        "import torch\n"
+        "from types import SimpleNamespace\n"
+        "from tpbench.bench.workspace import Workspace\n"
+        "from tpbench.errors import OutOfTime\n"
+        "from tpbench.training import ranks\n"
+        "ranks.connect(torch.device('cpu'))\n"
+        "first = ranks.rank() == 0\n"
+        "def stop(): raise OutOfTime\n"
+        "def work(check):\n"
+        "    assert first\n"
+        "    check()\n"
+        "place = SimpleNamespace(writes=first, device=torch.device('cpu'), check_own_clock=lambda: None)\n"
+        "Workspace.on_first_rank(place, work)\n"
+        "place.check_own_clock = stop\n"
+        "try: Workspace.on_first_rank(place, work)\n"
+        "except OutOfTime: print('stopped', flush=True)\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    words = [sys.executable, *launcher, sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("stopped") == 2
 
 
 # ---------------------------------------------------------------- advice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import tiny_recipe
 from tpbench import recipe as recipes
 from tpbench import tuning
 from tpbench.bench.tune import best_trial
-from tpbench.cli import DONE, WRONG, main
+from tpbench.cli import DONE, FAILED, WRONG, main
+from tpbench.errors import CellFailed, Diverged
 from tpbench.record import read_all
 from tpbench.tuning import TRIALS, Tuned, Tuning, space
 
@@ -102,6 +104,52 @@ def test_a_trial_sees_as_many_images_as_the_recipe_says(tmp_path, monkeypatch):
         recipes.tuning_path(str(path)).unlink()
 
 
+def test_a_tuning_at_another_schedule_is_not_added_to(tuned, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    shutil.copy(recipes.tuning_path(str(tuned)), recipes.tuning_path(str(path)))
+    words = ["tune", "--recipe", str(path), "--methods", "random", "--set", 'schedules=["0.4@0,1"]']
+    assert main([*words, "--out", str(tmp_path / "out")]) == WRONG
+    assert "delete it to tune at 0.4@0,1" in capsys.readouterr().err
+    recipes.tuning_path(str(path)).unlink()
+    shutil.copytree(tuned.parent / "results", tmp_path / "results")
+    assert main([*words, "--out", str(tmp_path / "results")]) == WRONG, "neither are its trials"
+    assert "random.json were made at" in capsys.readouterr().err
+
+
+def test_what_another_command_has_tuned_meanwhile_stays(tuned, tmp_path, monkeypatch):
+    from tpbench.bench import tune
+
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    theirs = tuning.read(recipes.tuning_path(str(tuned)))
+    own = recipes.tuning_path(str(path))
+
+    def side_by_side(jobs, *, context, **_named):
+        """Do the jobs, and meanwhile let another command end."""
+        for job in jobs:
+            job.function(context, job.argument, lambda *_words, **_named: None)
+        own.write_text(json.dumps(asdict(replace(theirs, methods={"sit": theirs.methods["sit"]}))))
+
+    monkeypatch.setattr(tune, "side_by_side", side_by_side)
+    assert main(["tune", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / "out")]) == DONE
+    assert set(tuning.read(own).methods) == {"sit", "random"}
+
+
+@pytest.mark.parametrize(("error", "code"), [(Diverged("the loss"), DONE), (CellFailed("out of memory"), FAILED)])
+def test_only_a_loss_that_diverges_is_a_trial_without_numbers(tmp_path, monkeypatch, error, code):
+    from tpbench.bench import tune
+
+    def training(*_words, **_named):
+        raise error
+
+    monkeypatch.setattr(tune, "train", training)
+    path = tmp_path / "mine.py"
+    shutil.copy(TINY, path)
+    assert main(["tune", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / "out")]) == code
+    assert recipes.tuning_path(str(path)).exists() == (code == DONE)
+
+
 def found_losses(found: Tuning) -> tuple[list, list]:
     return found.methods["random"].losses, found.methods["random"].top1
 
@@ -129,5 +177,6 @@ def test_a_tuning_of_something_else_is_refused_by_name(tuned, tmp_path, capsys, 
 
 def test_the_best_trial_is_the_one_of_smallest_finite_loss():
     assert best_trial([0.5, None, 0.3, 0.4]) == 2
+    assert best_trial([math.nan, 0.5]) == 1
     assert best_trial([None, None]) == 0
     assert best_trial([0.5, 0.5]) == 0, "the recipe's own lines where nothing is better"

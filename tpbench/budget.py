@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
+from math import inf
 
 from tpbench.errors import Unreachable
 from tpbench.schedule import Schedule, spell
@@ -27,11 +28,11 @@ def solve(schedule: Schedule, cost: Callable[[Schedule], float], patches: int) -
     first; where their steps are too coarse (as on grids), single counts are changed from there. Raises Unreachable if
     no counts meet the share; the message names the nearest share that was found.
     """
-    search = BudgetSearch(schedule, lambda counts: cost(schedule.counting(counts)))
+    search = BudgetSearch(schedule, lambda counts: cost(schedule.with_counts(counts)))
     for start in search.by_rate(patches)[:STARTS]:
         counts = search.refine(start, patches)
         if search.relative_error(counts) <= TOLERANCE:
-            return schedule.counting(counts)
+            return schedule.with_counts(counts)
     raise search.unreachable()
 
 
@@ -104,11 +105,12 @@ def rates(patches: int, stages: int) -> tuple[Counts, ...]:
     """Every tuple of counts that some keep rate in (0, 1] gives, each count at least 1, in rising order."""
     places = product(range(1, stages + 1), range(2, patches + 1))
     steps = sorted(((k / patches) ** (1 / stage), stage, k) for stage, k in places)
+    next_rates = [*(rate for rate, _, _ in steps[1:]), inf]
     counts = [1] * stages
     chain = [tuple(counts)]
-    for (rate, stage, k), following in zip(steps, [*steps[1:], (2.0, 0, 0)]):
-        counts[stage - 1] = k
-        if following[0] - rate > 1e-12:  # steps at the same rate count as one
+    for (rate, stage, k), next_rate in zip(steps, next_rates):
+        counts[stage - 1] = k  # from this keep rate on, the count after this stage is k
+        if next_rate - rate > 1e-12:  # steps at the same rate count as one
             chain.append(tuple(counts))
     return tuple(chain)
 

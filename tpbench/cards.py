@@ -78,7 +78,10 @@ def installed_files() -> Iterator[tuple[str, Path]]:
 
 @lru_cache(maxsize=8)
 def _entries(find: Callable[..., Iterable[EntryPoint]], places: tuple[str, ...]) -> list[EntryPoint]:  # noqa: ARG001
-    """The entry points of the group, sorted. Cached, because finding them reads every installed package."""
+    """The entry points of the group, sorted. Cached, because finding them reads every installed package.
+
+    find: `importlib.metadata.entry_points`; places: the search path, which is part of the cache's key alone.
+    """
     return sorted(find(group=GROUP), key=lambda entry: entry.name)
 
 

@@ -46,8 +46,9 @@ class Probe(NamedTuple):
     cls      [B, N]  attention that the class token pays to each body token, mean over heads
     received [B, N]  attention that each body token gets: summed over all queries, mean over heads
     own      [B, N]  the part of `received` that the token pays to itself (the diagonal)
-    queries, turned [B, H, P + N, D]  queries times the scale, and the keys that they are compared with, both rotated
-             where the model has a rotary embedding: softmax(queries turned^T) is the attention without key weights
+    queries, rotated_keys [B, H, P + N, D]  queries times the scale, and the keys that they are compared with, both
+             rotated if the model has a rotary embedding: softmax(queries rotated_keys^T) is the attention without key
+             weights
     input    [B, P + N, C]  the input of the attention: the block's normalised tokens
     shift    [B, N] float32  how far the branch before the site moved each body token (L2): the attention at the site
              mid, the MLP at the site end; without gradient
@@ -59,7 +60,7 @@ class Probe(NamedTuple):
     received: Tensor | None = None
     own: Tensor | None = None
     queries: Tensor | None = None
-    turned: Tensor | None = None
+    rotated_keys: Tensor | None = None
     input: Tensor | None = None
     shift: Tensor | None = None
 
@@ -82,7 +83,7 @@ class Setup(NamedTuple):
 class Output(NamedTuple):
     """What a token model returns in every mode.
 
-    logits [B, classes], the tokens after the final norm, and the body tokens that left each block.
+    logits [B, classes], the tokens after the final norm, and the number of body tokens after each block.
     """
 
     logits: Tensor
@@ -118,8 +119,8 @@ class Downsampler(nn.Module):
         return cls.needs
 
     @property
-    def leaves(self) -> int:
-        """Body tokens that go on to the next layer: K, or all that arrived where tokens are only hidden."""
+    def tokens_out(self) -> int:
+        """Body tokens that go on to the next layer: K, or all that arrived if the method only masks tokens."""
         return self.setup.tokens if self.masks else self.setup.k
 
     def forward(self, tokens: Tokens, probe: Probe) -> Tokens:

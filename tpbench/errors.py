@@ -46,6 +46,10 @@ class CellFailed(RuntimeError):
     """One cell of the benchmark failed (diverged, ran out of memory). The other cells still run."""
 
 
+class Diverged(CellFailed):
+    """The training loss is no longer finite."""
+
+
 class OutOfTime(Exception):
     """The time limit was reached. Everything is saved, and the same command continues."""
 

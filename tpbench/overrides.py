@@ -100,10 +100,16 @@ def _value(now: Any, kind: Any, rest: Sequence[str], line: Line) -> Any:
 def _member(now: Mapping[str, Any], kind: Any, rest: Sequence[str], line: Line) -> Any:
     """The new value of a mapping's member. A member that holds dataclasses must be there already."""
     name, *deeper = rest
-    inner = (get_args(kind) or (str, Any))[1]
+    inner = _entry_type(kind)
     if name not in now and is_dataclass(inner):
         raise UsageError(f"--set {line}: there is no {name!r}; {_offer(name, list(now))}")
     return _value(now.get(name, {}), kind=inner, rest=deeper, line=line)
+
+
+def _entry_type(kind: Any) -> Any:
+    """The type of a mapping's entries: Search in dict[str, Search], and Any in a bare dict."""
+    arguments = get_args(kind)
+    return arguments[1] if arguments else Any
 
 
 def _offer(name: str, known: Sequence[str]) -> str:
@@ -131,8 +137,9 @@ def _lines_in(now: Any, kind: Any) -> list[str]:
     """The lines or groups in a group of lines; none in a value."""
     if is_dataclass(now):
         return [field.name for field in fields(now)]
-    grouped = isinstance(now, Mapping) and is_dataclass((get_args(kind) or (str, Any))[1])
-    return [*now] or ["NAME"] if grouped else []
+    if isinstance(now, Mapping) and is_dataclass(_entry_type(kind)):
+        return list(now) or ["NAME"]  # an empty group, whose entries may have any name
+    return []
 
 
 def _toml(text: str) -> Any:

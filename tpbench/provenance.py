@@ -56,11 +56,12 @@ class Provenance:
         return replace(self, owner=self._moved(share.argmax(dim=1)), patch=patch, exact=False)
 
     def without_dead(self, alive: Tensor | None) -> Provenance:
-        """With the patches of dead tokens dropped: alive [B, N], 0 for the dead, or None."""
+        """The same with the patches of dead tokens dropped. alive [B, N]: 0 for dead tokens; None: all are alive."""
         if alive is None:
             return self
-        dead = torch.where(alive > 0, torch.arange(alive.shape[1], device=alive.device), DROPPED)
-        return replace(self, owner=self._moved(dead), patch=torch.where(alive > 0, self.patch, MERGED))
+        own_place = torch.arange(alive.shape[1], device=alive.device)
+        place = torch.where(alive > 0, own_place, DROPPED)  # [B, N]: living tokens stay, dead ones are dropped
+        return replace(self, owner=self._moved(place), patch=torch.where(alive > 0, self.patch, MERGED))
 
     def nearest_owner(self) -> Tensor:
         """The owner of each patch, or for a dropped patch the owner of the nearest patch that has one: [B, M].

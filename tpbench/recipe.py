@@ -47,7 +47,7 @@ class Data:
     loader_processes: int = 0  # timm data sets
     train_limit: int | None = None  # images, for cut-down recipes
     test_limit: int | None = None
-    folds: int = 0  # digits: the seed draws which of so many stratified folds tests; 0: one fixed test part
+    folds: int = 0  # digits: number of stratified folds, one of which the seed chooses to test on; 0: a fixed test part
     hub: str = ""  # "OWNER/NAME/FOLDER" on the Hugging Face hub: fetched where parquet files are not under root
     train_images: int | None = None  # in the training set, for `run --plan` without the files
 
@@ -133,8 +133,8 @@ class Recipe:
     finetune: Optim
     schedules: tuple[str, ...]
     methods: tuple[str, ...] = ("all",)  # what runs unless the command line names others; see registry.variants
-    # By schedule ("none": of the unreduced model): the variants that are fine-tuned there, where that is not all of
-    # them; the others are evaluated off the shelf, which takes seconds.
+    # schedule ("none" for the unreduced model) -> the only variants that are fine-tuned there; the others are evaluated
+    # off the shelf, which takes seconds. At a schedule that is not named here, all variants are fine-tuned.
     finetuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     controls: tuple[str, ...] = ()  # variants that also run where their method runs; see registry.variants
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -164,8 +164,11 @@ class Recipe:
             )
 
     def finetune_epochs(self, variant: str, schedule: str) -> int:
-        """The epochs of fine-tuning of a row; 0 where it is evaluated off the shelf alone."""
-        return self.finetune.epochs if variant in self.finetuned.get(schedule, (variant,)) else 0
+        """The epochs of fine-tuning of a row; 0 if it is only evaluated off the shelf."""
+        chosen = self.finetuned.get(schedule)
+        if chosen is None or variant in chosen:
+            return self.finetune.epochs
+        return 0
 
     def untrained(self, pretrained: bool | str) -> Recipe:
         """The recipe with pretrained weights and no training: every method is evaluated off the shelf."""
@@ -188,11 +191,12 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any line that can change a result."""
-        # These decide which results exist and how they are read, not their values; a record names its own tuned lines.
-        rows = ("seeds", "schedules", "methods", "finetuned", "controls", "search")
-        readings = ("reference", "margin", "expected_base")
-        choices = (*rows, *readings, "workers", "trial_images", "tuned")
-        return self._hash(line.name for line in fields(self) if line.name not in choices)
+        # No field in these three groups changes the value of a result.
+        which_results = ("seeds", "schedules", "methods", "finetuned", "controls", "search")
+        how_they_are_read = ("reference", "margin", "expected_base")
+        others = ("workers", "trial_images", "tuned")  # a record holds the tuned lines that it was trained with
+        excluded = (*which_results, *how_they_are_read, *others)
+        return self._hash(line.name for line in fields(self) if line.name not in excluded)
 
     @property
     def base_digest(self) -> str:

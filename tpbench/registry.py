@@ -49,6 +49,7 @@ class Variant:
         return ", ".join([self.card.title, *(f"{name} = {value}" for name, value in self.settings)])
 
 
+COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # one that no closing bracket follows before an opening one
 _plugins: dict[str, Path] = {}  # module name -> source file of methods given by path
 _classes: dict[str, type[Downsampler]] = {}
 _cards: dict[str, Card] = {}
@@ -184,7 +185,8 @@ def select(names: str | Iterable[str]) -> list[Card]:
     if names == "all":
         _refuse(broken)
         return list(cards.values())
-    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    given = names.split(",") if isinstance(names, str) else names
+    wanted = [name.strip() for name in given]
     for name in wanted:
         if name not in cards and name not in _cards:
             raise UsageError(f"unknown method {name!r}; {nearest(name, cards)}")
@@ -198,7 +200,7 @@ def variants(text: str | Iterable[str]) -> list[Variant]:
     """
     if text == "all":
         return [Variant(card.name) for card in select("all")]
-    parts = re.split(r",(?![^(]*\))", text) if isinstance(text, str) else text
+    parts = COMMA_OUTSIDE_BRACKETS.split(text) if isinstance(text, str) else text
     return list(dict.fromkeys(_variant(part.strip()) for part in parts))
 
 

@@ -96,8 +96,8 @@ class Schedule:
             return self.counts
         return ()
 
-    def counting(self, counts: Sequence[int]) -> Schedule:
-        """A schedule with these counts at the same blocks."""
+    def with_counts(self, counts: Sequence[int]) -> Schedule:
+        """The schedule that keeps these counts at the same blocks."""
         return Schedule(spell(counts, self.blocks), self.blocks, kind=Kind.COUNTS, counts=tuple(counts))
 
     def check(self, depth: int) -> None:
@@ -148,7 +148,8 @@ def _value(text: str, budget: str, stages: int) -> dict[str, Any]:
 
 def parse_all(text: str | Sequence[str]) -> tuple[Schedule, ...]:
     """Read several schedules, separated by semicolons. Raises ScheduleError as `parse` does, and for none at all."""
-    parts = [part for part in (text.split(";") if isinstance(text, str) else text) if part.strip()]
+    given = text.split(";") if isinstance(text, str) else text
+    parts = [part for part in given if part.strip()]
     if not parts:
         raise ScheduleError("no schedule is given: a budget such as 0.7@3,6,9 is needed")
     return tuple(parse(part) for part in parts)

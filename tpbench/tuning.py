@@ -103,11 +103,18 @@ def read(path: Path) -> Tuning:
 
 
 def previously_tuned(recipe: Recipe, path: Path) -> dict[str, Tuned]:
-    """The methods that were tuned for a recipe before; none if the file is missing or for another recipe."""
+    """The methods that were tuned for a recipe before; none if the file is missing or for another recipe.
+
+    Raises UsageError for a file that was tuned at another schedule than the recipe's first.
+    """
     if not path.exists():
         return {}
     found = read(path)
-    return {} if why_unusable(found, recipe) else found.methods
+    if why_unusable(found, recipe):
+        return {}
+    if found.schedule != recipe.schedules[0]:
+        raise UsageError(f"{path} was tuned at {found.schedule}; delete it to tune at {recipe.schedules[0]}")
+    return found.methods
 
 
 def lines_for(recipe: Recipe, path: Path) -> dict[str, dict[str, float]]:

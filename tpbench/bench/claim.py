@@ -147,7 +147,7 @@ class Claims:
     def take(self, job: str, alone: bool = False) -> Claim | None:
         """Claim a job; None if a living process holds it or was faster."""
         key = key_of(job)
-        before = {number: self._read(self._path(key, number))[0] for found, number in self._files() if found == key}
+        before = {number: self._read(self._path(key, number))[0] for number in self._numbers(key)}
         newest = max(before, default=0)
         if newest and self._holder(self._path(key, newest)) is not None:
             return None
@@ -157,7 +157,9 @@ class Claims:
             return None
         try:
             # First write, then read: of two processes that created different numbers, at least one sees the other's.
-            for number in (number for found, number in self._files() if found == key and number != newest + 1):
+            for number in self._numbers(key):
+                if number == newest + 1:  # the claim just made
+                    continue
                 if number > newest or self._read(self._path(key, number))[0] != before.get(number):
                     claim.release()
                     return None
@@ -172,7 +174,7 @@ class Claims:
         """Delete the claims of dead processes."""
         living = self.holders()
         for key in {key for key, _ in self._files()} - living.keys():
-            for number in sorted(number for found, number in self._files() if found == key):
+            for number in sorted(self._numbers(key)):
                 holder = self._parsed(self._read(self._path(key, number))[0])
                 claim = self.take(holder.job) if key_of(holder.job) == key else None
                 if claim is not None:
@@ -207,6 +209,10 @@ class Claims:
         for match in (NAME.fullmatch(name) for name in names):
             if match is not None:
                 yield match[1], int(match[2])
+
+    def _numbers(self, key: str) -> list[int]:
+        """The numbers of all claims of one job, living or dead."""
+        return [number for found, number in self._files() if found == key]
 
     def _path(self, key: str, number: int) -> Path:
         return self.folder / f"{key}.{number}.json"

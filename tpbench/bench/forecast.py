@@ -26,7 +26,7 @@ from tpbench.training.train import Conditions, train
 
 FORWARD_PASSES = 3  # the cost of a training step in forward passes: the backward pass counts as two
 TIMED = 3  # steps
-# On a CPU, a step of the dry run has the recipe's batch, halved until its forward pass needs at most so many
+# On a CPU, a step of the dry run has the recipe's batch, halved until its forward pass needs at most SMALL_STEP
 # multiply-adds (about a second of one core) or SMALL_BATCH images are left. In much smaller steps, the optimiser would
 # take too large a share.
 SMALL_STEP = 10e9
@@ -68,7 +68,7 @@ class Forecast:
         return self.plan.seeds
 
     def seconds(self, macs: float, epochs: int) -> float:
-        """The estimated seconds of training a model with these MACs for so many epochs on this machine."""
+        """The estimated seconds of training a model with these MACs for this number of epochs on this machine."""
         return epochs * self.train_images * macs / (self.base_macs * self.images_per_second)
 
     @property
@@ -122,16 +122,18 @@ def _macs(recipe: Recipe, model: torch.nn.Module, *, cell: Cell, base_macs: int)
         return None
 
 
-def train_images(lines: Data, where: torch.device) -> int:
-    """Images of the training part: counted if the files are there, otherwise as many as the recipe says.
+def train_images(data_set: Data, where: torch.device) -> int:
+    """The number of training images: counted if the files are there, otherwise as the recipe states it.
 
     Raises UsageError if neither is known.
     """
-    if lines.source == "digits" or (lines.root and Path(lines.root).exists()):
-        return len(data.load(lines, where).train)
-    if lines.train_images is None:
-        raise UsageError(f"cannot plan without images: {lines.root or lines.source} is not there; use --data DIR")
-    return round(min(lines.train_images, lines.train_limit or lines.train_images) * (1 - lines.validation))
+    if data_set.source == "digits" or (data_set.root and Path(data_set.root).exists()):
+        return len(data.load(data_set, where).train)
+    if data_set.train_images is None:
+        missing = data_set.root or data_set.source
+        raise UsageError(f"cannot plan without images: {missing} is not there; use --data DIR")
+    used = min(data_set.train_images, data_set.train_limit or data_set.train_images)
+    return round(used * (1 - data_set.validation))
 
 
 def dry_run(recipe: Recipe, model: torch.nn.Module, *, base_macs: int, where: torch.device) -> tuple[float, int]:

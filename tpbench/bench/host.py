@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 
 PROCESSES = Path("/proc")
+# Places in /proc/PID/stat, counted from 0 after the command's name; see proc(5).
+STATE = 0
+START_TIME = 19
 
 
 def host() -> str:
@@ -36,7 +39,10 @@ def start_time(pid: int) -> str | None:
 
         return "" if psutil.pid_exists(pid) else None
     try:
-        fields = (PROCESSES / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        stat = (PROCESSES / str(pid) / "stat").read_bytes()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    _, _, after_name = stat.rpartition(b")")  # the command's name stands in brackets and may contain brackets itself
+    fields = after_name.split()
+    ended = fields[STATE] in (b"Z", b"X")  # a zombie, or dead
+    return None if ended else fields[START_TIME].decode()

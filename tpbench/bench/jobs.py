@@ -25,7 +25,7 @@ __all__ = ["Job", "side_by_side"]
 _context: Context | None = None  # of this worker process, made when it starts
 _display: Messages | None = None  # where a worker process shows what it does
 
-MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to so many bytes at once, so messages never mix
+MESSAGE_BYTES = 4096  # PIPE_BUF on Linux: a pipe takes up to 4096 bytes at once, so messages never mix
 
 
 def side_by_side(

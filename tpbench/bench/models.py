@@ -123,5 +123,5 @@ def with_placeholder_counts(schedule: Schedule, model: nn.Module) -> Schedule:
     A share of the latency, whose counts are not known yet, is replaced by counts that keep every token.
     """
     if schedule.kind is Kind.LATENCY:
-        return schedule.counting([model.patch_embed.num_patches] * len(schedule.blocks))
+        return schedule.with_counts([model.patch_embed.num_patches] * len(schedule.blocks))
     return schedule

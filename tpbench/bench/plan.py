@@ -60,8 +60,7 @@ class Plan:
         """
         unreduced = schedule == NOTHING_REDUCED
         own = [variant for variant in self.variants if variant.card.unreduced == unreduced]
-        if self.recipe.finetune.epochs:
-            own = [v for v in own if "finetune_seed" not in dict(v.settings) or self.finetune_epochs(v, schedule)]
+        own = [v for v in own if "finetune_seed" not in dict(v.settings) or self.finetune_epochs(v, schedule)]
         return tuple(sorted(own, key=lambda variant: str(variant) != self.recipe.reference))
 
     def finetune_epochs(self, variant: Variant, schedule: Schedule) -> int:

@@ -14,6 +14,7 @@ from tpbench.bench.claim import FOLDER, Claims, Holder
 from tpbench.bench.plan import Cell, Plan
 from tpbench.errors import UsageError
 from tpbench.measure import timings
+from tpbench.measure.timings import Row, Session
 from tpbench.recipe import Recipe
 from tpbench.record import SCHEMA, Record, Store, host_id, sweep, without_garbage_collection
 
@@ -55,7 +56,9 @@ def delete_leftovers(out: Path) -> None:
 def delete_checkpoints(out: Path, records: Iterable[Record | None]) -> None:
     """Delete the checkpoints of measured cells, which remain where a process was killed before it deleted them."""
     folders = {folder.name: folder for folder in (out / "work" / "cells").glob("*")}
-    for record in records if folders else ():
+    if not folders:
+        return
+    for record in records:
         if record is not None and record.error is None:
             folder = folders.get(Path(record.file_name).stem)
             if folder is not None:
@@ -105,7 +108,18 @@ def timing_left(plan: Plan, machine: str) -> str:
     rows = {(str(variant), schedule.text) for variant, schedule in plan.rows() if plan.is_timed(variant)}
     if session is None or not rows <= {(row.method, row.schedule) for row in session.rows}:
         return "all rows are still to be timed"
+    if outdated_rows(session, Store.of(plan.out)):
+        return "all rows are to be timed again"
     return "" if session.complete else f"{session.rounds} of {session.wanted} rounds of timing are done"
+
+
+def outdated_rows(session: Session, records: Iterable[Record]) -> list[Row]:
+    """The timed rows that keep other token counts than the records of their machine, such as counts learned again."""
+    achieved = {}
+    for record in records:
+        if record.machine == session.machine and record.tokens.get("achieved"):
+            achieved[record.method, record.schedule] = record.tokens["achieved"]
+    return [row for row in session.timed if row.counts != achieved.get((row.method, row.schedule), row.counts)]
 
 
 def weights_path(out: Path, seed: int) -> Path:
@@ -136,6 +150,17 @@ def measured_records(plan: Plan, machine: str) -> list[Record]:
     return [record for record in records if record is not None]
 
 
+def cells_left(plan: Plan, records: Iterable[Record]) -> int:
+    """The number of a plan's cells that are still to be measured; a cell that failed is not left."""
+    known = {(record.method, record.schedule, record.seed): record for record in records}
+    left = 0
+    for cell in plan.cells:
+        record = known.get((str(cell.variant), cell.schedule.text, cell.seed))
+        failed = record is not None and record.error is not None and record.reachable
+        left += not failed and not is_done(record, cell, plan.recipe)
+    return left
+
+
 def failures(records: Sequence[Record]) -> Iterator[Record]:
     """The records of failed cells; a budget that a method cannot meet is not a failure."""
     return (record for record in records if record.error is not None and record.reachable)
@@ -151,7 +176,7 @@ def is_done(known: Record | None, cell: Cell, recipe: Recipe) -> bool:
     if known is None:
         return False
     asked = cell.schedule.counts
-    if asked and known.tokens and known.tokens.get("requested") != list(asked):  # learned again under the same name
+    if asked and known.tokens.get("requested", list(asked)) != list(asked):  # learned again under the same name
         return False
     if known.schema == SCHEMA and known.finetune != recipe.tuned_lines(cell.variant.method):  # tuned again since
         return False

@@ -111,10 +111,10 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> RunResult:
     jobs = list(benchmark(workspace, set(cells)))
     progress.start(len(plan.cells), len(plan.cells) - len(cells), jobs)
     timing = Job(f"timing on {workspace.machine}", time_rows, argument=None, counts=False, alone=True, once=True)
-    left: set[str] = set()
+    left_to_others: set[str] = set()  # jobs of the last stage that ran
     with contextlib.suppress(OutOfTime):
-        for stage in ([*latency_jobs(workspace, cells)], jobs, [timing]):
-            left = side_by_side(
+        for stage in (list(latency_jobs(workspace, cells)), jobs, [timing]):
+            left_to_others = side_by_side(
                 stage,
                 workers=workspace.workers,
                 context=workspace,
@@ -123,7 +123,7 @@ def run(plan: Plan, fresh: bool, progress: Progress) -> RunResult:
             )
     if not workspace.writes:
         return RunResult([], reports=False)
-    if timing.name in left:
+    if timing.name in left_to_others:
         return RunResult(measured_records(plan, workspace.machine), reports=False)
     return RunResult(pack_if_complete(plan, workspace.machine), reports=True)
 
@@ -181,7 +181,8 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     except OutOfTime:
         raise
     except Unreachable as error:
-        record = replace(record, reachable=False, error=f"unreachable: {error}")
+        requested = {"requested": list(cell.schedule.counts)} if cell.schedule.counts else {}
+        record = replace(record, reachable=False, error=f"unreachable: {error}", tokens=requested)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise

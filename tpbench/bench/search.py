@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -117,16 +116,20 @@ def search_class(method: str) -> type[Search]:
 
 def tokens_after_blocks(model: vit.TokenViT) -> list[Tensor]:
     """The tokens that are left after every block, as learned so far: scalars with a gradient, which never rise."""
-    n = torch.tensor(float(model.patch_embed.num_patches), device=next(model.parameters()).device)
-    return list(accumulate((block.kept for block in model.reducers), lambda k, kept: kept(k), initial=n))[1:]
+    count = torch.tensor(float(model.patch_embed.num_patches), device=next(model.parameters()).device)
+    counts = []
+    for reducer in model.reducers:
+        count = reducer.kept(count)
+        counts.append(count)
+    return counts
 
 
 def penalty(model: vit.TokenViT) -> Tensor:
     """The sum of all blocks' penalties, given the share of the unreduced model's MACs that their counts cost."""
     kept = tokens_after_blocks(model)
     every = torch.full_like(kept[0], model.patch_embed.num_patches)
-    share = model.macs_leaving(kept) / model.macs_leaving([every] * len(kept))
-    return sum(block.penalty(share) for block in model.reducers)
+    share = model.macs_with_counts(kept) / model.macs_with_counts([every] * len(kept))
+    return sum(reducer.penalty(share) for reducer in model.reducers)
 
 
 def evaluate_learned(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[str, float]:

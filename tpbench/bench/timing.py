@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 from torch import nn
@@ -18,6 +19,7 @@ from tpbench.bench.bases import base_path, load_base
 from tpbench.bench.models import build_base, reduced
 from tpbench.bench.plan import NOTHING_REDUCED, Cell
 from tpbench.bench.progress import clock_time
+from tpbench.bench.results_folder import outdated_rows
 from tpbench.bench.workspace import Workspace
 from tpbench.errors import UsageError
 from tpbench.measure import entries, latency_budget, session, timings
@@ -25,9 +27,8 @@ from tpbench.measure.entries import Grid, Solved, Subject
 from tpbench.measure.images import of_part
 from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort
-from tpbench.record import Budget, read_budget, write
-from tpbench.schedule import Schedule, parse
-from tpbench.training import ranks
+from tpbench.record import Budget, Store, read_budget, write
+from tpbench.schedule import Kind, Schedule, parse
 from tpbench.training.train import Update
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
     """
     workspace.check_time()
     missing = {cell[:2]: cell for cell in cells if cell.needs_latency and not workspace.budget_path(cell).exists()}
-    if workspace.writes and missing:
+
+    def solve_missing(check: Callable[[], None]) -> None:
         base = build_base(workspace.recipe, seed=0).to(workspace.device)
         found = latency_budget.solve(
             subject_of(workspace, base),
@@ -52,11 +54,13 @@ def solve_budgets(workspace: Workspace, cells: Sequence[Cell], update: Update) -
             dtype=workspace.dtype,
             mode=Mode.of(workspace.recipe.measure, workspace.device),
             watch=partial(report_stage, update),
-            check=workspace.check_time,
+            check=check,
         )
         for pair, solution in found.items():
             write(workspace.budget_path(missing[pair]), budget_record(workspace, missing[pair], solution))
-    ranks.barrier()
+
+    if workspace.same_on_all_ranks(len(missing)):
+        workspace.on_first_rank(solve_missing)
 
 
 def budget_record(workspace: Workspace, cell: Cell, solution: latency_budget.Solution) -> Budget:
@@ -82,9 +86,11 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
     timed, and the update says so.
     """
     workspace.check_time()
-    if not base_path(workspace, 0).exists():
-        update("nothing timed: the weights of base seed 0 are gone; --fresh trains it again")
-    elif workspace.writes:
+
+    def time_all(check: Callable[[], None]) -> None:
+        if not base_path(workspace, 0).exists():
+            update("nothing timed: the weights of base seed 0 are gone; --fresh trains it again")
+            return
         subject = subject_of(workspace, load_base(workspace, 0))
         grid = grid_of(workspace)
         effort = Effort(max(ROUNDS, workspace.recipe.measure.repeats))
@@ -92,7 +98,8 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
         begun = session.begin(
             subject, machine_name=workspace.machine, wanted=effort.rounds, dtype=workspace.dtype, budget=SECONDS
         )
-        if session.finished(path, begun, entries.keys(grid)) is None:
+        finished = session.finished(path, begun, entries.keys(grid))
+        if finished is None or outdated_rows(finished, Store.of(workspace.out)):
             session.run(
                 begun,
                 entries=entries.entries(subject, grid, solved_counts(workspace, grid)),
@@ -100,9 +107,10 @@ def time_rows(workspace: Workspace, argument: None, update: Update) -> None:  # 
                 where=workspace.device,
                 path=path,
                 watch=partial(report_stage, update),
-                check=workspace.check_time,
+                check=check,
             )
-    ranks.barrier()
+
+    workspace.on_first_rank(time_all)
 
 
 def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
@@ -120,8 +128,8 @@ def subject_of(workspace: Workspace, base: nn.Module) -> Subject:
 def grid_of(workspace: Workspace) -> Grid:
     """The plan's rows that a session times, with the methods and schedules that an earlier session has timed.
 
-    What this command cannot name is left out, such as a method whose plugin is not given; a line on standard error
-    says so.
+    Left out are pairs whose counts for a share of latency nobody has asked for, and what this command cannot name, such
+    as a method whose plugin is not given; a line on standard error says so.
     """
     plan = workspace.plan
     variants = [variant for variant in plan.variants if plan.is_timed(variant)]
@@ -137,6 +145,11 @@ def grid_of(workspace: Workspace) -> Grid:
         batch_sizes=plan.recipe.measure.batch_sizes,
         dtypes=(workspace.dtype,),
         modes=tuple(Mode.of(plan.recipe.measure, workspace.device).permitted()),
+        without_counts=frozenset(
+            pair
+            for pair in product(variants, schedules)
+            if pair[1].kind is Kind.LATENCY and not workspace.budget_path(Cell(*pair, seed=0)).exists()
+        ),
     )
 
 
@@ -163,12 +176,8 @@ def solved_counts(workspace: Workspace, grid: Grid) -> Solved:
     for variant, schedule in grid.pairs():
         cell = Cell(variant, schedule, seed=0)
         if cell.needs_latency:
-            path = workspace.budget_path(cell)
-            if not path.exists():
-                found[variant, schedule] = "its counts for this share of latency have not been measured"
-                continue
-            known = read_budget(path)
-            found[variant, schedule] = schedule.counting(known.counts) if known.counts else known.error
+            known = read_budget(workspace.budget_path(cell))
+            found[variant, schedule] = schedule.with_counts(known.counts) if known.counts else known.error
     return found
 
 

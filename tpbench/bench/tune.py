@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,23 +19,26 @@ from tpbench.bench.cell_model import build_cell
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.plan import NOTHING_REDUCED, Cell, Plan
 from tpbench.bench.progress import Progress
+from tpbench.bench.results_folder import locked
 from tpbench.bench.runner import base_job
 from tpbench.bench.workspace import Workspace
-from tpbench.errors import CellFailed, Unreachable, UsageError
+from tpbench.errors import Diverged, Unreachable, UsageError
 from tpbench.record import checked, replace_text
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
 from tpbench.training.conditions import Conditions
 from tpbench.training.evaluate import evaluate
 from tpbench.training.train import Update, train
-from tpbench.tuning import SEEDS, Tuned, Tuning, space
+from tpbench.tuning import SEEDS, Tuned, Tuning, previously_tuned, space
 
 
-def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
-    """Tune a plan's methods at its first schedule and add those that are `known`.
+def run(plan: Plan, path: Path, progress: Progress) -> Tuning:
+    """Tune a plan's methods at its first schedule, and write them to the tuning file `path`.
 
-    A method that cannot meet the schedule keeps the recipe's fine-tuning.
+    Other methods that the file holds for this recipe stay. A method that cannot meet the schedule keeps the recipe's
+    fine-tuning. Raises UsageError for a file that was tuned at another schedule.
     """
+    previously_tuned(plan.recipe, path)  # refuses a file that cannot be added to, before hours of work
     if not plan.recipe.finetune.epochs:
         raise UsageError(f"recipe {plan.recipe.name} has no fine-tuning to tune")
     workspace = Workspace(plan)
@@ -45,18 +48,22 @@ def run(plan: Plan, known: Mapping[str, Tuned], progress: Progress) -> Tuning:
     side_by_side(
         jobs, workers=workspace.workers, context=workspace, make_context=partial(Workspace, plan), progress=progress
     )
-    found = known | {variant.method: read_trials(workspace, variant) for variant in plan.variants}
-    return Tuning(
-        recipe=plan.recipe.name,
-        digest=plan.recipe.digest,
-        schedule=plan.reducing_schedules[0].text,
-        seeds=list(SEEDS),
-        space=space(plan.recipe.finetune),
-        methods={method: tuned for method, tuned in found.items() if tuned is not None},
-        machine=workspace.machine,
-        git=environment.git(),
-        trial_images=plan.recipe.trial_images,
-    )
+    own = {variant.method: read_trials(workspace, variant) for variant in plan.variants}
+    with locked(plan.out):  # another command may have added methods meanwhile
+        methods = previously_tuned(plan.recipe, path) | own
+        found = Tuning(
+            recipe=plan.recipe.name,
+            digest=plan.recipe.digest,
+            schedule=plan.reducing_schedules[0].text,
+            seeds=list(SEEDS),
+            space=space(plan.recipe.finetune),
+            methods={method: tuned for method, tuned in methods.items() if tuned is not None},
+            machine=workspace.machine,
+            git=environment.git(),
+            trial_images=plan.recipe.trial_images,
+        )
+        replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
+    return found
 
 
 def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
@@ -94,7 +101,12 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
         found = asdict(Tuned(best_trial(losses), losses, top1))
     except Unreachable:
         found = None
-    content = {"digest": workspace.recipe.digest, "trial_images": workspace.recipe.trial_images, "trials": found}
+    content = {
+        "digest": workspace.recipe.digest,
+        "trial_images": workspace.recipe.trial_images,
+        "schedule": workspace.plan.reducing_schedules[0].text,
+        "trials": found,
+    }
     replace_text(trials_path(workspace, variant), json.dumps(content) + "\n")
 
 
@@ -110,7 +122,7 @@ def try_one(
         model, teacher = build_cell(workspace, Cell(variant, schedule, seed))
         try:
             train(model, trial_conditions(workspace, seed), optim, seed=seed, teacher=teacher)
-        except CellFailed:
+        except Diverged:
             return None, None
         score = evaluate(
             model,
@@ -136,13 +148,18 @@ def trial_conditions(workspace: Workspace, seed: int) -> Conditions:
     conditions = workspace.conditions(seed)
     if workspace.recipe.trial_images is None:
         return conditions
-    fewer = conditions.data.train.some(workspace.recipe.trial_images)
+    fewer = conditions.data.train.subset(workspace.recipe.trial_images)
     return replace(conditions, data=replace(conditions.data, train=fewer))
 
 
 def best_trial(losses: list[float | None]) -> int:
     """The index of the smallest loss; 0, the recipe's own settings, if no trial stayed finite."""
-    return min(range(len(losses)), key=lambda number: math.inf if losses[number] is None else losses[number])
+
+    def loss_of(number: int) -> float:
+        loss = losses[number]
+        return math.inf if loss is None or math.isnan(loss) else loss
+
+    return min(range(len(losses)), key=loss_of)
 
 
 def trials_path(workspace: Workspace, variant: Variant) -> Path:
@@ -157,10 +174,13 @@ def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content["digest"]
         images = content.get("trial_images")  # None in files of earlier versions, whose trials had all images
+        schedule = content.get("schedule")  # None likewise
         trials = content["trials"]
         tuned = None if trials is None else checked(Tuned, json.dumps(trials))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"trials {path} cannot be used ({error}); delete the file to try them again") from error
     if digest != workspace.recipe.digest or images != workspace.recipe.trial_images:
         raise UsageError(f"trials {path} are for another version of the recipe; delete the folder to try them again")
+    if schedule not in (None, workspace.plan.reducing_schedules[0].text):
+        raise UsageError(f"trials {path} were made at {schedule}; delete the folder to try them again")
     return tuned

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -85,9 +86,32 @@ class Workspace:
         return Store.of(self.out)
 
     def check_time(self) -> None:
-        """Raise OutOfTime after the time limit, so that no further work begins."""
-        deadline = self.plan.deadline
-        if deadline is not None and ranks.rank_0_answer(time.monotonic() >= deadline, self.device):
+        """Raise OutOfTime after the time limit, so that no further work begins. All ranks must call this."""
+        if self.plan.deadline is not None and ranks.rank_0_answer(self.past_deadline, self.device):
+            raise OutOfTime
+
+    @property
+    def past_deadline(self) -> bool:
+        """Whether the time limit has passed by this process's clock."""
+        return self.plan.deadline is not None and time.monotonic() >= self.plan.deadline
+
+    def on_first_rank(self, work: Callable[[Callable[[], None]], None]) -> None:
+        """Call work(check) on the first rank while the others wait; OutOfTime ends it on all of them.
+
+        check() raises OutOfTime after the time limit. `check_time` would wait for the other ranks.
+        """
+        out_of_time = False
+        if self.writes:
+            try:
+                work(self.check_own_clock)
+            except OutOfTime:
+                out_of_time = True
+        if ranks.rank_0_answer(out_of_time, self.device):
+            raise OutOfTime
+
+    def check_own_clock(self) -> None:
+        """`check_time` by this process's clock alone."""
+        if self.past_deadline:
             raise OutOfTime
 
     def same_on_all_ranks(self, number: int) -> int:
@@ -182,7 +206,7 @@ class Workspace:
         found = read_budget(self.budget_path(cell))
         if found.counts is None:
             raise Unreachable(found.error)
-        return cell.schedule.counting(found.counts)
+        return cell.schedule.with_counts(found.counts)
 
     def new_record(self, cell: Cell) -> Record:
         """A cell's record before anything is measured: the settings, the machine and the code."""

@@ -121,7 +121,7 @@ def loss_on_the_hull(group: Sequence[Study]) -> Reading:
     table = pd.DataFrame(
         [row.study.top1(row.schedule, FINE_TUNED).loc[POOLING] for row in rows], index=range(len(rows))
     )
-    table = table.reindex(columns=base.columns).dropna()
+    table = table.reindex(columns=base.columns).dropna(how="all").dropna(axis="columns")  # seeds that all rows have
     if table.empty or len(table.columns) < 2:
         return replace(blank, missing="two seeds that the largest base and the pooled models share")
     chosen = {seed: rows[place] for seed, place in chosen_by_other_seeds(table).items()}

@@ -85,26 +85,26 @@ def _without_redundant_gaps(readings: Sequence[Reading]) -> list[Reading]:
 
 
 def counted_once(readings: Sequence[Reading], studies: Sequence[Study]) -> list[Reading]:
-    """Readings of one test from studies that share their bases are not independent, so only the most precise counts.
+    """The readings, of which only the most precise of each test counts among studies that share their bases.
 
-    The others are shown with the reason.
+    Such readings are not independent. The others are shown only, with the reason.
     """
     by_name = {study.name: study for study in studies}
     counted: dict[tuple[int, str], list[Reading]] = {}
-    settled = {}
-    for place in sorted(range(len(readings)), key=lambda place: imprecision(readings[place])):
-        reading = readings[place]
-        settled[place] = reading
+    found = list(readings)
+    most_precise_first = sorted(range(len(found)), key=lambda place: imprecision(found[place]))
+    for place in most_precise_first:
+        reading = found[place]
         if not reading.counts:
             continue
         own = counted.setdefault(_test(reading), [])
         study = by_name.get(reading.study)
         same = [other.study for other in own if _share(study, by_name.get(other.study))]
         if same:
-            settled[place] = replace(reading, shown_only=f"has the same bases as {same[0]}, which counts")
+            found[place] = replace(reading, shown_only=f"has the same bases as {same[0]}, which counts")
         else:
             own.append(reading)
-    return [settled[place] for place in range(len(readings))]
+    return found
 
 
 def _test(reading: Reading) -> tuple[int, str]:
@@ -120,5 +120,5 @@ def _share(study: Study | None, other: Study | None) -> bool:
 
 
 def imprecision(reading: Reading) -> float:
-    """The standard error of a reading; infinite where there is no interval."""
-    return reading.ours.standard_error if reading.ours.known else inf
+    """Half the width of a reading's interval, which tells few seeds from many; infinite where there is none."""
+    return reading.ours.half_width() if reading.ours.known else inf

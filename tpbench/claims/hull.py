@@ -14,16 +14,19 @@ from tpbench.report.saved import save
 GIGA = 1e9
 
 
-def draw(group: Sequence[Study], path: Path) -> Path:
+def draw(group: Sequence[Study], path: Path) -> Path | None:
     """Draw top-1 (mean over seeds) against multiply-adds: the bases, their pooled models, and the front of all.
 
-    Return the path.
+    Studies without fine-tuned models are left out. Return the path, or None if nothing is left to draw.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     bases = {study.recipe: means(study, study.base)[:1] for study in group}
     pooled = {study.recipe: means(study, POOLING) for study in group}
+    pooled = {recipe: points for recipe, points in pooled.items() if points and bases[recipe]}
+    if not pooled:
+        return None
     every = [point for points in (*bases.values(), *pooled.values()) for point in points]
     with rc_context(STYLE):
         figure = Figure(figsize=(7.5, 5), layout="constrained")

@@ -53,7 +53,8 @@ def figures(folder: Path, studies: Sequence[Study]) -> list[Path]:
     """Draw the hull of every group of studies that has bases of several widths; return the paths."""
     evidence = [study for study in studies if not study.no_evidence]
     groups = [group for group in same_images(evidence) if several_widths(group)]
-    return [hull.draw(group, folder / f"claims-hull-{group[0].recipe}.png") for group in groups]
+    drawn = [hull.draw(group, folder / f"claims-hull-{group[0].recipe}.png") for group in groups]
+    return [path for path in drawn if path is not None]
 
 
 def row(reading: Reading) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def remark(reading: Reading) -> str:
     """Why a reading does not count, what would decide it, and other notes; "" if there is nothing to say."""
     excluded = "the paper's effect is excluded" if reading.effect_excluded else ""
     shown = f"shown only: {reading.shown_only}" if reading.shown_only else ""
-    return "; ".join(text for text in (shown, reading.open_because, excluded, reading.note) if text)
+    return "; ".join(text for text in (shown, reading.why_undecided, excluded, reading.note) if text)
 
 
 def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:

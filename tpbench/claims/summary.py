@@ -87,8 +87,10 @@ def _because(reading: Reading) -> str:
     effect = fixed(reading.shown(reading.effect), 2)
     if reading.verdict == EXCLUDED or (reading.effect_excluded and reading.verdict != UNDECIDED):
         return f"{reading.verdict}: the paper's {effect} is ruled out"
-    if reading.verdict != UNDECIDED or not reading.ours.known:
-        return reading.verdict if reading.verdict != UNDECIDED else f"{UNDECIDED}: {reading.open_because}"
+    if reading.verdict != UNDECIDED:
+        return reading.verdict
+    if not reading.ours.known:
+        return f"{UNDECIDED}: {reading.why_undecided}"
     low, high = (fixed(end, 2) for end in reading.bounds)
     places = {1: f"above {high}", -1: f"below {low}", 0: f"outside {low} to {high}"}
     return f"{UNDECIDED}: values {places[reading.rule.side]} are ruled out"

@@ -84,8 +84,8 @@ class Reading:
         return exp(number) if self.logarithm else number
 
     @property
-    def open_because(self) -> str:
-        """What would decide the reading; "" if it is decided."""
+    def why_undecided(self) -> str:
+        """What is missing, or what would decide the reading; "" if it is decided."""
         if self.missing:
             return self.missing
         if self.verdict != UNDECIDED:
@@ -104,9 +104,12 @@ def decide(family: Sequence[Reading]) -> list[Reading]:
     For a single reading this is `families.against_paper`.
     Equivalence: HOLDS by two one-sided tests, FAILS if the value lies significantly outside the margin.
     """
-    sampled = [reading for reading in family if not reading.exact]
-    judged = iter(_equivalent(sampled) if any(r.rule.side == 0 for r in sampled) else _one_sided(sampled))
-    return [_exact(reading) if reading.exact else next(judged) for reading in family]
+    decided = {place: _exact(reading) for place, reading in enumerate(family) if reading.exact}
+    sampled = {place: reading for place, reading in enumerate(family) if not reading.exact}
+    equivalence = any(reading.rule.side == 0 for reading in sampled.values())
+    decide_together = _equivalent if equivalence else _one_sided
+    decided.update(zip(sampled, decide_together(list(sampled.values()))))
+    return [decided[place] for place in range(len(family))]
 
 
 def _exact(reading: Reading) -> Reading:

@@ -29,16 +29,17 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--latency", required=True, help="share of the unreduced model's latency to reach, e.g. 0.7")
     verb.add_argument("--pretrained", nargs="?", const=True, metavar="FILE", help="weights from the hub, or in FILE")
     verb.add_argument(
-        "--data", type=Path, metavar="DIR", help="images in one folder a class: time on them, and rank by accuracy"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="images in one subfolder per class: methods are ranked by accuracy on them (without: by tokens kept)",
     )
-    verb.add_argument("--images", type=int, default=IMAGES, help=f"of --data to evaluate on (default {IMAGES})")
+    verb.add_argument("--images", type=int, default=IMAGES, help=f"evaluate on this many (default {IMAGES})")
     verb.add_argument("--methods", default="all", help="all (default), or names separated by commas")
-    verb.add_argument("--blocks", metavar="3,6,9", help="after which to reduce (default: the quarters of the depth)")
-    verb.add_argument("--batch-sizes", default="1,8", help="images per forward pass (default 1,8); the largest ranks")
-    verb.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16 or both; the first ranks (default: the device's)"
-    )
-    verb.add_argument("--compile", action="store_true", help="show where the winner pays off compiled, too (minutes)")
+    verb.add_argument("--blocks", metavar="3,6,9", help="blocks that reduce (default: at 1/4, 1/2 and 3/4)")
+    verb.add_argument("--batch-sizes", default="1,8", help="images per pass (default 1,8); the largest ranks")
+    verb.add_argument("--dtype", default="auto", help="float32, bfloat16 or both; methods are ranked in the first")
+    verb.add_argument("--compile", action="store_true", help="also time the best method compiled (takes minutes)")
     verb.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     verb.add_argument("--time-limit", default=TIME_LIMIT, metavar="9m", help="about how long to time (default 4m)")
     verb.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with your methods")
@@ -46,7 +47,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     sizes = values.batch_sizes(arguments.batch_sizes)
     limit = values.seconds(arguments.time_limit)
     if arguments.images < 1:

@@ -23,13 +23,13 @@ def add_set(verb: ArgumentParser) -> None:
         default=[],
         metavar="LINE=VALUE",
         dest="lines",
-        help="another value for a line of the recipe, e.g. finetune.epochs=5 (repeatable); it names the results",
+        help="change a line of the recipe, e.g. finetune.epochs=5 (repeatable); the results folder is named after it",
     )
 
 
 def add_data(verb: ArgumentParser) -> None:
     """Add --data to a verb that reads the recipe's images."""
-    help_text = "where the data set lies; default: the recipe's folder, or else the hub"
+    help_text = "folder of the data set (default: the recipe's, or else the Hugging Face hub)"
     verb.add_argument("--data", type=Path, metavar="DIR", help=help_text)
 
 

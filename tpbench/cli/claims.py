@@ -8,7 +8,7 @@ from pathlib import Path
 from tpbench.cli.exit_codes import DONE
 from tpbench.cli.unreadable import report_unreadable
 
-HELP = "the paper's eight claims against the records of results folders"
+HELP = "test the paper's eight claims against the records of results folders"
 EXAMPLE = "tpbench claims results/cifar10 results/cifar10-w128"
 
 
@@ -22,7 +22,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     from tpbench.claims import claims, page, study, summary
 
     folders = arguments.folders or sorted(path.parent for path in Path("results").glob("*/records"))

@@ -7,7 +7,9 @@ import argparse
 from tpbench.cli.exit_codes import DONE, FAILED, say
 from tpbench.cli.json_output import print_document
 
-HELP = "what changed between two results folders, machines or commits: accuracy, MACs, tokens, speed, with intervals"
+HELP = (
+    "show what changed between two results folders, machines or commits: accuracy, MACs, tokens, speed, with intervals"
+)
 EXAMPLE = "tpbench compare results/digits@HEAD~1 results/digits --fail-above 2%"
 
 
@@ -26,14 +28,15 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     from tpbench.report import compare, compare_json, compare_text, sides, worse
 
     percent = None if arguments.fail_above is None else worse.threshold(arguments.fail_above)
     a = sides.read(arguments.a)
     b = sides.read(arguments.b)
+    margin = None if b.contrast is None else b.contrast.margin
     compared = [
-        compare.changes(a.machines[first], b.machines[second], (a.sessions.get(first), b.sessions.get(second)))
+        compare.changes(a.machines[first], b.machines[second], (a.sessions.get(first), b.sessions.get(second)), margin)
         for first, second in sides.pairs(a, b)
     ]
     found = [] if percent is None else worse.worse(compared, percent)

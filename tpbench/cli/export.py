@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpbench.cli.exit_codes import DONE
 
-HELP = "which methods go through torch.compile, torch.export and ONNX, and why the others do not"
+HELP = "test which methods work with torch.compile, torch.export and ONNX, and say why the others do not"
 EXAMPLE = "tpbench export --methods all --out results/export"
 
 
@@ -20,7 +20,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     from tpbench import registry
 
     cards = registry.select(arguments.methods)

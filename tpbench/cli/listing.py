@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from tpbench.cli.exit_codes import DONE, FAILED, say
 
-HELP = "the methods that `run` knows"
+HELP = "list the available methods"
 EXAMPLE = "tpbench list --json"
 
 
@@ -18,7 +18,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     from tpbench import registry
 
     cards, broken = registry.catalogue()

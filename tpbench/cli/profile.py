@@ -17,7 +17,7 @@ from tpbench.errors import UsageError
 if TYPE_CHECKING:
     from tpbench.measure.timings import Session
 
-HELP = "MACs and latency of one model and method, layer by layer, or of many methods timed in turns"
+HELP = "measure MACs and latency of one method layer by layer, or time many methods in turns"
 EXAMPLE = (
     "tpbench profile --model deit_small_patch16_224 --method wkmedoids --schedule 0.7@3,6,9, or many:"
     " --methods all --schedules macs=0.6@3,6,9 --batch-sizes 1,8 --dtype float32,bfloat16"
@@ -36,13 +36,15 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, help="a timm model name")
     verb.add_argument("--method", help="one method's name; see `tpbench list`")
     verb.add_argument("--schedule", help="its budget, e.g. 0.7@3,6,9 (blocks count from 0)")
-    verb.add_argument("--methods", help="many: all, or names separated by commas, with settings as in `tpbench run`")
+    verb.add_argument("--methods", help="all, or names separated by commas: time many methods in turns")
     verb.add_argument("--schedules", help='their budgets, e.g. "0.7@3,6,9;macs=0.6@3,6,9;latency=0.7@3,6,9"')
     verb.add_argument("--batch-sizes", default="1,32", help="images per forward pass, e.g. 1,32 (default)")
     verb.add_argument("--repeats", type=int, help=f"samples per batch size of one method (default {REPEATS})")
     verb.add_argument("--rounds", type=int, help=f"samples of every row of many methods (default {ROUNDS})")
     verb.add_argument(
-        "--time-limit", metavar="9m", help="many: stop after so long (s, m or h); with --out the same command continues"
+        "--time-limit",
+        metavar="9m",
+        help="with --methods: stop after this time (s, m or h); with --out the same command continues",
     )
     verb.add_argument(
         "--site", default="mid", choices=("mid", "end"), help="where in the blocks to reduce (default mid)"
@@ -55,10 +57,12 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--cuda-graph", action="store_true", help="record both models as CUDA graphs and replay them (small batches)"
     )
-    verb.add_argument("--pretrained", nargs="?", const=True, metavar="FILE", help="many: weights of the hub or a file")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="many: time on these images (default: two photographs)")
-    verb.add_argument("--out", type=Path, metavar="DIR", help="many: keep the session in DIR/timing, and continue it")
-    verb.add_argument("--fresh", action="store_true", help="many: discard the session that DIR/timing holds")
+    verb.add_argument(
+        "--pretrained", nargs="?", const=True, metavar="FILE", help="with --methods: the hub's weights, or FILE"
+    )
+    verb.add_argument("--data", type=Path, metavar="DIR", help="with --methods: images (default: two photographs)")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="with --methods: keep the session in DIR/timing")
+    verb.add_argument("--fresh", action="store_true", help="with --methods: discard the session of --out")
     verb.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with your methods")
     verb.add_argument(
         "--trace",
@@ -70,15 +74,16 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     sizes = values.batch_sizes(arguments.batch_sizes)
     if (arguments.method is None) == (arguments.methods is None):
         raise UsageError("give --method NAME for one method or --methods NAMES for many; see `tpbench list`")
     many = arguments.methods is not None
-    for flag in ONE_ONLY if many else MANY_ONLY:
+    misplaced = ONE_ONLY if many else MANY_ONLY
+    other = "--method" if many else "--methods"
+    for flag in misplaced:
         if getattr(arguments, flag):
-            goes = "--method" if many else "--methods"
-            raise UsageError(f"--{flag.replace('_', '-')} goes with {goes}")
+            raise UsageError(f"--{flag.replace('_', '-')} goes with {other}")
 
     load_plugins(arguments)
     return profile_many(arguments, sizes) if many else profile_one(arguments, sizes)

@@ -14,7 +14,7 @@ from tpbench.cli.chosen_recipe import add_set
 from tpbench.cli.exit_codes import DONE
 from tpbench.errors import UsageError
 
-HELP = "the packaged recipes, or every line of one"
+HELP = "list the packaged recipes, or print every line of one"
 EXAMPLE = "tpbench recipe digits"
 
 
@@ -26,7 +26,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     from tpbench import recipe as recipes
 
     if arguments.name is None:

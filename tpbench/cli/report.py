@@ -34,7 +34,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     check(arguments)
     codes = [report_unreadable(folder) for folder in arguments.folder]
     if arguments.html:
@@ -81,7 +81,8 @@ def tables(arguments: argparse.Namespace) -> None:
         from rich.console import Console
 
         terminal.show(results.comparisons, Console(), arguments.by)
-        for session in results.sessions if not results.comparisons else []:
-            timed.show(session, Console())
+        if not results.comparisons:
+            for session in results.sessions:
+                timed.show(session, Console())
     elif not arguments.quiet:
         print(*paths, sep="\n")

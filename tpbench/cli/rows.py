@@ -11,6 +11,7 @@ from tpbench.errors import UsageError
 if TYPE_CHECKING:
     from tpbench.recipe import Recipe
     from tpbench.registry import Variant
+    from tpbench.schedule import Schedule
 
 MOST_SEEDS = 10_000  # a larger number is a typing error
 
@@ -24,12 +25,14 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--schedules",
-        help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "macs=0.6@3,6,9"; default: the recipe\'s',
+        help='budgets, e.g. "0.7@3,6,9;0.5@3,6,9", "137,96,67@3,6,9", "-13@0-11", "macs=0.6@3,6,9",'
+        ' "latency=0.7@3,6,9", "learned:FILE"; default: the recipe\'s',
     )
     verb.add_argument(
         "--budget",
         metavar="SHARES",
-        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5",
+        help="equal cost: every method at these shares of the unreduced model's MACs, e.g. 0.5 or 0.7,0.5, at the"
+        " blocks of the recipe's first schedule",
     )
     verb.add_argument(
         "--budget-latency",
@@ -62,6 +65,15 @@ def seeds(arguments: argparse.Namespace, recipe: Recipe) -> int:
     if not 1 <= count <= MOST_SEEDS:
         raise UsageError(f"--seeds {count}: at least 1 is needed, at most {MOST_SEEDS} are possible")
     return count
+
+
+def reducing(schedules: Sequence[Schedule]) -> tuple[Schedule, ...]:
+    """The schedules that reduce tokens, each once. Raises UsageError if two of one name keep other counts."""
+    found = {}
+    for schedule in schedules:
+        if schedule.text != "none" and found.setdefault(schedule.text, schedule) != schedule:
+            raise UsageError(f"two files are named {schedule.text}, and a record could not tell them apart; rename one")
+    return tuple(found.values())
 
 
 def schedules(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:

@@ -47,7 +47,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--off-the-shelf",
         action="store_true",
-        help="evaluate methods on the trained base without fine-tuning them; a run without this flag goes on",
+        help="evaluate methods on the trained base without fine-tuning; the same command without this flag fine-tunes",
     )
     verb.add_argument("--seeds", type=int, help="how many seeds, each with its own base; default: the recipe's")
     add_set(verb)
@@ -62,13 +62,14 @@ def add_course(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--time-limit",
         metavar="9m",
-        help="stop between two steps after so long (s, m or h), everything saved; the same command continues",
+        help="stop after this time (s, m or h) between two steps and save everything; the same command continues",
     )
     launch.add_flags(verb)
     verb.add_argument(
         "--deterministic",
         action="store_true",
-        help="use deterministic algorithms only: the same bits twice on a GPU too; a method that has none fails",
+        help="use deterministic algorithms only, so that a repeated run on a GPU gives the same bits; methods that have"
+        " none fail",
     )
     verb.add_argument(
         "--fresh",
@@ -78,14 +79,14 @@ def add_course(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--log",
         choices=("tensorboard", "trackio", "wandb"),
-        help="log the training loss of every epoch and the final metrics too; the last two if installed",
+        help="also log the training loss of every epoch and the final metrics; install trackio or wandb first",
     )
     add_quiet(verb)
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     began = time.monotonic()
     plan = make_plan(arguments, began)
     output = Output(arguments.quiet, arguments.json, arguments.log)
@@ -120,7 +121,7 @@ def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
     if arguments.workers is not None:
         recipe = replace(recipe, workers=arguments.workers)
     variants = rows.with_controls(registry.variants(rows.methods(arguments, recipe)), recipe)
-    schedules = schedule.parse_all(rows.schedules(arguments, recipe))
+    schedules = rows.reducing(schedule.parse_all(rows.schedules(arguments, recipe)))
     if arguments.off_the_shelf:
         recipe = recipe.without_finetuning(tuple(schedule.text for schedule in schedules))
     seeds = rows.seeds(arguments, recipe)
@@ -135,7 +136,7 @@ def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
         out=out,
         device=arguments.device,
         variants=tuple(variants),
-        reducing_schedules=tuple(dict.fromkeys(schedules)),
+        reducing_schedules=schedules,
         seeds=seeds,
         plugins=tuple(arguments.plugin),
         deterministic=arguments.deterministic,
@@ -186,7 +187,7 @@ def report_outcome(plan: Plan, records: Sequence[Record], *, output: Output, rep
     from tpbench.bench import results_folder
 
     unread = report_unreadable(plan.out)
-    left = len(plan.cells) - len(records)
+    left = results_folder.cells_left(plan, records)
     failed = [
         f"{record.method} {record.schedule} seed {record.seed}: {record.error}"
         for record in results_folder.failures(records)

@@ -15,8 +15,10 @@ EXAMPLE = "tpbench search --recipe digits --method topk"
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add the verb's flags to its parser."""
     verb.add_argument("--recipe", default="digits", help="digits (default), another packaged name, or a .py file")
-    verb.add_argument("--method", required=True, help="whose search: topk (soft-extract), diffrate or ltmp")
-    verb.add_argument("--seed", type=int, default=0, help="whose base, trained if it is not there (default 0)")
+    verb.add_argument("--method", required=True, help="whose search to use: topk, diffrate or ltmp")
+    verb.add_argument(
+        "--seed", type=int, default=0, help="the base to search on, trained if it is not there (default 0)"
+    )
     add_data(verb)
     add_set(verb)
     add_where(verb)
@@ -24,7 +26,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
 
     load_plugins(arguments)
     recipe = load_recipe(arguments)

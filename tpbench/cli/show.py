@@ -9,7 +9,7 @@ from tpbench.cli.exit_codes import DONE
 from tpbench.cli.shared_flags import add_where, load_plugins
 from tpbench.errors import UsageError
 
-HELP = "draw what methods keep, drop and merge of an image, block by block, and tell which keep the same tokens"
+HELP = "draw which patches of an image each method keeps, drops and merges, block by block"
 EXAMPLE = "tpbench show --model deit_small_patch16_224 --pretrained --methods topk,tome,wkmedoids"
 
 METHODS = "topk,topk_cls,evit,tome,wkmedoids"
@@ -45,7 +45,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     check(arguments)
 
     from tpbench import recipe as recipes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tpbench.cli.chosen_recipe import add_data, add_set, load_recipe, output_folder, run_command
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
     from tpbench.tuning import Tuned, Tuning
 
-HELP = "try the same few settings of fine-tuning with every method, and keep the best of each beside the recipe"
+HELP = "try the same eight settings of fine-tuning with every method, and keep the best for each beside the recipe"
 EXAMPLE = "tpbench tune --recipe digits"
 
 
@@ -31,7 +29,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Do what the flags ask for; the exit code. Raises UsageError for a wrong request."""
+    """Do what the flags ask for and return the exit code. Raises UsageError for a wrong request."""
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
@@ -40,11 +38,10 @@ def act(arguments: argparse.Namespace) -> int:
     variants = registry.variants(arguments.methods)
     out = output_folder(arguments, recipe)
 
-    from tpbench import environment, tuning
+    from tpbench import environment
     from tpbench.bench import tune
     from tpbench.bench.plan import Plan
     from tpbench.bench.progress import Progress
-    from tpbench.record import replace_text
 
     environment.prepare_process(recipe.workers, arguments.device)
     plan = Plan(
@@ -56,9 +53,7 @@ def act(arguments: argparse.Namespace) -> int:
         plugins=tuple(arguments.plugin),
     )
     path = recipes.tuning_path(arguments.recipe, recipe)
-    known = tuning.previously_tuned(recipe, path)
-    found = tune.run(plan, known, Progress(arguments.quiet))
-    replace_text(path, json.dumps(asdict(found), indent=1) + "\n")
+    found = tune.run(plan, path, Progress(arguments.quiet))
     if not arguments.quiet:
         print("\n".join(table(found)))
         print(f"\nkept in {path}, used by `{run_command(arguments)}`")

@@ -47,7 +47,7 @@ def _(distance: Tensor, k: int, linkage: str) -> Tensor:  # noqa: ARG001
 
 @register_flop_formula(torch.ops.tpbench.agglomerate)
 def _agglomerate_flops(distance, k, linkage, *args, **kwargs) -> int:  # noqa: ARG001
-    batch, n, _ = distance
+    batch, n, _ = distance  # the counter passes shapes
     return 2 * batch * merge_macs(n, k, linkage)
 
 

@@ -42,7 +42,8 @@ def attention_with_received(
     if inference and dropout == 0.0 and not extra_pass(q.device, q.shape[2]):
         return torch.ops.tpbench.attend_and_receive(q, k, v, bias, scale)
     out, lse = _attention_and_lse(q, k, v, bias, scale, dropout)
-    return out, *torch.ops.tpbench.receive(*map(_detached, (q, k, bias, lse)), scale)
+    received, own = torch.ops.tpbench.receive(_detached(q), _detached(k), _detached(bias), _detached(lse), scale)
+    return out, received, own
 
 
 def extra_pass(device: torch.device, n: int) -> bool:
@@ -207,17 +208,17 @@ def _(q: Tensor, k: Tensor, s: Tensor, times: int) -> Tensor:  # noqa: ARG001
 
 @register_flop_formula(torch.ops.tpbench.attention_transpose_apply)
 def _transpose_flops(q, k, s, times, *args, **kwargs) -> int:  # noqa: ARG001
-    batch, heads, n, width = q
+    batch, heads, n, width = q  # the counter passes shapes
     return 2 * batch * heads * n * n * (width + times)
 
 
 @register_flop_formula(torch.ops.tpbench.receive)
 def _receive_flops(q, k, *args, **kwargs) -> int:  # noqa: ARG001
-    batch, heads, n, width = q
+    batch, heads, n, width = q  # the counter passes shapes
     return 2 * batch * heads * n * n * width
 
 
 @register_flop_formula(torch.ops.tpbench.attend_and_receive)
 def _attend_flops(q, k, v, *args, **kwargs) -> int:  # noqa: ARG001
-    batch, heads, n, width = q
+    batch, heads, n, width = q  # the counter passes shapes
     return 2 * batch * heads * n * n * (width + v[-1])

@@ -36,7 +36,9 @@ def attend_and_receive(
     v = _side_by_side(v)
     batch, heads, n, width = q.shape
     if q.dtype == torch.float32 or n > WIDEST_TILE or width > WIDEST_HEAD:
-        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale), *receive(q, k, bias, None, scale)
+        out = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        received, own = receive(q, k, bias, lse=None, scale=scale)
+        return out, received, own
     out = q.new_empty(batch, n, heads, width).transpose(1, 2)  # laid out as the projection after it reads it
     rows = 32
     keys = max(64, triton.next_power_of_2(n))

@@ -85,7 +85,7 @@ def _(x, weight, score, first, start, k, iterations):  # noqa: ARG001
 
 @register_flop_formula([torch.ops.tpbench.kmedoids, torch.ops.tpbench.kmeans])
 def _clustering_flops(x, weight, score, first, start, k, iterations, *args, **kwargs) -> int:  # noqa: ARG001
-    batch, n, width = x
+    batch, n, width = x  # the counter passes shapes
     return 2 * batch * n * n * (width + iterations)
 
 
@@ -115,7 +115,8 @@ def _native() -> ModuleType:
 def _chosen(steps: ModuleType, start: str, distance: Tensor | None, score: Tensor, k: int) -> Tensor:
     if start == "topk":
         return steps.heaviest(score, k)
-    return {"peaks": steps.peaks, "farthest": steps.farthest}[start](distance, score.to(distance.dtype), k)
+    choose = {"peaks": steps.peaks, "farthest": steps.farthest}[start]
+    return choose(distance, score.to(distance.dtype), k)
 
 
 def _in_chunks(cluster, x: Tensor, weight: Tensor, score: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:

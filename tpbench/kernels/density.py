@@ -80,5 +80,5 @@ def _(x, neighbours, k):  # noqa: ARG001
 
 @register_flop_formula(torch.ops.tpbench.density_peaks)
 def _density_flops(x, neighbours, k, *args, **kwargs) -> int:  # noqa: ARG001
-    batch, n, width = x
+    batch, n, width = x  # the counter passes shapes
     return 2 * batch * n * n * width

@@ -33,7 +33,7 @@ def attend_and_receive(
 
 
 def attention_transpose_apply(q: Tensor, k: Tensor, s: Tensor, times: int) -> Tensor:
-    """As `attention.attention_transpose_apply`: s [B, H, N] after so many products with the transposed attention."""
+    """As `attention.attention_transpose_apply`: s [B, H, N] after `times` products with the transposed attention."""
     attention = (q @ k.transpose(-2, -1)).softmax(dim=-1).to(s.dtype)
     row = s[:, :, None]
     for _ in range(times):

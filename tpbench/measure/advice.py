@@ -56,7 +56,7 @@ class Request:
 class Choice:
     """One method at the requested latency.
 
-    kept: the tokens that leave a block as a share of all, mean over blocks. top1: a share; None if not evaluated.
+    kept: the tokens that go on after a block as a share of all, mean over blocks. top1: a share; None if not evaluated.
     marked: whether it misses the latency by more than 2 %.
     """
 
@@ -243,14 +243,14 @@ def choice(subject: Subject, speed: Speed, solved: Solved, scores: dict[str, flo
         method=speed.row.method,
         schedule=schedule.text,
         speedup=speed.speedup,
-        marked=speed.marked,
+        marked=speed.misses_latency,
         kept=kept(subject.model, schedule.blocks, speed.row.counts),
         top1=scores.get(speed.row.method),
     )
 
 
 def kept(model: torch.nn.Module, after: Sequence[int], counts: Sequence[int]) -> float:
-    """The body tokens that leave a block as a share of the patches, mean over all blocks.
+    """The body tokens that go on after a block as a share of the patches, mean over all blocks.
 
     after: the reducing blocks; counts: body tokens after each of them.
     """

@@ -69,7 +69,7 @@ class Subject:
 class Grid:
     """The rows of a session: every variant at every schedule (unreduced ones once), batch size, dtype and mode.
 
-    timm's unreduced model is also timed in each mode.
+    timm's unreduced model is also timed in each mode. without_counts: pairs that are left out.
     """
 
     variants: tuple[Variant, ...]
@@ -77,6 +77,7 @@ class Grid:
     batch_sizes: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     modes: tuple[Mode, ...] = (EAGER,)
+    without_counts: frozenset[tuple[Variant, Schedule]] = frozenset()
 
     @property
     def solved_at(self) -> tuple[torch.dtype, int, Mode]:
@@ -87,7 +88,8 @@ class Grid:
         """Every method at every schedule that applies to it; unreduced methods come first."""
         for schedule in (NOTHING, *(s for s in self.schedules if s.blocks)):
             for variant in self.variants:
-                if variant.card.unreduced == (schedule == NOTHING):
+                applies = variant.card.unreduced == (schedule == NOTHING)
+                if applies and (variant, schedule) not in self.without_counts:
                     yield variant, schedule
 
 
@@ -126,21 +128,21 @@ def entries(subject: Subject, grid: Grid, solved: Solved | None = None) -> list[
     """
     check(subject, grid)
     found: list[Entry] = []
-    plans = [
-        Plan(subject=subject, variant=variant, schedule=schedule, solved=(solved or {}).get((variant, schedule)))
+    known = solved or {}
+    methods = [
+        MethodAtSchedule(subject, variant=variant, schedule=schedule, solved=known.get((variant, schedule)))
         for variant, schedule in grid.pairs()
     ]
     for dtype in grid.dtypes:
         base = subject.in_dtype(dtype)
-        models = [plan.model(base) for plan in plans]
+        models = [method.model(base) for method in methods]
         for batch in grid.batch_sizes:
             images = subject.images.pixels[:batch].to(dtype)
             found += unreduced(subject, base, images=images, modes=grid.modes)
             for mode in grid.modes:
                 here = (dtype, batch, mode) == grid.solved_at
-                found += [
-                    plan.entry(model, images=images, mode=mode, solved_here=here) for plan, model in zip(plans, models)
-                ]
+                for method, model in zip(methods, models):
+                    found.append(method.entry(model, images=images, mode=mode, solved_here=here))
     return found
 
 
@@ -186,10 +188,10 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class Plan:
+class MethodAtSchedule:
     """One method at one schedule: its counts, found once for all dtypes, or the reason why there are none.
 
-    solved: the counts that meet a share of latency, or why there are none.
+    solved: the counts that meet a share of latency, or why there are none. Making one reduces the subject's model once.
     """
 
     def __init__(self, subject: Subject, variant: Variant, schedule: Schedule, solved: Schedule | str | None = None):
@@ -213,18 +215,25 @@ class Plan:
         return self.subject.reduce(self.subject.model, self.variant, self.asked)
 
     def model(self, base: nn.Module) -> nn.Module | None:
-        """A base reduced by the method with the plan's counts, in the base's dtype; None if the plan has an error."""
+        """A base reduced by the method to these counts, in the base's dtype; None if there is an error."""
         if self.error is not None:
             return None
         requested = [k for _, k in self.first.requested]
-        schedule = self.asked.counting(requested) if requested else self.asked
+        schedule = self.asked.with_counts(requested) if requested else self.asked
         own = self.subject.reduce(base, self.variant, schedule)
         return own.to(next(base.parameters()).dtype)
 
     def entry(self, model: nn.Module | None, images: Tensor, mode: Mode, solved_here: bool) -> Entry:
         """The row of a model. solved_here: whether shares of latency were solved under the conditions of this row."""
         by_latency = solved_here and self.schedule.kind is Kind.LATENCY
-        share = self.schedule.budget if by_latency else None
-        about = {"method": str(self.variant), "schedule": self.schedule.text, "counts": self.counts}
-        about |= {"macs": self.macs, "asked": None if share is None else float(share), "error": self.error}
-        return entry(model, images, mode, **about)
+        return entry(
+            model,
+            images,
+            mode,
+            method=str(self.variant),
+            schedule=self.schedule.text,
+            counts=self.counts,
+            macs=self.macs,
+            asked=float(self.schedule.budget) if by_latency else None,
+            error=self.error,
+        )

@@ -53,9 +53,9 @@ def measured(model: TokenViT) -> Macs:
 
 def counted(model: TokenViT) -> Macs:
     """MACs as torch's FlopCounterMode sees them in one forward pass of one image, in evaluation mode."""
-    where = next(model.parameters())
+    parameter = next(model.parameters())
     size = model.patch_embed.img_size
-    image = torch.zeros(1, model.in_chans, *size, device=where.device, dtype=where.dtype)
+    image = torch.zeros(1, model.in_chans, *size, device=parameter.device, dtype=parameter.dtype)
     training = model.training
     model.eval()
     # Use the plain attention kernel, since some versions of the counter miss the fused one on a CPU.

@@ -19,7 +19,7 @@ def follow(model: TokenModel, images: Tensor, seed: int) -> list[Stage]:
     torch.manual_seed(seed)
     blocks = {block for block, _ in model.requested}
     stages = []
-    for block, tokens in enumerate(model.leaving(images, provenance=True)):
+    for block, tokens in enumerate(model.after_each_block(images, provenance=True)):
         if block not in blocks:
             continue
         if tokens.provenance is None:

@@ -100,7 +100,7 @@ def counted(solutions: Mapping[tuple[Variant, Schedule], Solution]) -> Solved:
     """Each solution as a schedule of its counts, or as the reason why it has none."""
     found: dict[tuple[Variant, Schedule], Schedule | str] = {}
     for (variant, schedule), solution in solutions.items():
-        met = schedule.counting(solution.counts) if solution.counts else None
+        met = schedule.with_counts(solution.counts) if solution.counts else None
         found[variant, schedule] = met or solution.error
     return found
 
@@ -119,5 +119,5 @@ def found_before(path: Path | None, begun: Session, grid: Grid) -> Solved:
     for variant, schedule in grid.pairs():
         row = rows.get((str(variant), schedule.text))
         if row is not None and row.asked is not None:
-            found[variant, schedule] = row.error or schedule.counting(row.counts)
+            found[variant, schedule] = row.error or schedule.with_counts(row.counts)
     return found

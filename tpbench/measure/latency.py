@@ -48,10 +48,10 @@ def forward_call(
 
 def random_images(model: nn.Module, batch: int) -> Tensor:
     """Standard normal images of the model's size on its device: [batch, channels, height, width]."""
-    where = next(model.parameters())
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     shape = (batch, model.in_chans, *model.patch_embed.img_size)
-    return torch.randn(shape, generator=generator).to(where.device)
+    return torch.randn(shape, generator=generator).to(device)
 
 
 def layers(

@@ -30,7 +30,7 @@ FARTHEST = 0.05  # a method whose latency is off by more, as a share of the targ
 PASSES = 9
 ROUNDS = 8  # in a pass; with a time limit fewer, but at least LEAST_ROUNDS
 LEAST_ROUNDS = 3
-CONFIRMED = 3  # a result needs samples from so many passes
+CONFIRMED = 3  # passes from which a result needs samples
 SLOPES = (0.3, 2.0)  # limits for the slope of latency over multiply-adds, both as shares
 LEAST_SHARE = 0.02  # of the multiply-adds that a step tries
 HALVINGS = 6  # attempts to reach a share of multiply-adds, each halving the distance to a known one
@@ -164,18 +164,22 @@ class LatencySearch:
 
     def again(self, setup: TimingSetup) -> Entry:
         """The row that times the best candidate once more."""
-        counting = self.schedule.counting(self.nearest_first[0].counts)
-        return self.entry(setup, setup.subject.reduce(setup.subject.model, self.variant, counting))
+        schedule = self.schedule.with_counts(self.nearest_first[0].counts)
+        return self.entry(setup, setup.subject.reduce(setup.subject.model, self.variant, schedule))
 
     def entry(self, setup: TimingSetup, model: vit.TokenViT) -> Entry:
-        """The row of a model's counts, which become the current candidate."""
+        """The row that times a model's counts, which become the current candidate.
+
+        Counts that were tried before mean that no other candidate is left (`exhausted`). If they are not the best ones,
+        the best ones are timed again instead.
+        """
         counts = tuple(k for _, k in model.requested)
         if counts in self.tried and self.tried[counts] is not self.nearest_first[0]:
             self.exhausted = True  # the steps repeat, so the best candidate will not change
             return self.again(setup)
         self.exhausted = self.exhausted or (counts in self.tried and abs(self.off) > NEAR / 2)
         self.current = self.tried.setdefault(counts, Candidate(sum(model.macs().values()) / setup.macs, counts))
-        own = setup.subject.reduce(setup.model, self.variant, self.schedule.counting(counts))
+        own = setup.subject.reduce(setup.model, self.variant, self.schedule.with_counts(counts))
         about = {"method": str(self.variant), "schedule": self.schedule.text}
         about |= {"counts": list(counts), "macs": sum(model.macs().values()), "asked": self.target}
         return entry(own.to(setup.images.dtype), setup.images, setup.mode, **about)
@@ -223,8 +227,11 @@ def solve(
     searches = {(variant, schedule): LatencySearch(variant, schedule) for variant, schedule in asked}
     start = time.monotonic()
     for number in range(PASSES):
-        open_searches = [search for search in searches.values() if not search.done]
-        candidates = {search: entry for search in open_searches if (entry := search.next(setup)) is not None}
+        candidates: dict[LatencySearch, Entry] = {}
+        for search in searches.values():
+            candidate = None if search.done else search.next(setup)
+            if candidate is not None:
+                candidates[search] = candidate
         spent = time.monotonic() - start
         if not candidates or (number and seconds is not None and spent > seconds):  # one pass is needed in any case
             break
@@ -238,9 +245,9 @@ def solve(
 def time_all(setup: TimingSetup, candidates: Mapping[LatencySearch, Entry], allowed: float | None) -> None:
     """Time the candidates of a pass in turns with the unreduced model. allowed: seconds, approximately."""
     references = unreduced(setup.subject, setup.model, images=setup.images, modes=setup.mode.permitted())[:-1]
-    calls, rows, a_round = warmed([*references, *candidates.values()], setup.images.device, calls_each=1)
+    calls, rows, round_seconds = warmed([*references, *candidates.values()], setup.images.device, calls_each=1)
     failed = {row.key: row.error for row in rows if row.error is not None}
-    rounds = ROUNDS if allowed is None else min(ROUNDS, max(LEAST_ROUNDS, int(allowed / a_round)))
+    rounds = ROUNDS if allowed is None else min(ROUNDS, max(LEAST_ROUNDS, int(allowed / round_seconds)))
     with no_garbage_collection():
         taken = [one_round(calls, setup.images.device, number) for number in range(rounds)]
     samples = {key: [seconds[key] for seconds in taken] for key in calls}

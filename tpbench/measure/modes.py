@@ -42,8 +42,9 @@ class Mode:
 
     def permitted(self) -> list[Mode]:
         """This mode and all modes with a subset of its options, the plainest first."""
-        flags = product(*((False, True) if flag else (False,) for flag in (self.compiled, self.cuda_graph)))
-        return [Mode(compiled=compiled, cuda_graph=cuda_graph) for compiled, cuda_graph in flags]
+        compiled = (False, True) if self.compiled else (False,)
+        cuda_graph = (False, True) if self.cuda_graph else (False,)
+        return [Mode(compiled=first, cuda_graph=second) for first, second in product(compiled, cuda_graph)]
 
     def check(self, where: torch.device) -> None:
         """Raise UsageError, before any work, if the device or machine does not support the mode."""

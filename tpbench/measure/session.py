@@ -55,17 +55,19 @@ class Effort:
         """Whether sampling can stop after `rounds` rounds that took `seconds` seconds."""
         if rounds >= self.rounds:
             return True
-        if self.seconds is None or seconds == 0:
+        if self.seconds is None or seconds == 0:  # every sitting takes at least one round
             return False
         return seconds >= self.seconds and rounds >= LEAST_ROUNDS
 
-    def left(self, rounds: int, seconds: float, a_round: float) -> float:
-        """Estimated seconds until sampling stops, if one round takes `a_round` seconds."""
-        full = (self.rounds - rounds) * a_round
+    def left(self, rounds: int, seconds: float, round_seconds: float) -> float:
+        """Estimated seconds until sampling stops, if one round takes `round_seconds`."""
+        until_all_rounds = (self.rounds - rounds) * round_seconds
         if self.seconds is None:
-            return full
-        least = max(0 if seconds else 1, LEAST_ROUNDS - rounds) * a_round
-        return min(full, max(least, self.seconds - seconds))
+            return until_all_rounds
+        needed_rounds = max(0, LEAST_ROUNDS - rounds)
+        if seconds == 0:  # every sitting takes at least one round
+            needed_rounds = max(1, needed_rounds)
+        return min(until_all_rounds, max(needed_rounds * round_seconds, self.seconds - seconds))
 
     def within(self, session: Session) -> Effort:
         """This effort, limited by what is left of the session's budget."""
@@ -80,7 +82,7 @@ class Warm(NamedTuple):
 
     calls: dict[Key, Call]
     rows: list[Row]
-    seconds: float
+    round_seconds: float
 
 
 def begin(
@@ -136,7 +138,7 @@ def sample(
     check: Callable[[], None] = unchecked,
 ) -> Session:
     """`run` for calls that are already warm."""
-    calls, rows, a_round = warm
+    calls, rows, round_seconds = warm
     session = continued(replace(session, rows=rows), path, watch)
     effort = effort.within(session)
     sitting = Sitting(began=datetime.now(UTC).isoformat(timespec="seconds"), load_before=machine.load())
@@ -149,12 +151,12 @@ def sample(
         with no_garbage_collection():
             while not effort.enough(session.rounds, sitting.seconds):
                 check()
-                left = effort.left(session.rounds, sitting.seconds, a_round)
+                left = effort.left(session.rounds, sitting.seconds, round_seconds)
                 watch("timing", sitting.seconds / (sitting.seconds + left), left)
                 add(session, one_round(calls, where, session.rounds))
                 sitting.rounds += 1
                 sitting.seconds = time.monotonic() - start
-                a_round = sitting.seconds / sitting.rounds
+                round_seconds = sitting.seconds / sitting.rounds
                 if time.monotonic() - saved > SAVE_SECONDS:
                     saved = time.monotonic()
                     save()
@@ -235,7 +237,7 @@ def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatch
     """
     calls: dict[Key, Call] = {}
     rows: list[Row] = []
-    a_round = 0.0
+    round_seconds = 0.0
     start = time.monotonic()
     for number, entry in enumerate(entries):
         spent = time.monotonic() - start
@@ -244,14 +246,14 @@ def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatch
         if row.error is None:
             try:
                 call = entry.warm(calls_each - 1)
-                a_round += timed(call, synchroniser(where))
+                round_seconds += timed(call, synchroniser(where))
                 calls[row.key] = call
             except (RuntimeError, UsageError) as error:
                 if row.role != "reduced":
                     raise
                 row = replace(row, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         rows.append(replace(row, seconds=[]))
-    return Warm(calls, rows, a_round)
+    return Warm(calls, rows, round_seconds)
 
 
 def one_round(calls: Mapping[Key, Call], where: torch.device, number: int) -> dict[Key, float]:

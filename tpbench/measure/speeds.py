@@ -18,7 +18,7 @@ from tpbench.measure.timings import Group, Row, Session
 
 LEVEL = 0.95
 RESAMPLES = 1000
-P95_SAMPLES = 200  # the 95th percentile needs at least so many
+P95_SAMPLES = 200  # samples that the 95th percentile needs at least
 NEAR = 0.02  # a row is marked if its latency is off by more, as a share of the requested one
 
 
@@ -61,7 +61,7 @@ class Speed:
         return self.row.batch / self.median
 
     @property
-    def marked(self) -> bool:
+    def misses_latency(self) -> bool:
         """Whether the row misses the requested latency by more than 2 %."""
         return self.off is not None and abs(self.off) > NEAR
 

@@ -46,7 +46,8 @@ def kmedoids(
     """
     _check(x, weight, k, init, score)
     with without_gradient(), without_autocast(x.device):
-        return torch.ops.tpbench.kmedoids(x, weight, *_start(init, weight, k, score), k, iterations)
+        score, first, start = _start(init, weight, k, score)
+        return torch.ops.tpbench.kmedoids(x, weight, score, first, start, k, iterations)
 
 
 def kmeans(
@@ -70,7 +71,8 @@ def kmeans(
     _check(x, weight, k, init, score)
     with without_autocast(x.device):
         with without_gradient():
-            share, assignment = torch.ops.tpbench.kmeans(x, weight, *_start(init, weight, k, score), k, iterations)
+            score, first, start = _start(init, weight, k, score)
+            share, assignment = torch.ops.tpbench.kmeans(x, weight, score, first, start, k, iterations)
         return torch.bmm(share, x.to(share.dtype)).to(x.dtype), assignment
 
 

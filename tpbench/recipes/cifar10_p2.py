@@ -1,4 +1,4 @@
-"""CIFAR-10 at 256 tokens: patches of 2, as many tokens as a 224-pixel image in patches of 14 or 16 about has.
+"""CIFAR-10 in patches of 2 pixels: 256 tokens, about as many as a 224-pixel image has in patches of 14 or 16.
 
     python -m tpbench run --recipe cifar10-p2 --time-limit 9m
 

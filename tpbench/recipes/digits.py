@@ -3,11 +3,12 @@
     python -m tpbench run --methods all
 
 Machine: 2 CPU cores, about 20 minutes for the 385 cells of five seeds and their timing. 1,797 real 8x8 images
-(scikit-learn's load_digits), upsampled to 16x16: 64 tokens of 2x2 pixels. The seed draws which fifth of them tests, so
-five seeds test every image once. Muon trains: its 20 epochs give better bases than 30 of AdamW, on which methods vary
-less from seed to seed. Expect the unreduced base at about 98 %, most methods between 95 and 98 % at half of its
-multiply-adds and between 91 and 97 % at 0.3 of them, where they separate. The row wkmedoids(finetune_seed=1) shows what
-no difference looks like, ats(live=True) what ATS does where its living tokens, not its padding, cost the budget.
+(scikit-learn's load_digits), upsampled to 16x16: 64 tokens of 2x2 pixels. The seed decides which fifth of them is the
+test set, so that five seeds test every image once. The optimiser is Muon: 20 epochs with it give better bases than 30
+with AdamW, and on better bases the methods vary less from seed to seed. Expect the unreduced base at about 98 %, most
+methods between 95 and 98 % at half of its multiply-adds and between 91 and 97 % at 0.3 of them, where they separate.
+The row wkmedoids(finetune_seed=1) shows what no difference looks like. The row ats(live=True) shows ATS when its living
+tokens, without the padding, cost the budget.
 """
 
 from tpbench.recipe import Data, Measure, Optim, Recipe, Search

@@ -45,10 +45,12 @@ def _schema(text: bytes) -> Any:
 
 
 def sealed_line(text: bytes) -> bytes:
-    """A record's text as one line with a checksum; the same bytes where it is that already."""
+    """A record's text as one line with a checksum. A text that already is one stays the same, byte for byte."""
     content, sealed = unseal(text)
-    sealed_text = text.strip() if sealed and b"\n" not in text.strip() else seal(json.dumps(json.loads(content)))
-    return sealed_text + b"\n"
+    stripped = text.strip()
+    if sealed and b"\n" not in stripped:
+        return stripped + b"\n"
+    return seal(json.dumps(json.loads(content))) + b"\n"
 
 
 def read(path: Path) -> Record:

@@ -1,8 +1,8 @@
 """The store: every record of a results folder, read and parsed once in a process.
 
-An unfinished run keeps one file a cell, so that workers never write to the same file. A finished one is packed: one
-file a machine, one line a record, sorted by row and seed. Both are read, and where a cell has both, its own file
-counts: packing deletes these files, so that one beside a packed record was written later.
+An unfinished run keeps one file per cell, so that workers never write to the same file. A finished run is packed: one
+file per machine and one line per record, sorted by row and seed. If a cell has both, its own file counts, because it is
+newer: packing deletes the files of the cells.
 """
 
 from __future__ import annotations
@@ -108,15 +108,15 @@ class Store:
     def scan(self) -> None:
         """Read the files that are new or have changed since the last time."""
         records = str(self.folder / "records")
-        # Cells before packed files: a run that packs meanwhile writes the packed file before it deletes the cells'.
-        found = [
+        # List the cells' files first: a run that packs meanwhile writes the packed file before it deletes them.
+        cells = [
             (f"{machine}/{name}", about, machine)
             for machine in _listed(records)
             for name, about in _files(os.path.join(records, machine), ".json")
         ]
-        found = [(name, about, name.removesuffix(".jsonl")) for name, about in _files(records, ".jsonl")] + found
-        with without_garbage_collection():
-            parts = {file: self._part(file, about, machine) for file, about, machine in found}
+        packed = [(name, about, name.removesuffix(".jsonl")) for name, about in _files(records, ".jsonl")]
+        with without_garbage_collection():  # packed files first, as the index needs them
+            parts = {file: self._part(file, about, machine) for file, about, machine in packed + cells}
         if parts != self._parts:
             self._parts = {file: part for file, part in parts.items() if part is not None}
             self._make_index()
@@ -141,7 +141,8 @@ class Store:
         path = self._path(file)
         with open(path, "rb") as content:
             end = 0
-            for number, text in enumerate(content if packed else [content.read()], start=1):
+            texts = content if packed else [content.read()]  # a packed file has one record per line
+            for number, text in enumerate(texts, start=1):
                 start = end
                 end += len(text)
                 where = f"{path} line {number}" if packed else path

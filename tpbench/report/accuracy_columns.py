@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tpbench.report import layout
-from tpbench.report.column import Column, Source, cell, significant_p
+from tpbench.report.column import Column, Source, shared_column, significant_p
 from tpbench.report.methods import NULL, family, null_of
 from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF
 
@@ -21,11 +21,15 @@ def columns() -> list[Column]:
 
 def _identity() -> list[Column]:
     return [
-        cell("machine", "the machine that measured it; records of different machines are never averaged"),
-        cell("recipe", "the recipe's name"),
-        cell("recipe_digest", "twelve hexadecimal digits of everything in the recipe that can change a result"),
-        cell("schedule", "the token budget as the recipe writes it", head="Schedule", text=lambda row: row["schedule"]),
-        cell("method", "the method's name", head="Method", text=layout.marked, brief=_brief_method),
+        shared_column("machine", "the machine that measured it; records of different machines are never averaged"),
+        shared_column("recipe", "the recipe's name"),
+        shared_column(
+            "recipe_digest", "twelve hexadecimal digits of everything in the recipe that can change a result"
+        ),
+        shared_column(
+            "schedule", "the token budget as the recipe writes it", head="Schedule", text=lambda row: row["schedule"]
+        ),
+        shared_column("method", "the method's name", head="Method", text=layout.name_with_signs, brief=_brief_method),
         Column(
             "family",
             "clustering, merging, pruning, learned queries, grid or trivial; null row: a method that is measured "
@@ -37,10 +41,10 @@ def _identity() -> list[Column]:
             text=lambda row: row["family"],
             narrow=False,
         ),
-        cell("title", "the method's name in words"),
-        cell("unreduced", "True for the base: the model that keeps every token"),
-        cell("site", "where in a block the method reduces: mid (before the MLP) or end"),
-        cell(
+        shared_column("title", "the method's name in words"),
+        shared_column("unreduced", "True for the base: the model that keeps every token"),
+        shared_column("site", "where in a block the method reduces: mid (before the MLP) or end"),
+        shared_column(
             "count",
             "exact: the method keeps the requested number of tokens; at_most: it may keep fewer; masked: it removes "
             "none, and about the requested number are not masked",
@@ -50,7 +54,7 @@ def _identity() -> list[Column]:
 
 def _brief_method(row: layout.Row) -> str:
     """The name in the first table; a null row is named after the row that it repeats."""
-    return f"{null_of(row['method'])} again" if row["family"] == NULL else layout.marked(row)
+    return f"{null_of(row['method'])} again" if row["family"] == NULL else layout.name_with_signs(row)
 
 
 def _training() -> list[Column]:
@@ -72,7 +76,7 @@ def _training() -> list[Column]:
             "from longer fine-tuning",
             lambda source: source.mean("training_loss_fall"),
         ),
-        cell(
+        shared_column(
             "tuned",
             "settings of the fine-tuning that were tuned for the method; blank if it has the recipe's",
             head="Tuned",
@@ -239,7 +243,7 @@ def _judged(source: Source, name: str, otherwise: Any) -> Any:
 
 
 def _verdict(source: Source) -> str:
-    is_reference = source.method == source.table.reference and source.method in source.table.means[source.table.by]
+    is_reference = source.method == source.table.reference and source.method in source.table.means[source.table.stage]
     return "reference" if is_reference else _judged(source, "verdict", "")
 
 

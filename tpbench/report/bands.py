@@ -1,10 +1,4 @@
-"""Rows of all schedules grouped by cost: by MACs, or by measured latency.
-
-A band holds all rows whose cost, as a share of the unreduced model's, rounds to the same multiple of ten percent. Each
-method appears in a band once, with its most accurate row; its place is 1 + the number of methods above it. A row shows
-its places in both groupings, so that a method that wins by MACs and loses by latency is visible. Places are by the mean
-and do not take the intervals into account.
-"""
+"""Rows of all schedules grouped by cost: by MACs, or by measured latency. EXPLANATION defines bands and places."""
 
 from __future__ import annotations
 
@@ -19,6 +13,12 @@ from tpbench.report.frame import Comparison, batch_sizes
 from tpbench.report.layout import Row, Shown
 
 WIDTH = 0.1  # width of a band, as a share of the unreduced model's cost
+EXPLANATION = (
+    "A band holds all rows whose cost, as a share of the unreduced model's, rounds to the same multiple of ten "
+    "percent. Each method appears in a band once, with its most accurate row; its place is 1 + the number of methods "
+    "above it. A row shows its places in both groupings, so that a method that wins by MACs and loses by latency is "
+    "visible. Places are by the mean and do not take the intervals into account."
+)
 
 
 class Axis(NamedTuple):
@@ -46,13 +46,16 @@ def banded(comparison: Comparison, by: str) -> Iterator[tuple[str, list[Row]]]:
     top1 = comparison.top1
     rows = [row for row in comparison.rows if not row["unreduced"] and _known(row, top1)]
     bands = {name: _bands(rows, axis, top1) for name, axis in every.items()}
+
+    def with_places(row: Row) -> Row:
+        return row | {"places": {name: _place(row, bands[name], axis=every[name], top1=top1) for name in every}}
+
     for band in sorted(bands[by]):
         best = sorted(bands[by][band].values(), key=lambda row: -row[top1])
         low = (band - 0.5) * WIDTH
         high = (band + 0.5) * WIDTH
         title = f"{low:.0%} to {high:.0%} of the unreduced model's {every[by].what}"
-        places = [{name: _place(row, bands[name], axis=every[name], top1=top1) for name in every} for row in best]
-        yield title, [row | {"places": own} for row, own in zip(best, places)]
+        yield title, [with_places(row) for row in best]
 
 
 def columns(frame: pd.DataFrame) -> list[Shown]:

@@ -87,12 +87,12 @@ class Rows:
         self._rows: list[list[Any]] = []
 
     def append(self, one: Cell) -> None:
-        """Add a row."""
+        """Add a row. Most rows have exactly the names that are known, so that is tried first."""
         try:
-            values = list(map(one.__getitem__, self._names))
-        except KeyError:
+            values = [one[name] for name in self._names]
+        except KeyError:  # it lacks a name
             values = []
-        if len(values) < len(one):
+        if len(values) < len(one):  # it lacks a name, or has a new one
             self._names += [name for name in one if name not in self._names]
             values = [one.get(name, nan) for name in self._names]
         self._rows.append(values)

@@ -97,8 +97,8 @@ class Column:
         return (self.brief or self.text)(row)
 
 
-def cell(name: str, meaning: str, **shown: Any) -> Column:
-    """A column whose value all seeds share."""
+def shared_column(name: str, meaning: str, **shown: Any) -> Column:
+    """A column whose value is the same for all seeds of a row. shown: further fields of the Column."""
     return Column(name, meaning, lambda source: source.first[name], **shown)
 
 

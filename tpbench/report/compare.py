@@ -2,10 +2,11 @@
 
 A row is a method at a schedule. Changes are B minus A.
 
-Accuracy: the difference over the seeds that both sides have. If both hold the outcomes of the same images, it is paired
-by image and its interval covers seeds and images (`two_way.from_outcomes`); otherwise it is paired by seed
-(`statistics.fit` of the two rows). Each row has its own residual: a change of the base moves all methods of a seed
-together, so a residual pooled over the methods would be too small. All rows of a machine form one family for Holm.
+Accuracy: fine-tuned at the schedules where both sides are fine-tuned, otherwise off the shelf; the difference over the
+seeds that both sides have. If both hold the outcomes of the same images, it is paired by image and its interval covers
+seeds and images (`two_way.from_outcomes`); otherwise it is paired by seed (`statistics.fit` of the two rows). Each row
+has its own residual: a change of the base moves all methods of a seed together, so a residual pooled over the methods
+would be too small. All rows of a machine form one family for Holm.
 MACs and tokens: counts, which are equal or not.
 Speed: the change of the time relative to the unreduced model of the same timing session. Its interval covers the rounds
 of both sessions, but not what differs between one sitting and the next.
@@ -31,7 +32,7 @@ from tpbench.report.contrast import declared
 from tpbench.report.estimates import Difference, Estimate, combined
 from tpbench.report.families import Judgement, judge
 from tpbench.report.methods import family
-from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF, UNKNOWN, judged
+from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF, UNKNOWN, stage_compared
 from tpbench.report.statistics import fit
 from tpbench.report.two_way import from_outcomes
 
@@ -81,15 +82,17 @@ class TimeChange:
 class Change:
     """A row that both sides have.
 
-    top1: mean top-1 of A and B in percent over the seeds that both have; difference: B minus A in points; paired: by
-    IMAGES or by SEEDS. identical: whether both sides classify every image of every seed alike. times: changes of time.
-    no_numbers: the sides on which the row failed or was unreachable, with the reasons. notes: what else differs, such
-    as settings.
+    stage: the accuracy that is compared, FINE_TUNED or OFF_THE_SHELF. top1: mean top-1 of A and B in percent over the
+    seeds that both have; difference: B minus A in points; paired: by IMAGES or by SEEDS. identical: whether both sides
+    classify every image of every seed alike. times: changes of time. no_numbers: the sides on which the row failed or
+    was unreachable, with the reasons; failed_seeds: for sides with numbers, the seeds that have none there but on the
+    other side. notes: what else differs, such as settings.
     """
 
     method: str
     schedule: str
     family: str
+    stage: str = OFF_THE_SHELF
     top1: tuple[float, float] = (nan, nan)
     difference: Difference | Estimate = UNKNOWN
     paired: str = ""
@@ -98,6 +101,7 @@ class Change:
     costs: tuple[Cost, Cost] | None = None
     times: tuple[TimeChange, ...] = ()
     no_numbers: dict[str, str] = field(default_factory=dict)
+    failed_seeds: dict[str, list[int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -120,7 +124,6 @@ class Changes:
 
     machines: tuple[str, str]
     recipes: tuple[str, str]  # name and digest
-    by: str
     margin: float
     records: tuple[list[Record], list[Record]]
     rows: list[Change]
@@ -138,27 +141,53 @@ class Changes:
 
 
 def changes(
-    a: list[Record], b: list[Record], sessions: tuple[Session | None, Session | None] = (None, None)
+    a: list[Record],
+    b: list[Record],
+    sessions: tuple[Session | None, Session | None] = (None, None),
+    margin: float | None = None,
 ) -> Changes:
-    """Compare the records of two machines. sessions: their timing sessions, None where there is none."""
-    by = FINE_TUNED if judged(a) == judged(b) == FINE_TUNED else OFF_THE_SHELF
-    margin = declared(b[0].recipe).margin
+    """Compare the records of two machines.
+
+    sessions: their timing sessions, None where there is none. margin: in points of top-1; None for that of B's recipe.
+    """
+    if margin is None:
+        margin = declared(b[0].recipe).margin
+    stages = stages_compared(a, b)
     first = grouped(a)
     second = grouped(b)
     times = time_changes(*sessions)
-    rows = [_row(key, a=first[key], b=second[key], by=by, times=times.get(key, ())) for key in first if key in second]
+    rows = [
+        _row(key, a=first[key], b=second[key], stage=stages[key[0]], times=times.get(key, ()))
+        for key in first
+        if key in second
+    ]
     known = [row for row in rows if row.paired]
     judgements = judge([row.difference for row in known], margin)
     found = {row.name: judgement for row, judgement in zip(known, judgements)}
     return Changes(
         machines=(a[0].machine, b[0].machine),
         recipes=(f"{a[0].recipe} ({a[0].recipe_digest})", f"{b[0].recipe} ({b[0].recipe_digest})"),
-        by=by,
         margin=margin,
         records=(a, b),
         rows=[replace(row, judgement=found.get(row.name)) for row in rows],
         only={A: [key for key in first if key not in second], B: [key for key in second if key not in first]},
     )
+
+
+def stages_compared(a: Sequence[Record], b: Sequence[Record]) -> dict[str, str]:
+    """The accuracy to compare at each schedule that both sides have."""
+    stages: list[dict[str, str]] = []
+    for records in (a, b):
+        by_schedule: dict[str, list[Record]] = {}
+        for record in records:
+            by_schedule.setdefault(record.schedule, []).append(record)
+        stages.append({schedule: stage_compared(own) for schedule, own in by_schedule.items()})
+    first, second = stages
+    return {
+        schedule: FINE_TUNED if stage == second[schedule] == FINE_TUNED else OFF_THE_SHELF
+        for schedule, stage in first.items()
+        if schedule in second
+    }
 
 
 def grouped(records: Sequence[Record]) -> dict[Key, BySeed]:
@@ -169,15 +198,24 @@ def grouped(records: Sequence[Record]) -> dict[Key, BySeed]:
     return rows
 
 
-def _row(key: Key, a: BySeed, b: BySeed, by: str, times: tuple[TimeChange, ...]) -> Change:
+def _row(key: Key, a: BySeed, b: BySeed, stage: str, times: tuple[TimeChange, ...]) -> Change:
     schedule, method = key
-    blank = Change(method=method, schedule=schedule, family=family(method), times=times)
+    blank = Change(method=method, schedule=schedule, family=family(method), stage=stage, times=times)
     healthy = {name: _healthy(own) for name, own in ((A, a), (B, b))}
     without = {name: _reason(own) for name, own in ((A, a), (B, b)) if not healthy[name]}
     if without:
         return replace(blank, no_numbers=without)
-    row = replace(blank, costs=(_cost(healthy[A]), _cost(healthy[B])), notes=tuple(_notes(healthy[A], healthy[B])))
-    return _with_accuracy(row, a=healthy[A], b=healthy[B], by=by)
+    failed = {
+        A: sorted(healthy[B].keys() & (a.keys() - healthy[A].keys())),
+        B: sorted(healthy[A].keys() & (b.keys() - healthy[B].keys())),
+    }
+    row = replace(
+        blank,
+        costs=_costs(healthy[A], healthy[B]),
+        failed_seeds={side: seeds for side, seeds in failed.items() if seeds},
+        notes=tuple(_notes(healthy[A], healthy[B])),
+    )
+    return _with_accuracy(row, a=healthy[A], b=healthy[B])
 
 
 def _healthy(records: BySeed) -> BySeed:
@@ -191,18 +229,19 @@ def _reason(records: BySeed) -> str:
 # ------------------------------------------------------------------------------------------ accuracy
 
 
-def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
+def _with_accuracy(row: Change, a: BySeed, b: BySeed) -> Change:
     """The row with the difference of its accuracies, if the sides have a seed in common."""
-    name = f"{by}_top1"
-    if by == OFF_THE_SHELF and any(record.new_parameters for record in (*a.values(), *b.values())):
+    name = f"{row.stage}_top1"
+    if row.stage == OFF_THE_SHELF and any(record.new_parameters for record in (*a.values(), *b.values())):
         return row  # with untrained parameters, the accuracy means nothing
     seeds = [seed for seed in sorted(a.keys() & b.keys()) if name in a[seed].metrics and name in b[seed].metrics]
     if not seeds:
-        return replace(row, notes=(*row.notes, "no seed in common"))
+        both = "has an accuracy of the same kind on both sides" if a.keys() & b.keys() else "is in common"
+        return replace(row, notes=(*row.notes, f"no seed {both}"))
     before = [100 * a[seed].metrics[name] for seed in seeds]
     after = [100 * b[seed].metrics[name] for seed in seeds]
     found = replace(row, top1=(fmean(before), fmean(after)))
-    points, why = _points(a, b, seeds=seeds, by=by)
+    points, why = _points(a, b, seeds=seeds, stage=row.stage)
     if points is None:
         table = pd.DataFrame([after, before], index=[B, A], columns=seeds)
         notes = (*row.notes, why) if why else row.notes
@@ -211,21 +250,29 @@ def _with_accuracy(row: Change, a: BySeed, b: BySeed, by: str) -> Change:
     return replace(found, difference=from_outcomes(points, B, A), paired=IMAGES, identical=alike)
 
 
-def _points(a: BySeed, b: BySeed, seeds: Sequence[int], by: str) -> tuple[np.ndarray | None, str]:
+def _points(a: BySeed, b: BySeed, seeds: Sequence[int], stage: str) -> tuple[np.ndarray | None, str]:
     """B minus A in points by image, [S, I]; or None and why images cannot be paired ("" without outcomes)."""
-    if not all(by in side[seed].outcomes for side in (a, b) for seed in seeds):
+    if not all(stage in side[seed].outcomes for side in (a, b) for seed in seeds):
         return None, ""
     try:
-        return paired(_outcomes(b, seeds, by), _outcomes(a, seeds, by)), ""
+        return paired(_outcomes(b, seeds, stage), _outcomes(a, seeds, stage)), ""
     except UsageError as error:
         return None, f"paired by seed only: {error}"
 
 
-def _outcomes(records: BySeed, seeds: Sequence[int], by: str) -> dict[int, Outcomes]:
-    return {seed: unpack(records[seed].outcomes[by]) for seed in seeds}
+def _outcomes(records: BySeed, seeds: Sequence[int], stage: str) -> dict[int, Outcomes]:
+    return {seed: unpack(records[seed].outcomes[stage]) for seed in seeds}
 
 
 # ------------------------------------------------------------------------------------------ cost
+
+
+def _costs(a: BySeed, b: BySeed) -> tuple[Cost, Cost]:
+    """The costs of both sides over their common seeds, or over each side's own where they have none in common."""
+    common = a.keys() & b.keys()
+    if not common:
+        return _cost(a), _cost(b)
+    return _cost({seed: a[seed] for seed in common}), _cost({seed: b[seed] for seed in common})
 
 
 def _cost(records: BySeed) -> Cost:

@@ -24,7 +24,6 @@ def document(a: Side, b: Side, compared: Sequence[Changes]) -> dict[str, Any]:
                     "machines": changes.machines,
                     "recipes": changes.recipes,
                     "same_recipe": changes.same_recipe,
-                    "accuracy": changes.by,
                     "margin_points": changes.margin,
                     "findings": findings(changes),
                     "rows": [_object(row) for row in changes.rows],
@@ -46,6 +45,7 @@ def _object(row: Change) -> dict[str, Any]:
         "method": row.method,
         "schedule": row.schedule,
         "family": row.family,
+        "accuracy": row.stage,
         "top1_percent": row.top1,
         "difference_points": row.difference.value,
         "interval_points": row.difference.bounds(),
@@ -68,5 +68,6 @@ def _object(row: Change) -> dict[str, Any]:
             for change in row.times
         ],
         "no_numbers": row.no_numbers,
+        "failed_seeds": row.failed_seeds,
         "notes": row.notes,
     }

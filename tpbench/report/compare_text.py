@@ -16,13 +16,13 @@ from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED,
 from tpbench.report.layout import Row, Shown, fixed
 from tpbench.report.phrases import are, counted
 from tpbench.report.sides import Side
-from tpbench.report.standings import FINE_TUNED
+from tpbench.report.standings import FINE_TUNED, OFF_THE_SHELF
 from tpbench.report.terminal import line_width, tabulate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST_NAMED = 6  # a sentence names so many rows and counts the rest
+MOST_NAMED = 6  # rows that a sentence names; it counts the rest
 SAME = "same"
 
 
@@ -69,18 +69,13 @@ def findings(changes: Changes) -> list[str]:
 
 def _accuracy(changes: Changes) -> Iterator[str]:
     rows = [row for row in changes.rows if row.paired]
-    stage = "fine-tuned" if changes.by == FINE_TUNED else "off the shelf"
     if not rows:
-        yield f"No row has an accuracy ({stage}) for a seed that both sides have."
+        yield "No row has an accuracy for a seed that both sides have."
         return
-    counts = [row.difference.seeds for row in rows]
-    seeds = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    moved = [row for row in rows if not row.identical]
-    what = f"Top-1 ({stage}), B minus A, over {seeds} common seed{'s' * (max(counts) != 1)}"
-    if len(moved) < len(rows):
-        yield f"{what}: {counted(len(rows) - len(moved), 'row')} of {len(rows)} classify every image alike."
-    if moved:
-        yield f"{what}: of {counted(len(moved), 'row')}, {', '.join(verdicts(changes, moved))}."
+    for stage, words in ((FINE_TUNED, "fine-tuned"), (OFF_THE_SHELF, "off the shelf")):
+        own = [row for row in rows if row.stage == stage]
+        if own:
+            yield from _verdicts_at(changes, own, words)
     judged = changes.judged
     if judged:
         error = median(row.difference.standard_error for row in judged)
@@ -96,6 +91,19 @@ def _accuracy(changes: Changes) -> Iterator[str]:
         yield f"{unpaired}: intervals leave out the noise of the test images."
 
 
+def _verdicts_at(changes: Changes, rows: Sequence[Change], stage: str) -> Iterator[str]:
+    """Sentences on the rows of one stage, which is given in words."""
+    counts = [row.difference.seeds for row in rows]
+    seeds = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    moved = [row for row in rows if not row.identical]
+    noun = "common seed" if max(counts) == 1 else "common seeds"
+    what = f"Top-1 ({stage}), B minus A, over {seeds} {noun}"
+    if len(moved) < len(rows):
+        yield f"{what}: {counted(len(rows) - len(moved), 'row')} of {len(rows)} classify every image alike."
+    if moved:
+        yield f"{what}: of {counted(len(moved), 'row')}, {', '.join(verdicts(changes, moved))}."
+
+
 def verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
     """How many rows are better, worse, equivalent or undecided, with the largest changes."""
     for verdict in (BETTER, WORSE):
@@ -104,7 +112,7 @@ def verdicts(changes: Changes, rows: Sequence[Change]) -> Iterator[str]:
             yield f"none is {verdict}"
             continue
         far = max(own, key=lambda row: abs(row.difference.value))
-        most = "" if len(own) == 1 else "most "
+        most = "" if len(own) == 1 else "most: "
         yield f"{len(own)} {are(len(own))} {verdict} ({most}{worse.accuracy(far)})"
     for verdict, words in (
         (EQUIVALENT, f"equivalent within ±{changes.margin:g}"),
@@ -143,11 +151,15 @@ def _speed(changes: Changes) -> Iterator[str]:
         return
     longer = [f"{row.name}: {worse.speed(change)}" for row, change in timed if change.log_ratio.bounds()[0] > 0]
     shorter = [f"{row.name}: {worse.speed(change)}" for row, change in timed if change.log_ratio.bounds()[1] < 0]
-    listed = [f"{len(own)} {words}: {_listed(own, 'row')}" for own, words in ((longer, "slower"), (shorter, "faster"))]
     yield (
         f"Time relative to the unreduced model of the same session, {len(timed)} timed rows (95 % intervals over "
-        f"rounds, not corrected): {'; '.join(text.removesuffix(': ') for text in listed)}."
+        f"rounds, not corrected): {_how_many(longer, 'slower')}; {_how_many(shorter, 'faster')}."
     )
+
+
+def _how_many(rows: Sequence[str], word: str) -> str:
+    """How many rows are slower or faster, and which: "2 slower: ...", or "0 faster"."""
+    return f"{len(rows)} {word}: {_listed(rows, 'row')}" if rows else f"0 {word}"
 
 
 def _gaps(changes: Changes) -> Iterator[str]:
@@ -156,6 +168,8 @@ def _gaps(changes: Changes) -> Iterator[str]:
         for reason in dict.fromkeys(row.no_numbers.values()):
             sides = " and ".join(side for side, own in row.no_numbers.items() if own == reason)
             yield f"{row.name} has no numbers in {sides}: {reason}"
+        for side, seeds in row.failed_seeds.items():
+            yield f"{row.name} has no numbers in {side} with {worse.listed_seeds(seeds)}."
     notes = [f"{row.name}: {note}" for row in changes.rows for note in row.notes]
     if notes:
         yield f"Differences in settings or pairing: {_listed(notes, 'note')}."
@@ -173,7 +187,7 @@ def _listed(names: Sequence[str], what: str) -> str:
     """The names, or the first ones and how many more there are."""
     more = len(names) - MOST_NAMED
     text = "; ".join(names[:MOST_NAMED])
-    return text if more <= 0 else f"{text}; {more} more {what}{'s' * (more > 1)}"
+    return text if more <= 0 else f"{text}; {counted(more, f'more {what}')}"
 
 
 def _percent(value: float) -> str:

@@ -26,7 +26,7 @@ def findings(comparison: Comparison) -> list[str]:
     shown = [table for table in compared if table.schedule.startswith(EQUAL_COST)] or compared
     ends = shown if len(shown) <= MOST_SCHEDULES else [shown[0], shown[-1]]
     found = [_scope(comparison, ends)]
-    found += [_verdicts(comparison, table) for table in ends if table.means[table.by].keys() - _bases(comparison)]
+    found += [_verdicts(comparison, table) for table in ends if table.means[table.stage].keys() - _bases(comparison)]
     found += [*_to_base(comparison, ends[-1:]), *_speed(comparison, ends[-1:]), *_null(comparison)]
     return found
 
@@ -66,7 +66,7 @@ def _stand_in(comparison: Comparison, tables: Sequence[Standings]) -> str:
 
 def _verdicts(comparison: Comparison, table: Standings) -> str:
     """How many methods are better than the reference, worse, equivalent or undecided."""
-    own = table.means[table.by].get(table.reference)
+    own = table.means[table.stage].get(table.reference)
     if own is None:
         return f"At {table.schedule} no method was measured that could be the reference."
     if not table.judgements:
@@ -94,8 +94,8 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
 def _highest(comparison: Comparison, table: Standings) -> str:
     """Which method has the highest mean, where nothing can be decided."""
     names = sorted({table.reference, *table.judgements})
-    best = max(names, key=lambda name: table.means[table.by][name].value)
-    leads = table.means[table.by][best].value
+    best = max(names, key=lambda name: table.means[table.stage][name].value)
+    leads = table.means[table.stage][best].value
     return f"{_where(comparison, table)}, {best} has the highest mean, {leads:.1f} %: undecided."
 
 
@@ -104,8 +104,8 @@ def _extremes(verdict: str, judgements: Sequence[Judgement]) -> str:
     if not judgements:
         return f"none is {verdict}"
     far = max(judgements, key=lambda judgement: abs(judgement.difference.value))
-    most = "" if len(judgements) == 1 else "most "
-    return f"{len(judgements)} {are(len(judgements))} {verdict} ({most}{far.difference.a}: {points(far.difference)})"
+    named = f"{far.difference.a}: " if len(judgements) == 1 else f"most: {far.difference.a}, "
+    return f"{len(judgements)} {are(len(judgements))} {verdict} ({named}{points(far.difference)})"
 
 
 def _where(comparison: Comparison, table: Standings) -> str:
@@ -113,14 +113,14 @@ def _where(comparison: Comparison, table: Standings) -> str:
     frame = comparison.frame
     share = frame.loc[(frame["schedule"] == table.schedule) & (frame["method"] == table.reference), "macs_share"]
     cost = "" if share.empty or pd.isna(share.iloc[0]) else f" ({100 * share.iloc[0]:.0f} % of the MACs)"
-    return f"At {table.schedule}{cost}" + (", off the shelf" if table.by == OFF_THE_SHELF else "")
+    return f"At {table.schedule}{cost}" + (", off the shelf" if table.stage == OFF_THE_SHELF else "")
 
 
 def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]:
     """How the reference compares with the unreduced model."""
     for table in tables:
         difference = table.to_base.get(table.reference)
-        means = table.means[table.by]
+        means = table.means[table.stage]
         bases = [means[name] for name in _bases(comparison) if name in means]
         if difference is None or not bases:
             continue
@@ -132,7 +132,7 @@ def _to_base(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[st
             verb = "is more accurate than"
         if not difference.known:
             verb = "is compared without an interval with"
-        how = "neither fine-tuned" if table.by == OFF_THE_SHELF else "trained equally long"
+        how = "neither fine-tuned" if table.stage == OFF_THE_SHELF else "trained equally long"
         yield (
             f"{table.reference} at {table.schedule} {verb} the unreduced model ({_mean(bases[0])}), {how}: "
             f"{points(difference)}."
@@ -143,7 +143,7 @@ def _speed(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
     """How many methods are faster than the base, and by how much; ranges are over seeds."""
     batches = batch_sizes(comparison.frame)
     if timed := timed_sizes(comparison.frame):
-        yield from _session(comparison, tables, timed[-1])
+        yield from _session(comparison, tables, timed)
         return
     if not batches:
         return
@@ -163,26 +163,36 @@ def _speed(comparison: Comparison, tables: Sequence[Standings]) -> Iterator[str]
         )
 
 
-def _session(comparison: Comparison, tables: Sequence[Standings], batch: int) -> Iterator[str]:
+def _session(comparison: Comparison, tables: Sequence[Standings], batches: Sequence[int]) -> Iterator[str]:
     """How many methods are significantly faster than the fastest unreduced model in the timing session."""
-    name = f"timed_b{batch}_speedup"
+    *smaller, largest = batches
+    name = f"timed_b{largest}_speedup"
     for table in tables:
-        rows = [row for row in comparison.rows if row["schedule"] == table.schedule and not isnan(row[name])]
-        rows.sort(key=lambda row: -row[name])
-        if rows:
-            fastest = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
-            times = ", ".join(f"{row['method']} {_times(row, name)}" for row in fastest)
-            faster = sum(row[f"{name}_low"] > 1 for row in rows)
-            yield (
-                f"In measured time at {table.schedule}, batch {batch}, {faster} of {len(rows)} are faster than the "
-                f"fastest unreduced model: {times}."
-            )
+        rows = [row for row in comparison.rows if row["schedule"] == table.schedule and row["count"] != "masked"]
+        rows = sorted((row for row in rows if not isnan(row[name])), key=lambda row: -row[name])
+        if not rows:
+            continue
+        fastest = [rows[0], *(row for row in rows[1:] if row["method"] == table.reference)]
+        times = ", ".join(f"{row['method']} {_times(row, name)}" for row in fastest)
+        text = (
+            f"In measured time at {table.schedule}, batch {largest}, {_faster(rows, largest)} are faster than the "
+            f"fastest unreduced model: {times}"
+        )
+        others = [f"at batch {batch}, {_faster(rows, batch)}" for batch in smaller]
+        yield "; ".join([text, *others]) + "."
+
+
+def _faster(rows: Sequence[Row], batch: int) -> str:
+    """How many of the rows that were timed at a batch size are faster: "3 of 20"."""
+    name = f"timed_b{batch}_speedup"
+    timed = [row for row in rows if not isnan(row[name])]
+    return f"{sum(row[f'{name}_low'] > 1 for row in timed)} of {len(timed)}"
 
 
 def _times(row: Row, name: str) -> str:
-    """ "1.32 times [1.30, 1.34] of the promised 1.61"."""
+    """ "by a factor of 1.32 [1.30, 1.34], where its MACs promise 1.61"."""
     ends = f"[{fixed(row[f'{name}_low'], 2)}, {fixed(row[f'{name}_high'], 2)}]"
-    return f"{fixed(row[name], 2)} times {ends} of the promised {fixed(row['speedup_promised'], 2)}"
+    return f"by a factor of {fixed(row[name], 2)} {ends}, where its MACs promise {fixed(row['speedup_promised'], 2)}"
 
 
 def _time(comparison: Comparison, row: Row, name: str) -> str:

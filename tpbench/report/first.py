@@ -26,7 +26,7 @@ from tpbench.report.layout import (
 )
 from tpbench.report.layout import sections as schedules
 from tpbench.report.methods import NULL
-from tpbench.report.timed_columns import marked
+from tpbench.report.timed_columns import misses_latency
 
 MOST_SCHEDULES = 6  # in tables and figures; further schedules are only in the files
 MOST_ROWS = 60  # of one schedule
@@ -34,7 +34,7 @@ PADDED = 0.98  # a note says so if the MACs without padding are less than this s
 MARKS = (
     f"{NEW_PARAMETERS}: adds parameters that start untrained; {TEACHER}: learns from the unreduced model; "
     f"{STILL_FALLING}: the training loss fell by more than {STEEP} nats in the last epoch, so longer fine-tuning would "
-    "help this row."
+    "probably help this row."
 )
 NOT_COUNTED = (
     "MACs count matrix products, convolutions and the reducers' own operators. They do not count additions (such as "
@@ -83,7 +83,7 @@ def fullest(comparison: Comparison) -> list[str]:
 
 
 def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
-    """At most eight columns, without those that are blank in all rows.
+    """At most eight columns, without those that are blank in all reduced rows.
 
     With a timing session the share of MACs is left out, because the promised speed-up is its inverse.
     """
@@ -96,7 +96,8 @@ def _columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
         speed = [f"timed_b{timed[-1]}_ms", f"timed_b{timed[-1]}_speedup"]
     names = ["method", *cost, "off_the_shelf_top1_percent", "fine_tuned_top1_percent"]
     names += ["reference_difference_points", "verdict", *speed, "rank"]
-    return [column for column in chosen(names, batches, timed) if any(column.short(row) for row in rows)]
+    reduced = [row for row in rows if not row["unreduced"]]
+    return [column for column in chosen(names, batches, timed) if any(column.short(row) for row in reduced or rows)]
 
 
 def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -127,9 +128,12 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     """Sentences about rows that compute padding, and rows without numbers."""
     for row in rows:
         if row["live_macs_share"] < PADDED * row["macs_share"] and row["count"] != "masked":
-            living = f"{row['tokens_live']} tokens and " if row["tokens_live"] else ""
-            share = f"{100 * row['live_macs_share']:.1f} % of the MACs"
-            yield f"{row['method']} computes padding: without it, {living}{share}."
+            living = f"keep {row['tokens_live']} tokens and " if row["tokens_live"] else ""
+            live = f"{living}cost {100 * row['live_macs_share']:.1f} % of the MACs"
+            yield (
+                f"{row['method']} pads its batches and costs {100 * row['macs_share']:.1f} % of the MACs; without"
+                f" padding it would {live}."
+            )
     for row in rows:
         if failure(row) and row["count"] != "masked":
             yield f"{row['method']}: {failure(row)}"
@@ -145,10 +149,11 @@ def remarks(comparison: Comparison) -> list[str]:
         found.append(MARKS)
     if comparison.session is not None:
         found.append(TIMED)
-    if any(marked(row) for row in comparison.rows):
+    if any(misses_latency(row) for row in comparison.rows):
         found.append(MISSED)
     if len(comparison.tables) > MOST_SCHEDULES:
-        found.append(f"{len(comparison.tables) - MOST_SCHEDULES} more schedules are in the files.")
+        more = len(comparison.tables) - MOST_SCHEDULES
+        found.append(f"{more} more schedules are in tables/{comparison.machine}.md.")
     return [*found, NOT_COUNTED]
 
 
@@ -183,7 +188,7 @@ def _about_records(comparison: Comparison) -> Iterator[str]:
             f"{len(without)} of {len(healthy)} records hold no outcomes. Their rows are shown without intervals and "
             f"take no part in differences, verdicts and ranks.{old}"
         )
-    if shelf := [record for record in healthy if record.outcomes and comparison.by not in record.outcomes]:
+    if shelf := [record for record in healthy if record.outcomes and comparison.stage not in record.outcomes]:
         yield (
             f"{len(shelf)} of {len(healthy)} records were not fine-tuned. If other rows of their schedule were, they "
             "take no part in differences, verdicts and ranks."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PANELS = 3  # schedules side by side
 ROW_INCHES = 0.2
-DECIDED = (BETTER, WORSE, EQUIVALENT)
+FILLED = (BETTER, WORSE, EQUIVALENT)  # not inferior says only that a large loss is excluded
 Place = tuple[str, str]  # (family, method) of a line; the method "" stands for the family's heading
 
 
@@ -53,7 +53,7 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
 
 
 def spread_out(sections: Sequence[first.Section], most: int) -> list[first.Section]:
-    """All sections, or at most so many at equal distances, the first and the last among them."""
+    """All sections, or `most` of them at equal distances, including the first and the last."""
     if len(sections) <= most:
         return list(sections)
     return [sections[number * (len(sections) - 1) // (most - 1)] for number in range(most)]
@@ -75,7 +75,7 @@ def _places(sections: Sequence[first.Section], reference: str) -> list[Place]:
 
 def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[tuple[Place, Row | None]]) -> None:
     table = comparison.tables[schedule]
-    panel.axvspan(-table.margin, table.margin, color="#ECEEF0", zorder=0)
+    panel.axvspan(-table.margin, table.margin, color="#E3E6EA", zorder=0)
     panel.axvline(0, color=INK, linewidth=0.9)
     panel.grid(visible=False, axis="y")
     differences = [row["reference_difference_points"] for _, row in lines if row is not None]
@@ -93,12 +93,12 @@ def _panel(panel: Axes, comparison: Comparison, schedule: str, lines: Sequence[t
 
 
 def _line(panel: Axes, row: Row, height: int, colour: str) -> None:
-    """Draw a mean with its 95 % interval; the marker is filled if the verdict is decided after Holm, else hollow."""
+    """Draw a mean with its 95 % interval; the marker is filled for the verdicts in FILLED, else hollow."""
     mean = row["reference_difference_points"]
     half_width = row["reference_difference_half_width_points"]
     if half_width == half_width:
         panel.plot([mean - half_width, mean + half_width], [height, height], color=colour, linewidth=1.6)
-    face = colour if row["verdict"] in DECIDED else "white"
+    face = colour if row["verdict"] in FILLED else "white"
     panel.plot(mean, height, "o", color=colour, markerfacecolor=face, markersize=5)
 
 
@@ -113,6 +113,9 @@ def _names(panel: Axes, places: Sequence[Place]) -> None:
 
 def _title(figure: Figure, comparison: Comparison) -> None:
     about = f"{comparison.records[0].recipe} on {comparison.machine}"
-    how = "95 % intervals, not corrected; filled: decided after Holm; grey: the margin; long intervals are cut off"
+    how = (
+        "lines: 95 % intervals, not corrected (at the edge they go on); filled: better, worse or equivalent after"
+        " Holm's correction; band: the margin"
+    )
     figure.suptitle(about, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     figure.supxlabel(how, fontsize=8.5, color=GREY)

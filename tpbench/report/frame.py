@@ -28,7 +28,7 @@ from tpbench.report.contrast import Contrast, declared
 from tpbench.report.estimates import Differences
 from tpbench.report.families import Rate, holm, null_rate
 from tpbench.report.layout import Row
-from tpbench.report.standings import Standings, judged, standings
+from tpbench.report.standings import Standings, stage_compared, standings
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Comparison:
     machine: str
     records: list[Record]
     contrast: Contrast
-    by: str  # the accuracy that rows are compared by: "fine_tuned" or "off_the_shelf"
+    stage: str  # the stage whose accuracy is compared: "fine_tuned" or "off_the_shelf"
     cells: pd.DataFrame
     frame: pd.DataFrame
     pairs: pd.DataFrame
@@ -61,7 +61,7 @@ class Comparison:
     @property
     def top1(self) -> str:
         """The column of the accuracy that rows are compared by."""
-        return f"{self.by}_top1_percent"
+        return f"{self.stage}_top1_percent"
 
     @property
     def null_rate(self) -> Rate:
@@ -85,30 +85,27 @@ def compare(
 
 def _compared(machine: str, records: list[Record], contrast: Contrast | None, session: Session | None) -> Comparison:
     contrast = contrast or declared(records[0].recipe)
-    by = judged(records)
+    stage = stage_compared(records)
     base = [record for record in records if record.unreduced]
     schedules: dict[str, list[Record]] = {}
     for record in records:
         if not record.unreduced:
             schedules.setdefault(record.schedule, []).append(record)
-    measured = {schedule: any(record.error is None for record in own) for schedule, own in schedules.items()}
-    tables = {
-        schedule: standings(
-            schedule, records=base + own, by=judged(own) if measured[schedule] else by, contrast=contrast
-        )
-        for schedule, own in schedules.items()
-    }
-    if not tables:
-        tables = {
-            record.schedule: standings(record.schedule, records=base, by=by, contrast=contrast) for record in base[:1]
-        }
-    cells, frame = frames(records, tables=tables, by=by, timed=sessions.by_row(session))
+    tables: dict[str, Standings] = {}
+    for schedule, own in schedules.items():
+        measured = any(record.error is None for record in own)
+        own_stage = stage_compared(own) if measured else stage
+        tables[schedule] = standings(schedule, records=base + own, stage=own_stage, contrast=contrast)
+    if base and not tables:
+        schedule = base[0].schedule
+        tables[schedule] = standings(schedule, records=base, stage=stage, contrast=contrast)
+    cells, frame = frames(records, tables=tables, stage=stage, timed=sessions.by_row(session))
     order = [schedule for schedule in frame["schedule"].unique() if schedule in tables]
     return Comparison(
         machine=machine,
         records=records,
         contrast=contrast,
-        by=by,
+        stage=stage,
         cells=cells,
         frame=frame,
         pairs=pairs(machine, tables),
@@ -170,7 +167,7 @@ def pairs(machine: str, tables: dict[str, Standings]) -> pd.DataFrame:
 
 
 def frames(
-    records: Sequence[Record], tables: dict[str, Standings], by: str, timed: sessions.Timed
+    records: Sequence[Record], tables: dict[str, Standings], stage: str, timed: sessions.Timed
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row per record of one machine; and one per schedule and method, the base first, then from high to low cost.
 
@@ -189,7 +186,7 @@ def frames(
         for one in made:
             cells.append(one)
             fill(one, batches)
-        table = tables[schedule] if schedule in tables else _widest(tables, method, by)
+        table = tables[schedule] if schedule in tables else _widest(tables, method, stage)
         source = Source(
             made, table=table, batches=batches, machine_seeds=seeds, timed=timed.get((method, schedule), {})
         )
@@ -197,22 +194,22 @@ def frames(
             rows[column.name].append(column.value(source))
     frame = pd.DataFrame(rows)
     ranks = {name: pd.array(frame[name], dtype="Int64") for name in ("rank", "rank_worst")}
-    return cells.frame(), _ordered(frame.assign(**ranks), by)
+    return cells.frame(), _ordered(frame.assign(**ranks), stage)
 
 
-def _widest(tables: dict[str, Standings], base: str, by: str) -> Standings:
+def _widest(tables: dict[str, Standings], base: str, stage: str) -> Standings:
     """The table with the widest interval for the base, which is a row of every table."""
 
     def half_width(table: Standings) -> float:
-        mean = table.means.get(by, {}).get(base)
+        mean = table.means.get(stage, {}).get(base)
         return mean.half_width() if mean is not None and mean.known else -1.0
 
     return max(tables.values(), key=half_width)
 
 
-def _ordered(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+def _ordered(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
     """Sort: the base first, schedules by falling mean share of MACs, then methods by falling accuracy."""
     cost = -frame.groupby("schedule")["macs_share"].transform("mean")
-    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-frame[f"{by}_top1_percent"])
+    keys = frame.assign(reduced=~frame["unreduced"], cost=cost, loss=-frame[f"{stage}_top1_percent"])
     order = keys.sort_values(["reduced", "cost", "schedule", "loss", "method"]).index
     return frame.loc[order].reset_index(drop=True)

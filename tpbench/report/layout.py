@@ -123,8 +123,8 @@ def rank(row: Row) -> str:
     return best if best == worst else f"{best}-{worst}"
 
 
-def marked(row: Row) -> str:
-    """The method's name with its marks."""
+def name_with_signs(row: Row) -> str:
+    """The method's name with the signs of its footnotes: NEW_PARAMETERS, TEACHER, STILL_FALLING."""
     marks = [
         (NEW_PARAMETERS, row["new_parameters"] > 0),
         (TEACHER, row["teacher"]),

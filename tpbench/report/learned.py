@@ -1,14 +1,16 @@
 """Learned counts: the result of a search as a sentence, K against depth as a figure, and what the counts bring.
 
 They are compared with a fixed rate at the same cost: the same methods on the same seeds, paired as in `compare`.
+Methods whose cost with learned counts is another one are listed and not judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from tpbench.record import Learned, Record, read_learned
 from tpbench.report.compare import Change, Changes, changes
@@ -21,7 +23,7 @@ from tpbench.report.phrases import counted
 from tpbench.report.saved import save
 from tpbench.report.standings import FINE_TUNED
 
-SAME_COST = 2.0  # percent: a fixed rate is compared if the typical method's MACs differ by at most this
+SAME_COST = 2.0  # percent: MACs that differ by at most this count as equal
 HEADINGS = ("Method", "Fixed rate, top-1 %", "Learned counts, top-1 %", "Difference, points", "Verdict", "MACs")
 
 
@@ -35,9 +37,9 @@ def section(folder: Path, comparisons: Sequence[Comparison]) -> list[str]:
     lines += ["", "![K against depth](figures/learned.png)", ""]
     for comparison in comparisons:
         for name in found:
-            for fixed_rate, compared in at_the_same_cost(comparison.records, f"learned:{name}"):
-                lines += [f"### learned:{name} and {fixed_rate} ({comparison.machine})", ""]
-                lines += [_sentence(compared, fixed_rate), "", *table(HEADINGS, map(_cells, _ordered(compared)))]
+            for one in at_the_same_cost(comparison.records, f"learned:{name}", comparison.contrast.margin):
+                lines += [f"### learned:{name} and {one.fixed_rate} ({comparison.machine})", "", _sentence(one), ""]
+                lines += table(HEADINGS, map(_cells, _ordered(one.compared)))
     return lines
 
 
@@ -52,31 +54,57 @@ def summary(found: Learned) -> str:
     judged = found.off_the_shelf
     return (
         f"{found.search} learned {counts} of {found.patches} tokens after blocks 0 to {len(found.counts) - 1}:"
-        f" {judged['macs_share']:.1%} of the MACs under {found.method},"
-        f" validation top-1 {judged['validation_top1']:.2%} off the shelf"
+        f" {100 * judged['macs_share']:.1f} % of the MACs with {found.method},"
+        f" validation top-1 {100 * judged['validation_top1']:.2f} % off the shelf"
     )
 
 
-def at_the_same_cost(records: Sequence[Record], learned: str) -> Iterator[tuple[str, Changes]]:
-    """The schedules that are a share of the MACs and cost as much as learned counts, each compared with them.
+class AtTheSameCost(NamedTuple):
+    """Learned counts compared with a fixed rate: side A is the fixed rate, side B the learned counts.
 
-    learned: the text of the schedule. In a comparison, side A is the fixed rate and side B the learned counts.
+    compared: the methods whose MACs are equal within SAME_COST. unequal: the other methods.
+    """
+
+    fixed_rate: str
+    compared: Changes
+    unequal: list[Change]
+
+
+def at_the_same_cost(records: Sequence[Record], learned: str, margin: float | None = None) -> Iterator[AtTheSameCost]:
+    """The schedules that are a share of the MACs and cost a typical method as much as learned counts, compared.
+
+    learned: the text of the schedule. margin: see `compare.changes`.
     """
     own = [record for record in records if record.schedule == learned]
+    if not own:
+        return
     shares = dict.fromkeys(record.schedule for record in records if record.schedule.startswith("macs="))
-    for schedule in shares if own else ():
+    for schedule in shares:
         others = [replace(record, schedule=learned) for record in records if record.schedule == schedule]
-        compared = changes(others, own)
-        costs = [row.macs_percent for row in compared.rows if row.paired]
-        if costs and abs(median(costs)) <= SAME_COST:
-            yield schedule, compared
+        known = [row for row in changes(others, own, margin=margin).rows if row.paired]
+        if not known or not abs(median(row.macs_percent for row in known)) <= SAME_COST:
+            continue
+        equal = {row.method for row in known if abs(row.macs_percent) <= SAME_COST}
+        if not equal:
+            continue
+        compared = changes(_of(others, equal), _of(own, equal), margin=margin)
+        yield AtTheSameCost(schedule, compared, unequal=[row for row in known if row.method not in equal])
 
 
-def _sentence(compared: Changes, fixed_rate: str) -> str:
-    rows = [row for row in compared.rows if row.paired]
-    stage = "Fine-tuned" if compared.by == FINE_TUNED else "Off the shelf"
-    judged = ", ".join(verdicts(compared, rows))
-    return f"{stage}, learned counts minus {escape(fixed_rate)}: of {counted(len(rows), 'method')}, {escape(judged)}."
+def _of(records: Sequence[Record], methods: Collection[str]) -> list[Record]:
+    return [record for record in records if record.method in methods]
+
+
+def _sentence(one: AtTheSameCost) -> str:
+    rows = _ordered(one.compared)
+    stage = "Fine-tuned" if rows[0].stage == FINE_TUNED else "Off the shelf"
+    verdicts_of_all = ", ".join(verdicts(one.compared, rows))
+    text = f"{stage}, learned counts minus {one.fixed_rate}: of {counted(len(rows), 'method')}, {verdicts_of_all}."
+    if one.unequal:
+        by_cost = sorted(one.unequal, key=lambda row: -row.macs_percent)
+        others = [f"{row.method} ({_macs_text(row)}, {points_text(row)} points)" for row in by_cost]
+        text += f" Not judged, because their MACs differ by more than {SAME_COST:g} %: {', '.join(others)}."
+    return escape(text)
 
 
 def _ordered(compared: Changes) -> list[Change]:
@@ -86,7 +114,11 @@ def _ordered(compared: Changes) -> list[Change]:
 
 def _cells(row: Change) -> list[str]:
     top1 = (fixed(value, 1) for value in row.top1)
-    return [escape(row.method), *top1, points_text(row), verdict(row), f"{fixed(row.macs_percent, 1, '+')} %"]
+    return [escape(row.method), *top1, points_text(row), verdict(row), _macs_text(row)]
+
+
+def _macs_text(row: Change) -> str:
+    return f"{fixed(row.macs_percent, 1, '+')} %"
 
 
 def draw(folder: Path) -> Path | None:
@@ -106,13 +138,15 @@ def draw(folder: Path) -> Path | None:
         for number, (name, one) in enumerate(found.items()):
             look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             share = one.off_the_shelf["macs_share"]
-            panel.plot([one.patches, *one.counts], label=f"{name}: {share:.0%} of the MACs", **look)
+            label = f"learned by {one.method}: {100 * share:.0f} % of the MACs ({name})"
+            panel.plot([one.patches, *one.counts], label=label, **look)
             panel.plot(range(1, len(one.kept) + 1), one.kept, "_", color=look["color"], markersize=12, alpha=0.6)
-        ticks = range(len(one.counts) + 1)
-        panel.set_xticks(ticks, ["input", *(f"block {block}" for block in ticks[:-1])], rotation=45 * (len(ticks) > 7))
-        panel.set_ylabel("K: body tokens after the block (dash: as learned)")
+        labels = ["input", *(f"block {block}" for block in range(len(one.counts)))]
+        panel.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 7 else 0)
+        panel.set_ylabel("body tokens after the block")
+        panel.plot([], [], "_", color="grey", markersize=12, label="before rounding")
         panel.set_ylim(bottom=0)
         panel.legend()
         path = folder / "figures" / "learned.png"
-        save(figure, path)
+        save(figure, path, print_too=True)
     return path

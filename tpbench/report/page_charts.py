@@ -77,7 +77,7 @@ def accuracy(cost: Cost, top1: str, shown: Range, intervals: bool) -> dict[str, 
 
 
 def forest(methods: Sequence[str], reference: str, margin: float, shown: Range, intervals: bool) -> dict[str, Any]:
-    """The difference of each method to the reference at a schedule, filled if the verdict is decided.
+    """The difference of each method to the reference at a schedule, filled if it is better, worse or equivalent.
 
     methods: their order from top to bottom; shown: the limits of the axis in points.
     """

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from tpbench.report import first, layers, page_charts
-from tpbench.report.layout import marked
+from tpbench.report.layout import name_with_signs
 from tpbench.report.methods import FAMILIES_SHOWN
 from tpbench.report.page_charts import Cost, Range
 from tpbench.report.page_rows import Study, drawn, number
@@ -63,7 +63,7 @@ def _accuracy(study: Study) -> Iterator[Figure]:
     macs = Cost("macs", f"multiply-adds per image ({study.macs_unit.name})")
     margin = max(0.08 * (tops.max() - tops.min()), 0.1)
     shown = (float(tops.min() - margin), float(tops.max() + margin))
-    words = "top-1, fine-tuned (%)" if comparison.by == "fine_tuned" else "top-1, off the shelf (%)"
+    words = "top-1, fine-tuned (%)" if comparison.stage == "fine_tuned" else "top-1, off the shelf (%)"
     seeds = max((table.seeds for table in comparison.tables.values()), default=0)
     bars = f"Bars: 95 % intervals over {seeds} seeds, cut at the frame." if study.has_intervals else NO_INTERVALS
     note = f"{bars} Broad line: the Pareto front. In full colour: Token Pooling and the front."
@@ -118,8 +118,11 @@ def _forests(study: Study) -> Iterator[Figure]:
         rows = [row for _, own in section.groups for row in own if not row["unreduced"]]
         if not table.judgements or not rows:
             continue
-        methods = [marked(row) for row in rows]
-        note = "Bars: 95 % intervals, not corrected. Filled: decided after Holm. Shaded: within the margin."
+        methods = [name_with_signs(row) for row in rows]
+        note = (
+            "Bars: 95 % intervals, not corrected. Filled: better, worse or equivalent after Holm. Shaded: within the"
+            " margin."
+        )
         yield Figure(
             f"forest-{study.number}-{place}",
             section="differences",

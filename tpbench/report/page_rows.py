@@ -17,7 +17,7 @@ from tpbench.record import Record, Store
 from tpbench.report import contrast as contrasts
 from tpbench.report.contrast import Contrast
 from tpbench.report.frame import Comparison, batch_sizes, compare
-from tpbench.report.layout import Row, ends, half_width_of, marked
+from tpbench.report.layout import Row, ends, half_width_of, name_with_signs
 from tpbench.report.methods import is_token_pooling
 from tpbench.report.pareto import front
 from tpbench.report.results import Results
@@ -177,7 +177,7 @@ def _drawn(study: Study, row: Row) -> dict[str, Any]:
     difference = row["reference_difference_points"]
     width = row["reference_difference_half_width_points"]
     return {
-        "method": marked(row),
+        "method": name_with_signs(row),
         "schedule": row["schedule"],
         "family": row["family"],
         "base": row["unreduced"],

@@ -1,7 +1,8 @@
 """The figure of accuracy against multiply-adds and against measured latency, for screen and print.
 
-At most eight methods are labelled beside their points: the reference, those on the front, and the best of each family.
-Each is drawn as a line through its schedules, with the colour and marker of its family. Other methods are grey points.
+At most eight methods have a label: the reference, the ends of the fronts, others on the fronts from the most accurate
+on, then the best of each family. Each is drawn as a line through its schedules, with the colour and marker of its
+family; methods of one family differ in their dashes. Other methods are grey points.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ MASKED = "masked"  # `count` of rows that mask tokens without removing them; the
 COST = "cost"  # the column of the panel's horizontal axis
 PANEL_INCHES = (6.2, 5.0)
 CAPTION_LETTERS = 95  # per line of the caption under one panel
-LABEL_SHARE = 0.55  # space for labels on the right, as a share of the points' width
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))  # of the labelled methods of a family, in turns
+# The labels stand to the right of a panel: where their leader ends, their line sample and their text, as shares of the
+# panel's width.
+LEADER_END, SAMPLE_END, TEXT_START = 1.02, 1.08, 1.095
 LINE_SHARE = 0.052  # distance between labels, as a share of the panel's height
 SHOWN_BELOW = 1.5  # height of the frame, relative to the span of the upper nine tenths of the means
 
@@ -61,12 +65,13 @@ class Axis(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A method's name beside its costliest point."""
+    """A method's name, beside its costliest point (x, y). look: how its line is drawn."""
 
     method: str
     family: str
     x: float
     y: float
+    look: dict[str, Any]
     heavy: bool
 
 
@@ -106,7 +111,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
             panels[0].text(0.5, 0.5, "not measured", transform=panels[0].transAxes, ha="center", color=GREY)
         for panel, cost in zip(panels, costs):
             _panel(panel, comparison=comparison, cost=cost, named=named)
-        words = "fine-tuned" if comparison.by == "fine_tuned" else "off the shelf"
+        words = "fine-tuned" if comparison.stage == "fine_tuned" else "off the shelf"
         panels[0].set_ylabel(f"top-1, {words} (%)")
         _titles(comparison, figure)
         save(figure, path, print_too=True)
@@ -147,16 +152,21 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
 
 
 def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
-    """The methods with a label: the reference, those on a front, the best of each family, at most eight."""
+    """The methods with a label, at most eight: the reference, the fronts (their ends first), the best of families."""
     frame = comparison.frame
     top1 = comparison.top1
     reduced = frame[~frame["unreduced"] & frame[top1].notna() & (frame["family"] != NULL) & (frame["count"] != MASKED)]
     reduced = reduced.sort_values(top1, ascending=False)
-    order = [comparison.contrast.reference]
+    fronts = []
     for cost in costs:
         own = reduced.assign(**{COST: cost.values}).dropna(subset=[COST])
         points = set(front(list(zip(own[COST], own[top1]))))
-        order += [row["method"] for row in own.to_dict("records") if (row[COST], row[top1]) in points]
+        fronts.append([row["method"] for row in own.to_dict("records") if (row[COST], row[top1]) in points])
+    order = [comparison.contrast.reference]
+    for methods in fronts:
+        order += [*methods[:1], *methods[-1:]]  # the most accurate and the cheapest
+    for methods in fronts:
+        order += methods
     means = reduced.groupby(["family", "method"], sort=False)[top1].mean().sort_values(ascending=False)
     best = means.reset_index().drop_duplicates("family")
     order += list(best["method"])
@@ -182,18 +192,23 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
     panel.plot(*zip(*points), drawstyle="steps-post", zorder=1, **look)
     quiet = reduced[~reduced["method"].isin(named)]
     panel.scatter(quiet[COST], quiet[top1].clip(lower=low), s=13, color="#AEB4BA", linewidths=0, zorder=2)
-    labels = [
-        _method(panel, own.sort_values(COST), top1, heavy=method == comparison.contrast.reference)
-        for method, own in reduced.groupby("method")
-        if method in named
-    ]
+    labels = []
+    of_family: dict[str, int] = {}
+    for method in named:
+        own = reduced[reduced["method"] == method].sort_values(COST)
+        if own.empty:
+            continue
+        family = own.iloc[0]["family"]
+        number = of_family[family] = of_family.get(family, -1) + 1
+        heavy = method == comparison.contrast.reference
+        labels.append(_method(panel, own, top1, dashes=DASHES[number % len(DASHES)], heavy=heavy))
     for base in known[known["unreduced"]].to_dict("records"):
         _base(panel, base, top1)
-    _names(panel, labels=labels, right=reduced[COST].max(), height=high - low)
+    _names(panel, labels=labels, height=high - low)
 
 
 def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) -> tuple[float, float]:
-    """Set the limits of a panel from the means, with space for labels on the right; return the lower and upper limit.
+    """Set the limits of a panel from the means; return the lower and upper limit.
 
     Points far below the others become arrows on the lower edge, unless they are labelled.
     """
@@ -208,24 +223,25 @@ def _frame(panel: Axes, known: pd.DataFrame, top1: str, named: Sequence[str]) ->
     below = known[means < low]
     panel.scatter(below[COST], [low + 0.3 * margin] * len(below), marker="$↓$", s=34, color=GREY, zorder=5)
     left = known[COST].min()
-    right = known.loc[~known["unreduced"], COST].max()
     wide = max(known[COST].max() - left, 1.0)
-    end = max(known[COST].max() + 0.05 * wide, right + LABEL_SHARE * wide) if right == right else left + wide
-    panel.set_xlim(left - 0.06 * wide, end)
+    panel.set_xlim(left - 0.06 * wide, left + 1.06 * wide)
     return low, high + margin
 
 
-def _method(panel: Axes, own: pd.DataFrame, top1: str, heavy: bool) -> Label:
+def _method(panel: Axes, own: pd.DataFrame, top1: str, dashes: Any, heavy: bool) -> Label:
     """Draw a labelled method, its schedules joined by a line, with intervals. heavy: emphasise it, as the reference."""
     row = own.iloc[-1]
-    look: dict[str, Any] = {"color": family_colour(row["family"]), "marker": family_marker(row["family"])}
+    look = {"color": family_colour(row["family"]), "marker": family_marker(row["family"]), "linestyle": dashes}
+    look |= {"linewidth": 2.4, "markersize": 7} if heavy else {"linewidth": 1.2, "markersize": 5.5}
+    look |= {"markeredgecolor": "white"}
     bars = own[half_width_of(top1)].fillna(0)
     panel.errorbar(
         own[COST], own[top1], yerr=bars, fmt="none", ecolor=look["color"], elinewidth=1, alpha=0.45, zorder=3
     )
-    size = {"linewidth": 2.4, "markersize": 7} if heavy else {"linewidth": 1.2, "markersize": 5.5}
-    panel.plot(own[COST], own[top1], markeredgecolor="white", zorder=4, **size, **look)
-    return Label(row["method"], family=row["family"], x=float(row[COST]), y=float(row[top1]), heavy=heavy)
+    panel.plot(own[COST], own[top1], zorder=4, **look)
+    x = float(row[COST])
+    y = float(row[top1])
+    return Label(row["method"], family=row["family"], x=x, y=y, look=look, heavy=heavy)
 
 
 def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:
@@ -236,34 +252,28 @@ def _base(panel: Axes, base: dict[str, Any], top1: str) -> None:
     panel.annotate(f"{base['method']}, unreduced", (panel.get_xlim()[0], base[top1]), color=INK, **look)
 
 
-def _names(panel: Axes, labels: Sequence[Label], right: float, height: float) -> None:
-    """Write the labels in a column to the right of all reduced rows, each joined to its point by a line.
+def _names(panel: Axes, labels: Sequence[Label], height: float) -> None:
+    """Write the labels in a column to the right of the panel, each joined to its point by a grey line.
 
     The uppermost label of a family names it; the others have its colour and marker.
     """
-    from matplotlib.patheffects import Normal, Stroke
-
-    start, end = panel.get_xlim()
-    column = right + 0.05 * (end - start)
+    beside = panel.get_yaxis_transform()  # x: share of the panel's width; y: top-1
     ordered = sorted(labels, key=lambda label: label.y)
     uppermost = {label.family: label for label in ordered}
-    top = panel.get_ylim()[1] - 1.6 * LINE_SHARE * height  # below the base's line
-    for label, y in zip(ordered, spread([label.y for label in ordered], LINE_SHARE * height, top)):
-        colour = family_colour(label.family)
-        panel.plot([label.x, column], [label.y, y], color=colour, linewidth=0.6, alpha=0.6, zorder=1.5)
-        panel.plot(column, y, family_marker(label.family), color=colour, markersize=4.5, markeredgecolor="white")
-        halo = [Stroke(linewidth=2.5, foreground="white"), Normal()]
-        where = {
-            "textcoords": "offset points",
-            "va": "center",
-            "fontsize": 8.5,
-            "path_effects": halo,
-            "in_layout": False,
-        }
+    heights = spread([label.y for label in ordered], LINE_SHARE * height, panel.get_ylim()[1])
+    for label, y in zip(ordered, heights):
+        leader = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+        where = {"textcoords": beside, "annotation_clip": False, "in_layout": False, "zorder": 1.5}
+        panel.annotate("", (label.x, label.y), xytext=(LEADER_END, y), arrowprops=leader, **where)
+        middle = (LEADER_END + SAMPLE_END) / 2
+        sample = {"transform": beside, "clip_on": False, **label.look}
+        panel.plot([LEADER_END, middle, SAMPLE_END], [y, y, y], markevery=[1], **sample)
         weight = "bold" if label.heavy else "normal"
-        name = panel.annotate(label.method, (column, y), xytext=(6, 0), color=INK, fontweight=weight, **where)
-        if uppermost[label.family] is label:
-            panel.annotate(f"  {label.family}", (1, 0.5), xycoords=name, xytext=(0, 0), color=GREY, **where)
+        family = f"  {label.family}" if uppermost[label.family] is label else ""
+        text = {"transform": beside, "va": "center", "fontsize": 8.5}
+        name = panel.text(TEXT_START, y, label.method, color=INK, fontweight=weight, **text)
+        if family:
+            panel.annotate(family, (1, 0.5), xycoords=name, va="center", color=GREY, fontsize=8.5)
 
 
 def spread(heights: Sequence[float], apart: float, top: float) -> list[float]:

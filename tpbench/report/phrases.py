@@ -8,7 +8,7 @@ from tpbench.report.layout import fixed
 
 def counted(number: int, word: str) -> str:
     """A number with its noun: "1 row", "2 rows"."""
-    return f"{number} {word}{'s' * (number != 1)}"
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def are(number: int) -> str:

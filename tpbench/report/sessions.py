@@ -53,7 +53,9 @@ def of(folder: Path) -> list[Session]:
 def by_row(session: Session | None) -> Timed:
     """The speed of each method and schedule at each batch size, in its fastest mode and the session's first dtype."""
     found: Timed = {}
-    for group in [] if session is None else session.groups:
+    if session is None:
+        return found
+    for group in session.groups:
         if group.dtype == session.groups[0].dtype:
             own = [speed for speed in speeds.speeds(session, group) if speed.row.role == "reduced"]
             for speed in sorted(own, key=lambda speed: -speed.median):
@@ -117,8 +119,13 @@ def as_csv(session: Session) -> str:
 
 
 def _numbers(speed: Speed) -> dict[str, Any]:
+    """A row of the CSV file, by column; None for blanks."""
     row = timed.numbers(speed)
-    seconds = ("median", "median_low", "median_high", "p95")
-    row |= {f"{name}_ms": None if (value := row[f"{name}_seconds"]) is None else 1e3 * value for name in seconds}
-    row |= {"speedup_low": speed.speedup.low, "speedup_high": speed.speedup.high, "speedup": speed.speedup.value}
-    return row | {"counts": ",".join(map(str, speed.row.counts))}
+    for name in ("median", "median_low", "median_high", "p95"):
+        seconds = row[f"{name}_seconds"]
+        row[f"{name}_ms"] = None if seconds is None else 1e3 * seconds
+    row["speedup"] = speed.speedup.value
+    row["speedup_low"] = speed.speedup.low
+    row["speedup_high"] = speed.speedup.high
+    row["counts"] = ",".join(map(str, speed.row.counts))
+    return row

@@ -20,6 +20,8 @@ from tpbench.measure import timings
 from tpbench.measure.timings import Session
 from tpbench.record import Record, Store
 from tpbench.record.committed import folder_at
+from tpbench.report import contrast as contrasts
+from tpbench.report.contrast import Contrast
 from tpbench.report.frame import by_machine
 
 
@@ -33,11 +35,16 @@ class SideText(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """One side as read. unread: one line for each record that could not be read, with the reason."""
+    """One side as read.
+
+    contrast: what the folder declares, None for a packaged recipe. unread: one line for each record that could not be
+    read, with the reason.
+    """
 
     text: str
     machines: dict[str, list[Record]]
     sessions: dict[str, Session] = field(default_factory=dict)
+    contrast: Contrast | None = None
     unread: tuple[str, ...] = ()
 
 
@@ -69,7 +76,8 @@ def read(text: str) -> Side:
     with located(named) as folder:
         store = Store.of(folder)
         machines = by_machine(store)
-        sessions = {session.machine: session for session in timings.read_all(folder)}
+        sessions = {session.machine: session for session in timings.read_all(folder) if session.rounds}
+        contrast = contrasts.of(folder)
         unread = tuple(bad.reason.replace(str(folder), text) for bad in store.bad)
     if not machines:
         raise UsageError(unread[0] if unread else f"{text} holds no records")
@@ -77,7 +85,7 @@ def read(text: str) -> Side:
         if named.machine not in machines:
             raise UsageError(f"{text} holds no records of {named.machine}; it has {', '.join(machines)}")
         machines = {named.machine: machines[named.machine]}
-    return Side(text, machines=machines, sessions=sessions, unread=unread)
+    return Side(text, machines=machines, sessions=sessions, contrast=contrast, unread=unread)
 
 
 def pairs(a: Side, b: Side) -> list[tuple[str, str]]:
@@ -89,7 +97,9 @@ def pairs(a: Side, b: Side) -> list[tuple[str, str]]:
     if common:
         return [(machine, machine) for machine in common]
     if len(a.machines) == len(b.machines) == 1:
-        return [(*a.machines, *b.machines)]
+        (first,) = a.machines
+        (second,) = b.machines
+        return [(first, second)]
     raise UsageError(
         f"{a.text} and {b.text} have no machine in common ({', '.join(a.machines)}; {', '.join(b.machines)}): choose"
         " one of each with DIR:MACHINE"

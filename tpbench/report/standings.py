@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, combinations
+from itertools import combinations
 from math import isnan, nan
 from statistics import fmean, median
 
@@ -32,8 +32,8 @@ MOST_RIVALS = 200  # with more methods in a table, each is compared with the ref
 UNKNOWN = Estimate(value=nan, standard_error=nan, df=0.0, seeds=0)
 
 
-def judged(records: Sequence[Record]) -> str:
-    """The accuracy that rows are compared by: FINE_TUNED if any reduced model has it, otherwise OFF_THE_SHELF.
+def stage_compared(records: Sequence[Record]) -> str:
+    """The stage whose accuracy is compared: FINE_TUNED if any reduced model has it, otherwise OFF_THE_SHELF.
 
     Without a reduced model, the unreduced ones decide.
     """
@@ -45,9 +45,9 @@ def judged(records: Sequence[Record]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Standings:
-    """One table's statistics. Differences are in points of the accuracy that `by` names.
+    """One table's statistics. Differences are in points of top-1 at `stage`.
 
-    means: by accuracy, then by row. judgements: Holm's family, every method against the reference. nulls: null rows
+    means: by stage, then by row. judgements: Holm's family, every method against the reference. nulls: null rows
     against the rows that they repeat, not corrected. to_base: differences to the base by row. pairs: differences of all
     pairs of methods; of more than MOST_RIVALS methods, only those to the reference. left_out: rows without outcomes in
     a table where others have them; they are shown but not compared. with_images: whether differences contain the noise
@@ -55,7 +55,7 @@ class Standings:
     """
 
     schedule: str
-    by: str
+    stage: str
     reference: str
     margin: float
     seeds: int = 0
@@ -122,29 +122,34 @@ class Standings:
         )
 
 
-def standings(schedule: str, records: Sequence[Record], by: str, contrast: Contrast) -> Standings:
+def standings(schedule: str, records: Sequence[Record], stage: str, contrast: Contrast) -> Standings:
     """The statistics of one schedule's records and those of the base.
 
     If some records hold outcomes, those without are left out, because the noise of the test images is not known for
     them. Raises UsageError if outcomes cannot be read or are of different images.
     """
     healthy = [record for record in records if record.error is None]
-    with_images = any(by in record.outcomes for record in healthy)
-    part = [record for record in healthy if by in record.outcomes or not with_images]
+    with_images = any(stage in record.outcomes for record in healthy)
+    part = [record for record in healthy if stage in record.outcomes or not with_images]
     left_out = tuple(sorted({record.method for record in healthy} - {record.method for record in part}))
-    alone = {name: _mean_alone([record for record in healthy if record.method == name], by) for name in left_out}
-    other = OFF_THE_SHELF if by == FINE_TUNED else FINE_TUNED
-    means = {by: alone, other: _means(_fitted(healthy, other))}
+    alone = {name: _mean_alone([record for record in healthy if record.method == name], stage) for name in left_out}
+    other = OFF_THE_SHELF if stage == FINE_TUNED else FINE_TUNED
+    means = {stage: alone, other: _means(_fitted(healthy, other))}
     empty = Standings(
-        schedule=schedule, by=by, reference=contrast.reference, margin=contrast.margin, means=means, left_out=left_out
+        schedule=schedule,
+        stage=stage,
+        reference=contrast.reference,
+        margin=contrast.margin,
+        means=means,
+        left_out=left_out,
     )
-    model = _fitted(part, by)
+    model = _fitted(part, stage)
     if model is None:
         return empty
     outside = {record.method for record in part if record.unreduced or record.count == "masked"}
     bases = {record.method for record in part if record.unreduced}
-    differences = _Differences(model, _answers(part, by) if with_images else {})
-    judged_alone = replace(empty, model=model, means={**means, by: alone | _means(model)}, with_images=with_images)
+    differences = _Differences(model, _answers(part, stage) if with_images else {})
+    judged_alone = replace(empty, model=model, means={**means, stage: alone | _means(model)}, with_images=with_images)
     return _compared(judged_alone, differences, bases=bases, outside=outside)
 
 
@@ -185,22 +190,26 @@ class _Differences:
     answers: dict[str, Answers]
 
     def of(self, asked: dict[str, list[tuple[str, str]]]) -> dict[str, Differences]:
-        """The differences of several lists of pairs, computed at once."""
-        pairs = [pair for own in asked.values() for pair in own]
-        every = with_all_images(self.model.differences(pairs), self.answers)
-        ends = list(accumulate(len(own) for own in asked.values()))
-        return {name: every.part(end - len(own), end) for (name, own), end in zip(asked.items(), ends)}
+        """The differences of several lists of pairs, by the names of the lists. All are computed at once."""
+        all_pairs = [pair for pairs in asked.values() for pair in pairs]
+        every = with_all_images(self.model.differences(all_pairs), self.answers)
+        found = {}
+        first = 0
+        for name, pairs in asked.items():
+            found[name] = every.part(first, first + len(pairs))
+            first += len(pairs)
+        return found
 
 
-def _table(records: Sequence[Record], by: str) -> pd.DataFrame | None:
+def _table(records: Sequence[Record], stage: str) -> pd.DataFrame | None:
     """Top-1 in percent, methods by seeds; None if there are no values.
 
     Off the shelf, methods with untrained parameters are left out.
     """
     values: dict[str, dict[int, float]] = {}
     for record in records:
-        value = record.metrics.get(f"{by}_top1", nan)
-        if not isnan(value) and not (by == OFF_THE_SHELF and record.new_parameters):
+        value = record.metrics.get(f"{stage}_top1", nan)
+        if not isnan(value) and not (stage == OFF_THE_SHELF and record.new_parameters):
             values.setdefault(record.method, {})[record.seed] = 100 * value
     if not values:
         return None
@@ -209,8 +218,8 @@ def _table(records: Sequence[Record], by: str) -> pd.DataFrame | None:
     return pd.DataFrame(cells, index=sorted(values), columns=seeds)
 
 
-def _fitted(records: Sequence[Record], by: str) -> Additive | None:
-    top1 = _table(records, by)
+def _fitted(records: Sequence[Record], stage: str) -> Additive | None:
+    top1 = _table(records, stage)
     return None if top1 is None else fit(top1)
 
 
@@ -218,20 +227,20 @@ def _means(model: Additive | None) -> dict[str, MeanTop1]:
     return {} if model is None else model.means
 
 
-def _mean_alone(records: Sequence[Record], by: str) -> MeanTop1:
+def _mean_alone(records: Sequence[Record], stage: str) -> MeanTop1:
     """The mean of a row that takes no part in the model, without an interval."""
-    known = [100 * record.metrics[f"{by}_top1"] for record in records if f"{by}_top1" in record.metrics]
+    known = [100 * record.metrics[f"{stage}_top1"] for record in records if f"{stage}_top1" in record.metrics]
     return MeanTop1(
         value=fmean(known) if known else nan, standard_error=nan, df=0.0, seeds=len(known), method=records[0].method
     )
 
 
-def _answers(records: Sequence[Record], by: str) -> dict[str, Answers]:
+def _answers(records: Sequence[Record], stage: str) -> dict[str, Answers]:
     """Each row's outcomes. Raises UsageError, with the row's name, for outcomes that cannot be read."""
     rows: dict[str, dict] = {}
     for record in records:
         try:
-            rows.setdefault(record.method, {})[record.seed] = unpack(record.outcomes[by])
+            rows.setdefault(record.method, {})[record.seed] = unpack(record.outcomes[stage])
         except UsageError as error:
             raise UsageError(f"{record.method} {record.schedule} seed {record.seed}: {error}") from error
     return {method: answers(by_seed) for method, by_seed in rows.items()}

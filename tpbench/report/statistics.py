@@ -207,7 +207,8 @@ class Additive:
         if estimate is None:
             return nan, nan, 0.0
         value, weights = estimate
-        return value, *self._spread(weights)
+        standard_error, df = self._spread(weights)
+        return value, standard_error, df
 
     def _spread(self, weights: dict[int, float]) -> tuple[float, float]:
         """The standard error and degrees of freedom of a contrast.

@@ -129,9 +129,8 @@ def grouped(comparison: Comparison, by: str) -> str:
     """A table for every band of cost, whatever the schedules."""
     frame = comparison.frame
     first = frame.iloc[0]
-    about = " ".join(bands.__doc__.split("\n\n")[1].split())
     columns = bands.columns(frame)
-    lines = [f"# {first['machine']}: {first['recipe']} by {bands.axes(frame)[by].what}", "", about, ""]
+    lines = [f"# {first['machine']}: {first['recipe']} by {bands.axes(frame)[by].what}", "", bands.EXPLANATION, ""]
     for title, rows in bands.banded(comparison, by):
         lines += [f"## {title}", "", *rows_table(columns, rows)]
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def lines(session: Session, group: Group) -> list[dict[str, str]]:
 
 def line(speed: Speed) -> dict[str, str]:
     """The texts of a row, by heading."""
-    middle = milliseconds(speed.median) + ("*" if speed.marked else "")
+    middle = milliseconds(speed.median) + ("*" if speed.misses_latency else "")
     return {
         "Method": speed.row.method,
         "Schedule": speed.row.schedule,
@@ -126,7 +126,7 @@ def failures(session: Session) -> list[str]:
 
 def missed(session: Session) -> list[str]:
     """Sentences about rows that miss the requested latency by more than 2 %."""
-    found = [speed for group in session.groups for speed in speeds.speeds(session, group) if speed.marked]
+    found = [speed for group in session.groups for speed in speeds.speeds(session, group) if speed.misses_latency]
     return [
         f"{speed.row.method}, {speed.row.schedule}, {speed.row.group}: {(1 + speed.off) * speed.row.asked:.3f} of the"
         f" unreduced model's latency, but {speed.row.asked:g} was requested"

@@ -26,7 +26,7 @@ def names(batches: Sequence[int]) -> list[str]:
     return [*found, "speedup_promised", *(f"timed_b{batch}_images_per_second" for batch in batches[-1:])]
 
 
-def marked(row: Row) -> bool:
+def misses_latency(row: Row) -> bool:
     """Whether a row misses the requested latency by more than 2 % at any batch size."""
     return any(row[name] is True for name in row if name.startswith("timed_b") and name.endswith("_missed"))
 
@@ -40,8 +40,8 @@ def _milliseconds(batch: int | str) -> list[Column]:
             _of(batch, lambda speed: 1e3 * speed.median),
             head=f"Batch {batch}",
             unit="ms (95 % interval)",
-            text=lambda row: _ends(row, name, lambda value: significant(value, 4), mark="*" * _missed(row, batch)),
-            brief=lambda row: _half(row, name, lambda value: significant(value, 3)) + "*" * _missed(row, batch),
+            text=lambda row: _ends(row, name, lambda value: significant(value, 4), mark=_star(row, batch)),
+            brief=lambda row: _half(row, name, lambda value: significant(value, 3)) + _star(row, batch),
             brief_unit="ms",
         ),
         Column(f"{name}_low", "lower end of its 95 % interval", _of(batch, lambda speed: 1e3 * speed.low)),
@@ -87,7 +87,7 @@ def _rest(batch: int | str) -> list[Column]:
         Column(
             f"timed_b{batch}_missed",
             "whether it misses the requested latency by more than 2 %; blank if none was requested",
-            _of(batch, lambda speed: speed.marked if speed.off is not None else nan),
+            _of(batch, lambda speed: speed.misses_latency if speed.off is not None else nan),
         ),
     ]
 
@@ -102,8 +102,9 @@ def _of(batch: int | str, value: Callable[[Speed], object]) -> Callable[[Source]
     return found
 
 
-def _missed(row: Row, batch: int | str) -> bool:
-    return row[f"timed_b{batch}_missed"] is True
+def _star(row: Row, batch: int | str) -> str:
+    """The sign of a row that misses the requested latency; "" for other rows."""
+    return "*" if row[f"timed_b{batch}_missed"] is True else ""
 
 
 def _ends(row: Row, name: str, text: Callable[[float], str], mark: str = "") -> str:

@@ -113,7 +113,7 @@ def shared_images(points: np.ndarray) -> Shared:
 
 
 def _weights(tested: np.ndarray) -> np.ndarray:
-    """[S] for each seed: squared deviations times these add up to the mean variance of a seed's mean. tested: [S, I]."""
+    """[S] factors by which squared deviations add up to the mean variance of a seed's mean. tested: [S, I]."""
     counts = tested.sum(axis=1).astype(float)
     return 1 / (len(counts) * counts * np.maximum(counts - 1, 1))
 

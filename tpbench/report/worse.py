@@ -7,7 +7,7 @@ With a threshold of 2 %, a row of B counts as worse in any of these cases:
     MACs       it takes more than 2 % more multiply-adds; a count needs no test
     speed      its time relative to the unreduced model is longer by more than 2 %, by the same kind of test, after Holm
                over all timed rows of the machine; only if both sides hold timing sessions
-    numbers    A measured it, and in B it failed or is unreachable
+    numbers    A measured it, and in B it failed or is unreachable, with any seed that both have
 
 Rows that only one side has do not count. Changes of tokens do not count either, since they show in the MACs.
 """
@@ -62,6 +62,13 @@ def _worse(changes: Changes, percent: float) -> Iterator[str]:
     for row in changes.rows:
         if B in row.no_numbers and A not in row.no_numbers:
             yield f"{row.name}: no numbers in B: {row.no_numbers[B]}"
+        if B in row.failed_seeds:
+            yield f"{row.name}: no numbers in B with {listed_seeds(row.failed_seeds[B])}"
+
+
+def listed_seeds(seeds: Sequence[int]) -> str:
+    """The seeds in words: "seed 1", "seeds 1, 2"."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def accuracy(row: Change) -> str:

@@ -116,8 +116,11 @@ def _about(comparison: Comparison) -> list[str]:
     """The files of one machine, and what the records were measured on."""
     machine = comparison.machine
     records = comparison.records
-    failed = [record for record in records if record.error is not None]
-    counts = f"{len(records)} records" + (f", {len(failed)} failed" if failed else "")
+    failed = sum(record.error is not None and record.reachable for record in records)
+    unreachable = sum(not record.reachable for record in records)
+    counts = f"{len(records)} records"
+    counts += f", {failed} failed" if failed else ""
+    counts += f", {unreachable} of budgets that a method cannot meet" if unreachable else ""
     return [
         f"Recipe {records[0].recipe} ({records[0].recipe_digest}), {counts}.",
         "",
@@ -147,7 +150,9 @@ def measured_on(record: Record) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in about.get("packages", {}).items() if version)
     threads = f"threads: {about['threads']}" if "threads" in about else ""
     sums = "deterministic algorithms" if about.get("deterministic") else ""
-    commit = f"commit {record.git['commit'][:12]}{', changed' * record.git['changed']}" if record.git else ""
+    commit = ""
+    if record.git:
+        commit = f"commit {record.git['commit'][:12]}" + (", changed" if record.git["changed"] else "")
     parts = (about.get("device"), threads, about.get("dtype"), sums, packages, commit)
     return "; ".join(str(part) for part in parts if part)
 

@@ -46,7 +46,7 @@ class Pace:
             self.spans.append((start, self.mark()))
 
     def step(self, images: int) -> None:
-        """Count an optimiser step over so many images."""
+        """Count one optimiser step over this number of images."""
         if self.warming:
             self.warming -= 1
             self.begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from tpbench.downsampler import Output
-from tpbench.errors import CellFailed, UsageError
+from tpbench.errors import Diverged, UsageError
 from tpbench.recipe import Optim
 from tpbench.training.checkpoint import Checkpoints, State
 from tpbench.training.conditions import Conditions, Update, no_update
@@ -110,7 +111,8 @@ class Run:
         self.pace.begin()
         for images, labels in self.batches(epoch, state.step):
             yield self.micro_step(images, labels)
-            if self.engine.global_steps > epoch * self.updates + state.step:
+            steps_before = epoch * self.updates + state.step
+            if self.engine.global_steps > steps_before:  # this micro batch completed a batch
                 state.step += 1
                 self.pace.step(self.optim.batch_size)
                 self.report_share()
@@ -140,7 +142,7 @@ class Run:
         batches = self.updates * self.optim.accumulation
         skip = done * self.optim.accumulation
         source = self.data.train.batches(size, shuffle=(self.seed, epoch), rank=self.rank, ranks=self.ranks, skip=skip)
-        yield from (batch for _, batch in zip(range(batches - skip), source))
+        yield from islice(source, batches - skip)
 
     def report_share(self) -> None:
         """Report the share of all steps that is done, at most once a second, after the first steps, which compile."""
@@ -155,11 +157,14 @@ class Run:
         return rank_0_answer(time.monotonic() >= self.deadline, self.device)
 
     def mean_loss(self, losses: Tensor, epoch: int) -> float:
-        """The mean loss of an epoch, over all ranks. Raises CellFailed with the step for a loss that is not finite."""
-        if not losses.isfinite().all():
-            step = epoch * self.updates + int((~losses.isfinite()).nonzero()[0]) // self.optim.accumulation
+        """The mean loss of an epoch, over all ranks. Raises Diverged on all of them if a loss is not finite."""
+        bad = (~losses.isfinite()).int()
+        if self.ranks > 1:
+            torch.distributed.all_reduce(bad)
+        if bad.any():
+            step = epoch * self.updates + int(bad.nonzero()[0]) // self.optim.accumulation
             rate = self.engine.optimizer.param_groups[0]["lr"]
-            raise CellFailed(
+            raise Diverged(
                 f"the loss is no longer finite at step {step} (epoch {epoch}, learning rate about {rate:.2g})"
             )
         total = losses.mean()

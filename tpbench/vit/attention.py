@@ -15,8 +15,8 @@ NO_PROBE = Probe()
 class Probed:
     """A mixin for a class of timm's attention: it also returns what a reducer needs. Without needs, timm's code runs.
 
-    A subclass has `plain`, timm's forward, and `project`. A rotation, where the model has one, turns the queries and
-    keys of the body tokens: [N, 2 D], [B, 1, N, 2 D] or [B, H, N, 2 D], sines and cosines.
+    A subclass has `plain`, timm's forward, and `project`. If the model has a rotary embedding, rotation holds the sines
+    and cosines for the queries and keys of the body tokens: [N, 2 D], [B, 1, N, 2 D] or [B, H, N, 2 D].
     """
 
     def forward(
@@ -26,7 +26,7 @@ class Probed:
         if not needs:
             return self.plain(x, bias, rotation), NO_PROBE
         q, keys, v = self.project(x)
-        q, k = self.turned(q, keys, v=v, rotation=rotation)
+        q, k = self.rotated(q, keys, v=v, rotation=rotation)
         drop = self.attn_drop.p if self.training else 0.0
         cls = kernels.class_attention(q, k, bias=bias, scale=self.scale) if needs & Needs.CLS else None
         received = None
@@ -43,7 +43,7 @@ class Probed:
     ) -> tuple[Tensor, Probe]:
         """Attention in which key j counts alive x count [B, P + N] times, with a gradient to alive; and its Probe."""
         q, keys, v = self.project(x)
-        q, k = self.turned(q, keys, v=v, rotation=rotation)
+        q, k = self.rotated(q, keys, v=v, rotation=rotation)
         out, attention = kernels.masked_attention(q, k, v, alive=alive, scale=self.scale, count=count)
         cls = attention[:, :, 0].mean(dim=1) if needs & Needs.CLS else None
         received = None
@@ -60,11 +60,17 @@ class Probed:
             keys=keys if needs & Needs.KEYS else None,
             values=v if needs & Needs.VALUES else None,
             queries=q * self.scale if needs & Needs.QUERIES else None,
-            turned=k if needs & Needs.QUERIES else None,
+            rotated_keys=k if needs & Needs.QUERIES else None,
         )
 
-    def turned(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """q and k after their rotation, in v's dtype."""
+    def rotated(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,  # noqa: ARG002
+        rotation: Tensor | None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """q and k after their rotation, in v's dtype. Here they stay as they are: plain attention has no rotation."""
         return q, k
 
     def macs(self, n: int) -> int:

@@ -39,7 +39,7 @@ class Reducing:
     def forward(self, tokens: Tokens, rotation: Tensor | None = None) -> Tokens:
         """Tokens through attention and MLP, x [B, P + N, C], with the reducer at its site.
 
-        rotation turns queries and keys.
+        rotation: sines and cosines by which the attention rotates queries and keys; see `attention.Probed`.
         """
         if self.reducer is None and not self.counts_keys(tokens):
             return self.unreduced(tokens, rotation)
@@ -86,7 +86,7 @@ class Reducing:
         return attended, probe._replace(input=x if needs & Needs.INPUT else None, **body)
 
     def macs(self, n: int, after: int) -> tuple[int, int]:
-        """MACs of attention and MLP when n body tokens arrive and `after` leave; without the reducer's own."""
+        """MACs of attention and MLP when n body tokens arrive and `after` go on; without the reducer's own."""
         processed = after if self.site is Site.MID else n
         return self.attn.macs(self.prefix + n), (self.prefix + processed) * linear_macs(self.mlp)
 

@@ -37,7 +37,7 @@ def intermediates(
         raise UsageError(f"output_fmt {output_fmt!r} is not supported; known: NCHW, NLC")
     chosen, last = feature_take_indices(len(model.blocks), indices)
     found = []
-    for index, tokens in enumerate(model.leaving(images, provenance=True)):
+    for index, tokens in enumerate(model.after_each_block(images, provenance=True)):
         if index in chosen:
             seen = model.norm(tokens.x) if norm else tokens.x
             found.append(feature(tokens, x=seen, output_fmt=output_fmt, prefix=return_prefix_tokens))

@@ -18,23 +18,23 @@ from tpbench.vit.blocks import Reducing
 from tpbench.vit.model import TokenModel
 
 
-class Turning(Probed):
+class RotaryProbed(Probed):
     """A mixin for attention that rotates the queries and keys of its body tokens."""
 
-    def turned(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+    def rotated(self, q: Tensor, k: Tensor, v: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
         """q and k [B, H, P + N, D] rotated by position, in v's dtype."""
         if rotation is None:
             return q, k
-        return self.turn(q, rotation).type_as(v), self.turn(k, rotation).type_as(v)
+        return self.rotate(q, rotation).type_as(v), self.rotate(k, rotation).type_as(v)
 
-    def turn(self, x: Tensor, rotation: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
         """x [B, H, P + N, D] with its body tokens rotated; the prefix stays as it is."""
         prefix = x[:, :, : self.num_prefix_tokens]
         body = x[:, :, self.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(body, rotation, half=self.rotate_half)], dim=2)
 
 
-class ProbedEvaAttention(Turning, EvaAttention):
+class ProbedEvaAttention(RotaryProbed, EvaAttention):
     """timm's EvaAttention, which can also return a probe."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
@@ -58,7 +58,7 @@ class ProbedEvaAttention(Turning, EvaAttention):
         return F.linear(x, self.qkv.weight, bias).chunk(3, dim=2)
 
 
-class ProbedRopeAttention(Turning, AttentionRope):
+class ProbedRopeAttention(RotaryProbed, AttentionRope):
     """timm's AttentionRope, which can also return a probe. Heads that share keys and values get copies of them."""
 
     def plain(self, x: Tensor, bias: Tensor | None, rotation: Tensor | None) -> Tensor:
@@ -82,7 +82,7 @@ class TokenEvaBlock(Reducing, EvaBlock):
     """timm's EvaBlock over Tokens."""
 
     @staticmethod
-    def probed(attention: nn.Module) -> Turning:
+    def probed(attention: nn.Module) -> RotaryProbed:
         """Adopt either of timm's attentions with rotary embedding, so that it can return a probe."""
         kind = ProbedEvaAttention if type(attention) is EvaAttention else ProbedRopeAttention
         return adopt(kind, attention)

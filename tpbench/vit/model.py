@@ -72,7 +72,7 @@ class TokenModel:
     @property
     def achieved(self) -> tuple[tuple[int, int], ...]:
         """(block, K) as planned: equal to `requested` for methods that meet counts exactly, at most that for others."""
-        k_after = {r.setup.block: r.leaves for r in self.reducers}
+        k_after = {reducer.setup.block: reducer.tokens_out for reducer in self.reducers}
         result = []
         n = self.patch_embed.num_patches
         for block, _ in self.requested:
@@ -94,25 +94,25 @@ class TokenModel:
         macs = {"patch_embed": n * self.patch_embed.proj.weight.numel()}
         for index, block in enumerate(self.blocks):
             reducer = by_block.get(index)
-            after = n if reducer is None else reducer.leaves
+            after = n if reducer is None else reducer.tokens_out
             own = {} if reducer is None else {f"blocks.{index}.reducer": reducer.macs() + block.probe_macs(reducer)}
             attention, mlp = block.macs(n, after)
             macs |= {f"blocks.{index}.attn": attention} | own | {f"blocks.{index}.mlp": mlp}
             n = after
         if self.attn_pool is not None:
-            macs["attn_pool"] = self.attn_pool.macs(n + self.num_prefix_tokens * self.pools_prefix)
+            macs["attn_pool"] = self.attn_pool.macs(self.pooled_tokens(n))
         return macs | {"head": self.head_macs()}
 
-    def macs_leaving(self, counts: Sequence[Tensor]) -> Tensor:
-        """Multiply-adds per image when counts[i] body tokens, any real number, leave block i; differentiable.
+    def macs_with_counts(self, counts: Sequence[Tensor]) -> Tensor:
+        """Multiply-adds per image if counts[i] body tokens, any real number, go on after block i; differentiable.
 
-        What reducing itself costs is left out.
+        The cost of reducing itself is not included.
         """
         arriving = (torch.full_like(counts[0], self.patch_embed.num_patches), *counts)
         macs = (sum(block.macs(n, after)) for block, n, after in zip(self.blocks, arriving, counts))
         pooling = 0
         if self.attn_pool is not None:
-            pooling = self.attn_pool.macs(counts[-1] + self.num_prefix_tokens * self.pools_prefix)
+            pooling = self.attn_pool.macs(self.pooled_tokens(counts[-1]))
         return sum(macs) + arriving[0] * self.patch_embed.proj.weight.numel() + pooling + self.head_macs()
 
     def macs_living(self, living: Mapping[int, float]) -> float:
@@ -125,7 +125,11 @@ class TokenModel:
         for block in range(len(self.blocks)):
             count = living.get(block, count)
             counts.append(torch.tensor(count, dtype=torch.float64))
-        return self.macs_leaving(counts).item()
+        return self.macs_with_counts(counts).item()
+
+    def pooled_tokens(self, body: int | Tensor) -> int | Tensor:
+        """How many tokens pooling reads if this many body tokens are left."""
+        return body + self.num_prefix_tokens if self.pools_prefix else body
 
     def head_macs(self) -> int:
         """Multiply-adds of the classifiers per image."""
@@ -157,8 +161,8 @@ class TokenModel:
         """All tokens with their position embedding, and timm's own table of rotations, if it has one."""
         return self.patch_drop(self._pos_embed(patches)), None
 
-    def leaving(self, images: Tensor, provenance: bool = False) -> Iterator[Tokens]:
-        """The tokens that leave each block."""
+    def after_each_block(self, images: Tensor, provenance: bool = False) -> Iterator[Tokens]:
+        """Run the blocks one after the other, and yield the tokens after each."""
         tokens, rotations = self.enter(images, provenance)
         again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
         with planned_for(self, tokens.grid):
@@ -168,12 +172,12 @@ class TokenModel:
                 yield tokens
 
     def forward_tokens(self, images: Tensor, provenance: bool = False) -> Output:
-        """Images -> logits, final tokens and the body tokens that left each block, in every mode.
+        """Images -> logits, final tokens and the number of body tokens after each block, in every mode.
 
-        provenance: the tokens say which input patches each stands for, as `unmerge` needs it.
+        provenance: whether the tokens record which input patches each stands for, as `unmerge` needs.
         """
         counts = []
-        for tokens in self.leaving(images, provenance):
+        for tokens in self.after_each_block(images, provenance):
             counts.append(tokens.count)
         tokens = tokens.with_x(self.norm(tokens.x))
         return Output(self.classify(tokens), tokens, tuple(counts))

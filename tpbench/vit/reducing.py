@@ -48,8 +48,8 @@ def reduce(
             schedule, macs_share(model, cls=cls, config=config, site=site), model.patch_embed.num_patches
         )
     setups, requested = plan(model, cls=cls, schedule=solved, config=config)
-    where = next(model.parameters())
-    reducers = [cls(setup, config).to(where.device).train(model.training) for setup in setups]
+    device = next(model.parameters()).device
+    reducers = [cls(setup, config).to(device).train(model.training) for setup in setups]
     return TokenModel.around(model, reducers=reducers, requested=requested, site=site, schedule=schedule)
 
 

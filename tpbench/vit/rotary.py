@@ -51,9 +51,10 @@ class Rotations:
 
 
 def axial_rotation(rope: nn.Module, position: Tensor, grid: tuple[int, int]) -> Tensor:
-    """position [B, N, 2] -> [B, 1, N, 2 D]: every frequency turns by the row or by the column."""
+    """position [B, N, 2] -> [B, 1, N, 2 D]: the angle of a frequency is proportional to the row, or to the column."""
     centred = isinstance(rope, RotaryEmbeddingDinoV3)
-    place = (centred_coordinates if centred else index_coordinates)(rope, position, grid)
+    coordinates = centred_coordinates if centred else index_coordinates
+    place = coordinates(rope, position, grid)
     if rope.grid_indexing == "xy":
         place = place.flip(-1)
     place = place[..., None]
@@ -78,7 +79,7 @@ def centred_coordinates(rope: RotaryEmbeddingDinoV3, position: Tensor, grid: tup
 
 
 def mixed_rotation(rope: RotaryEmbeddingMixed, position: Tensor, block: int) -> Tensor:
-    """position [B, N, 2] -> [B, H, N, 2 D]: every frequency of a head turns by row and column together."""
+    """position [B, N, 2] -> [B, H, N, 2 D]: the angle of a head's frequency is a weighted sum of row and column."""
     place = position.flip(-1) if rope.grid_indexing == "xy" else position
     first, second = rope.freqs[:, block, :, None, :].float()  # [H, 1, D / 2]
     place = place[:, None, :, :, None]  # [B, 1, N, 2, 1]

@@ -25,23 +25,25 @@ def density_peaks(x: Tensor, neighbours: int, k: int) -> Tensor:
     exact = torch.promote_types(x.dtype, torch.float32)
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
     log_density, separation = torch.empty(2, batch, n, dtype=exact, device="cpu").unbind(0)
-    found = (log_density.numpy(), separation.numpy())
-    weight = separation.numpy()
+    densities = log_density.numpy()
+    separations = separation.numpy()
     neighbours = min(neighbours, n)
     for begin, end, pairs in products_in_parts(x):
         over_sets(distance_sets, begin, end, n, pairs, pairs)
-        over_sets(density_sets, begin, end, n, pairs, width, neighbours, *found)
-        gain = density.log_product(
-            log_density[begin:end], separation[begin:end]
-        )  # PyTorch's logarithm, to the last bit
+        over_sets(density_sets, begin, end, n, pairs, width, neighbours, densities, separations)
+        # The logarithm is PyTorch's, so that it equals the definition's to the last bit.
+        gain = density.log_product(log_density[begin:end], separation[begin:end])
         centres = stable_topk(gain, k).contiguous().numpy()
         own = assignment[begin:end].numpy()
-        over_sets(_nearest, 0, end - begin, n, pairs, weight, centres, own)
+        over_sets(_nearest, 0, end - begin, n, pairs, separations, centres, own)  # any [B, N] serves as the weights
     return assignment
 
 
 def _nearest(begin: int, end: int, base: int, pairs: np.ndarray, weight: np.ndarray, *chosen: np.ndarray) -> bool:
-    """K-Medoids without an iteration: every token to its nearest centre, every centre to itself."""
+    """K-Medoids without an iteration: every token goes to its nearest centre, and every centre to itself.
+
+    Without an iteration only the shape [B, N] of weight is read.
+    """
     return medoids_sets(begin, end, base, pairs, weight, 0, *chosen)
 
 
@@ -49,8 +51,8 @@ def density_and_separation(squared: Tensor, width: int, neighbours: int) -> tupl
     """Squared distances [B, N, N] of tokens C wide -> logarithm of the density [B, N], squared separation [B, N]."""
     batch, n, _ = squared.shape
     found = squared.new_empty(2, batch, n)
-    arrays = array(squared, squared.dtype), width, min(neighbours, n), found[0].numpy(), found[1].numpy()
-    over_sets(density_sets, 0, batch, n, *arrays)
+    pairs = array(squared, squared.dtype)
+    over_sets(density_sets, 0, batch, n, pairs, width, min(neighbours, n), found[0].numpy(), found[1].numpy())
     return found[0], found[1]
 
 

@@ -109,15 +109,15 @@ class Buffer(NamedTuple):
     array: np.ndarray
 
 
-class _Kept(threading.local):
-    """The rooms of one thread."""
+class _ThreadMemory(threading.local):
+    """The memory that one thread uses again: one flat tensor by name and dtype, and views of it by shape."""
 
     def __init__(self) -> None:
         self.flat: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.rooms: dict[tuple[str, tuple[int, ...], torch.dtype], Buffer] = {}
+        self.views: dict[tuple[str, tuple[int, ...], torch.dtype], Buffer] = {}
 
 
-_kept = _Kept()
+_memory = _ThreadMemory()
 
 
 def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
@@ -125,27 +125,35 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Buffer:
 
     Memory for more than SET_NUMBERS numbers a thread is fresh every time, so that little stays allocated.
     """
-    found = _kept.rooms.get((name, shape, dtype))
+    found = _memory.views.get((name, shape, dtype))
     if found is not None:
         return found
     count = prod(shape)
     if count > SET_NUMBERS * torch.get_num_threads():
         return _buffer(torch.empty(shape, dtype=dtype, device="cpu"))
-    flat = _kept.flat.get((name, dtype))
+    flat = _memory.flat.get((name, dtype))
     with torch.inference_mode(mode=False):  # what is made in inference mode could not be written to outside it
         if flat is None or flat.numel() < count:
-            _kept.rooms = {key: value for key, value in _kept.rooms.items() if (key[0], key[2]) != (name, dtype)}
+            _forget_views(name, dtype)
             flat = torch.empty(count, dtype=dtype, device="cpu")
-            _kept.flat[name, dtype] = flat
+            _memory.flat[name, dtype] = flat
         found = _buffer(flat[:count].view(shape))
-    _kept.rooms[name, shape, dtype] = found
+    _memory.views[name, shape, dtype] = found
     return found
+
+
+def _forget_views(name: str, dtype: torch.dtype) -> None:
+    """Forget the views of a flat tensor that a larger one is about to replace."""
+    for key in list(_memory.views):
+        view_name, _, view_dtype = key
+        if (view_name, view_dtype) == (name, dtype):
+            del _memory.views[key]
 
 
 def release() -> None:
     """Free the memory that this thread keeps."""
-    _kept.flat.clear()
-    _kept.rooms.clear()
+    _memory.flat.clear()
+    _memory.views.clear()
 
 
 def _buffer(tensor: Tensor) -> Buffer:

@@ -30,8 +30,9 @@ def match_by_energy(similarity: Tensor, energy: Tensor, among: int, k: int) -> T
         raise IndexError(f"there are no pairs among {min(among, n)} of {n} tokens")
     assignment = torch.empty(batch, n, dtype=torch.int64, device="cpu")
     order = torch.argsort(energy, dim=1, descending=True, stable=True)
-    arrays = array(similarity, similarity.dtype), array(order, torch.int64)
-    over_sets(energy_sets, 0, batch, n, *arrays, min(among, n), k, assignment.numpy())
+    numbers = array(similarity, similarity.dtype)
+    indices = array(order, torch.int64)
+    over_sets(energy_sets, 0, batch, n, numbers, indices, min(among, n), k, assignment.numpy())
     return assignment
 
 

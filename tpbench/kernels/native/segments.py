@@ -19,8 +19,9 @@ def segment_mean(x: Tensor, weight: Tensor, assignment: Tensor, k: int) -> Tenso
     batch, n, width = x.shape
     mean = torch.empty(batch, k, width, dtype=x.dtype, device="cpu")
     numbers, set_stride, row_stride = flat_array(x)
-    arrays = array(weight, x.dtype), array(assignment, torch.int64), mean.numpy()
-    if not over_sets(mean_sets, 0, batch, n, numbers, set_stride, row_stride, *arrays):
+    weights = array(weight, x.dtype)
+    clusters = array(assignment, torch.int64)
+    if not over_sets(mean_sets, 0, batch, n, numbers, set_stride, row_stride, weights, clusters, mean.numpy()):
         raise IndexError(f"a token belongs to none of the {k} clusters")
     return mean
 

@@ -40,8 +40,9 @@ def farthest(distance: Tensor, score: Tensor, k: int) -> Tensor:
 def _started(start: str, distance: Tensor, score: Tensor, k: int) -> Tensor:
     batch, n = score.shape
     first = torch.empty(batch, k, dtype=torch.int64)
-    arrays = array(distance, score.dtype), array(score, score.dtype)
-    over_sets(start_sets, 0, batch, n, STARTS[start], *arrays, first.numpy())
+    distances = array(distance, score.dtype)
+    scores = array(score, score.dtype)
+    over_sets(start_sets, 0, batch, n, STARTS[start], distances, scores, first.numpy())
     return first
 
 

@@ -12,7 +12,7 @@ from tpbench.training.data.draws import chosen_indices
 from tpbench.training.data.streamed import Selected, Streamed
 
 
-def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
+def held_out(data: Data, device: torch.device) -> tuple[Streamed, int]:
     """The images under root/val, root/validation or root itself, one folder a class, and the number of classes.
 
     Labels are the places of the folders in natural order, as timm counts them. Raises DataError for a folder that does
@@ -20,21 +20,21 @@ def held_out(lines: Data, where: torch.device) -> tuple[Streamed, int]:
     """
     from timm.data import create_dataset, create_transform
 
-    if not Path(lines.root).is_dir():
-        raise DataError(f"data folder {lines.root} does not exist")
+    if not Path(data.root).is_dir():
+        raise DataError(f"data folder {data.root} does not exist")
     try:
-        dataset = create_dataset("", root=lines.root, split="validation")
+        dataset = create_dataset("", root=data.root, split="validation")
         classes = len(dataset.reader.class_to_idx)
     except Exception as error:
-        raise DataError(f"images under {lines.root} cannot be read: {in_short(error, 200)}") from error
+        raise DataError(f"images under {data.root} cannot be read: {in_short(error, 200)}") from error
     transform = create_transform(
-        input_size=(lines.channels, lines.image_size, lines.image_size),
-        mean=lines.mean,
-        std=lines.std,
-        interpolation=lines.interpolation,
-        crop_pct=lines.crop,
+        input_size=(data.channels, data.image_size, data.image_size),
+        mean=data.mean,
+        std=data.std,
+        interpolation=data.interpolation,
+        crop_pct=data.crop,
         is_training=False,
     )
-    chosen = chosen_indices(len(dataset), lines.test_limit)
-    selected = Selected(dataset, indices=chosen, transform=transform, data=lines)
-    return Streamed(selected, lines.loader_processes, where), classes
+    chosen = chosen_indices(len(dataset), data.test_limit)
+    selected = Selected(dataset, indices=chosen, transform=transform, data=data)
+    return Streamed(selected, data.loader_processes, device), classes

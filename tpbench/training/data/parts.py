@@ -35,8 +35,8 @@ class Part(Protocol):
         evaluation: all images in order. The first `skip` batches are left out, unread.
         """
 
-    def some(self, count: int) -> Part:
-        """So many of its images, always the same; all where it has no more."""
+    def subset(self, count: int) -> Part:
+        """`count` of the images, always the same ones; all images if the part has no more."""
 
 
 class TestSet(NamedTuple):

@@ -45,8 +45,8 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def some(self, count: int) -> Resident:
-        """So many of its images; see `tpbench.training.data.parts.Part.some`."""
+    def subset(self, count: int) -> Resident:
+        """`count` of the images; see `tpbench.training.data.parts.Part.subset`."""
         index = chosen_indices(len(self), count)
         fewer = copy(self)
         fewer.images = self.images[index]

@@ -30,8 +30,8 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def some(self, count: int) -> Streamed:
-        """So many of its images; see `tpbench.training.data.parts.Part.some`."""
+    def subset(self, count: int) -> Streamed:
+        """`count` of the images; see `tpbench.training.data.parts.Part.subset`."""
         fewer = torch.utils.data.Subset(self.dataset, chosen_indices(len(self), count))
         return Streamed(fewer, self.processes, self.device)
 
