@@ -32,7 +32,7 @@ def patch_of(painted: np.ndarray, row: int, column: int, grid: tuple[int, int] =
     return painted[row * height : (row + 1) * height, column * width : (column + 1) * width]
 
 
-def test_kept_patches_are_seen_dropped_ones_dimmed_and_merged_ones_in_their_mean():
+def test_kept_patches_are_seen_dropped_ones_fade_and_merged_ones_in_their_mean():
     pixels = image()
     owner = np.array([[0, -1, 1], [2, 1, 1]])
     plain = pictures.enlarged(pixels, (2, 3))
@@ -40,7 +40,7 @@ def test_kept_patches_are_seen_dropped_ones_dimmed_and_merged_ones_in_their_mean
     assert np.array_equal(patch_of(painted, 0, 0), patch_of(plain, 0, 0))
     assert np.array_equal(patch_of(painted, 1, 0), patch_of(plain, 1, 0))
     faint = patch_of(painted, 0, 1)
-    assert np.allclose(1 - faint, pictures.FAINT * (1 - patch_of(plain, 0, 1)))
+    assert np.allclose(faint - pictures.DROPPED, pictures.FAINT * (patch_of(plain, 0, 1) - pictures.DROPPED))
     members = [patch_of(plain, *place) for place in ((0, 2), (1, 1), (1, 2))]
     mean = np.mean([part.mean(axis=(0, 1)) for part in members], axis=0)
     for place in ((0, 2), (1, 1), (1, 2)):
