@@ -56,6 +56,13 @@ def test_the_example_method_runs_as_a_plug_in(finished):
     assert metrics[0] != metrics[1], "its setting matters"
 
 
+def test_a_reduced_model_is_fine_tuned_in_a_loop_of_ones_own(monkeypatch, capsys):
+    example("fine_tune.py", monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.count("loss") == 5
+    assert "tokens after each block: 64, 32, 16, 16" in printed
+
+
 def test_two_methods_are_compared_image_by_image(finished, monkeypatch, capsys):
     example("image_by_image.py", str(finished), "runs", "topk", monkeypatch=monkeypatch)
     out = capsys.readouterr().out
