@@ -13,9 +13,18 @@ from tpbench.downsampler import Downsampler, Needs, Site
 from tpbench.report.markdown import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
-HEADS = ("Method", "What it is", "Published", "Family", "Removed tokens are", "Reads", "Tokens", "Differs from the paper")
-INTRODUCTION = """<!-- Made by `python tests/methods_page.py` from the cards in `tpbench/pooling` and `baselines`, and from what the
-methods do to the tokens of a tiny model. Do not edit it by hand. -->
+HEADS = (
+    "Method",
+    "What it is",
+    "Published",
+    "Family",
+    "Removed tokens are",
+    "Reads",
+    "Tokens",
+    "Differs from the paper",
+)
+INTRODUCTION = """<!-- Made by `python tests/methods_page.py` from the cards in `tpbench/pooling` and `baselines`,
+and from what the methods do to the tokens of a tiny model. Do not edit it by hand. -->
 
 Every method, what it does to the tokens, and what differs from its paper.
 
@@ -23,8 +32,8 @@ Every method, what it does to the tokens, and what differs from its paper.
 kept; *clustering* groups all tokens and keeps one for each group; *learned queries* gather all tokens into new ones
 with weights that are trained; *grid* pools neighbours in the image; *trivial* keeps tokens without looking at them.
 
-**Removed tokens** are *pruned*, that is dropped, *merged* into others (soft means are merging too), *pruned and merged*,
-*pooled on the grid*, or only *masked*: then none is removed.
+**Removed tokens** are *pruned*, that is dropped, *merged* into others (soft means are merging too), *pruned and
+merged*, *pooled on the grid*, or only *masked*: then none is removed.
 
 **Reads** is what a method reads of the block beside the tokens, under its default settings: the queries, keys or values
 of its attention, the class token's attention (cls), the attention that each token receives (received), the block's

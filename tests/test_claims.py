@@ -19,7 +19,7 @@ from tpbench import recipe
 from tpbench.claims import accuracy, claims, closed_form
 from tpbench.claims import page as claims_page
 from tpbench.claims.study import TRAINED, Study, read_studies
-from tpbench.claims.summary import overall, sentence, sentences
+from tpbench.claims.summary import overall, summaries, summary
 from tpbench.claims.verdict import ONE_SEED, Reading, Rule, decide
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
@@ -156,7 +156,7 @@ def test_one_seed_has_no_interval_and_says_so():
     one = found(own, 4, "equal MACs: wkmedoids minus topk")
     assert (one.verdict, one.why_undecided, one.ours.seeds) == (UNDECIDED, ONE_SEED, 1)
     assert all(math.isnan(end) for end in one.bounds)
-    assert ONE_SEED in sentence(4, [one])
+    assert ONE_SEED in summary(4, [one]).sentence
     several = of_rows({("wkmedoids", MACS): 89.0, ("topk", MACS): 80.0}, seeds=4)
     assert found(several, 4, "equal MACs: wkmedoids minus topk").verdict == HOLDS, "control"
 
@@ -205,7 +205,9 @@ def test_claim_1_is_about_224_pixels():
     at_384 = [r for r in readings if r.claim == 1 and r.topic == "at 384 pixels"]
     assert [r.verdict for r in at_384].count(FAILS) == 2
     assert not any(r.counts for r in at_384)
-    assert sentences(readings)[0].endswith("holds - DeiT-Ti at 224 pixels (1.254 GMACs) 83.41 % of MACs (holds).")
+    assert summaries(readings)[0].sentence.endswith(
+        "holds - DeiT-Ti at 224 pixels (1.254 GMACs) 83.41 % of MACs (holds)."
+    )
 
 
 def test_claim_6_holds_on_the_papers_model():
@@ -432,7 +434,7 @@ def test_what_is_missing_is_named():
     own = of_rows({("wkmedoids", MACS): 90.0, ("topk", MACS): 89.0})
     nothing = found(own, 4, "equal MACs: wkmedoids minus random")
     assert nothing.missing == "records of wkmedoids and random at a schedule macs=..."
-    assert "not measured: records of wkmedoids and random" in sentence(4, all_found(own, 4))
+    assert "not measured: records of wkmedoids and random" in summary(4, all_found(own, 4)).sentence
     assert overall(all_found(own, 4)) == UNDECIDED
 
 
@@ -570,7 +572,7 @@ def test_older_records_are_shown_not_mixed_and_said_once(tmp_path):
     assert content.shown_only == claims.NO_OUTCOMES
     assert content.value == pytest.approx(found(study(records), 4, TOPK).value), "shown"
     assert overall(all_found(old, 4)) == UNDECIDED
-    assert "nothing counts: no per-image outcomes" in sentence(4, all_found(old, 4))
+    assert "nothing counts: no per-image outcomes" in summary(4, all_found(old, 4)).sentence
     topk = [r for r in records if r.method == "topk"]
     store(tmp_path, [r for r in records if r.method != "topk"] + older(topk))
     (mixed,) = read_studies([tmp_path])
@@ -595,7 +597,7 @@ def test_the_worst_study_does_not_decide_and_the_others_are_named():
     rough = study([replace(r, data={"fingerprint": "others"}) for r in other_recipe(rough, "rough")])
     only = [r for r in claims.readings([rough, precise]) if r.claim == 4 and r.test.startswith(TOPK)]
     assert overall(only) == HOLDS
-    assert f"also {rough.name}: {FAILS}" in sentence(4, only)
+    assert f"also {rough.name}: {FAILS}" in summary(4, only).sentence
 
 
 # ------------------------------------------------------------------------------------------ the page
@@ -643,7 +645,7 @@ def test_control_one_accuracy_changes_the_page(tmp_path):
 
 
 def test_every_claim_is_one_sentence_with_its_number(tmp_path):
-    texts = sentences(claims.readings(example(tmp_path)))
+    texts = [one.sentence for one in summaries(claims.readings(example(tmp_path)))]
     assert [text.split(".")[0] for text in texts] == [str(claim) for claim in claims.CLAIMS]
     assert all("\n" not in text and text.endswith(".") for text in texts)
     for text in (texts[1], texts[3], texts[4], texts[6], texts[7]):

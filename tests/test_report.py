@@ -715,7 +715,9 @@ def test_random_weights_have_nothing_off_the_shelf() -> None:
 
 def test_what_lives_below_the_budget_and_what_saves_nothing_is_said() -> None:
     text = " ".join(printed(example()).split())
-    assert "ats pads its batches and costs 48.0 % of the MACs; without padding it would cost 37.5 % of the MACs." in text
+    assert (
+        "ats pads its batches and costs 48.0 % of the MACs; without padding it would cost 37.5 % of the MACs." in text
+    )
     assert "Saves nothing: avit, which masks tokens and removes none; at 0.7@0,1,2 100.0 % of the MACs, 84.50" in text
     assert "unreachable" not in text
     assert "They do not count additions (such as the means of merging), norms, softmax" in text

@@ -14,7 +14,7 @@ from tpbench.claims import hull
 from tpbench.claims.at_base import several_widths
 from tpbench.claims.claims import CLAIMS, same_images
 from tpbench.claims.study import Study
-from tpbench.claims.summary import sentences, value_text
+from tpbench.claims.summary import Summary, summaries, value_text
 from tpbench.claims.verdict import Reading, Rule
 from tpbench.record import replace_text
 from tpbench.report.markdown import table
@@ -95,13 +95,30 @@ def remark(reading: Reading) -> str:
 
 
 def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
-    """The page of all claims: a sentence for each, then the studies, then every reading."""
-    lines = ["# The paper's claims", "", *sentences(readings), "", INTRODUCTION]
+    """The page of all claims: a summary of each, then the studies, then every reading."""
+    lines = ["# The paper's claims", ""]
+    for one in summaries(readings):
+        lines += _summary(one)
+    lines += ["", INTRODUCTION]
     lines += ["", "Studies:", "", *([described(study) for study in studies] or ["- none"]), ""]
     for claim, text in CLAIMS.items():
         own = [reading for reading in readings if reading.claim == claim]
-        lines += [f"## {claim}. {text}", "", *_table([_texts(reading) for reading in own])]
+        lines += [f"## {claim}. {text}", ""]
+        counted = [reading for reading in own if reading.counts or reading.missing]
+        shown = [reading for reading in own if reading not in counted]
+        if counted:
+            lines += _table([_texts(reading) for reading in counted])
+        if shown:
+            lines += ["Shown only, without counting:", "", *_table([_texts(reading) for reading in shown])]
     return "\n".join(lines)
+
+
+def _summary(one: Summary) -> list[str]:
+    """A claim as an item of the list, with an item for each part below it."""
+    claim, _, verdict = one.heading.rpartition(": ")
+    studies = f" ({one.studies})" if one.studies else ""
+    parts = [*one.parts, *(f"also {other}" for other in one.others)]
+    return [f"{claim}: **{verdict}**{studies}", *(f"   - {part}" for part in parts)]
 
 
 def described(study: Study) -> str:

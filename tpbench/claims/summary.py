@@ -1,9 +1,10 @@
-"""One sentence for each claim: the verdict, and each quantity that decides it with its interval."""
+"""A summary of each claim: the verdict, each quantity that decides it with its interval, and other studies' verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isnan
+from typing import NamedTuple
 
 from tpbench.claims.claims import CLAIMS, imprecision
 from tpbench.claims.verdict import Reading
@@ -13,21 +14,47 @@ from tpbench.report.layout import fixed
 FROM_WORST = (FAILS, EXCLUDED, UNDECIDED, HOLDS)
 
 
-def sentences(readings: Sequence[Reading]) -> list[str]:
-    """One sentence for each of the eight claims, in order."""
-    return [sentence(claim, [r for r in readings if r.claim == claim]) for claim in CLAIMS]
+class Summary(NamedTuple):
+    """What is known of a claim, in words.
+
+    heading: the claim with its verdict. parts: the readings that decide it, and what was not measured. studies: where
+    their numbers come from, "" for computed ones. others: the verdicts of the other studies.
+    """
+
+    heading: str
+    parts: list[str]
+    studies: str
+    others: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        parts = f" - {'; '.join(self.parts)}" if self.parts else ""
+        studies = f" ({self.studies})" if self.studies else ""
+        others = f"; also {', '.join(self.others)}" if self.others else ""
+        return f"{self.heading}{parts}{studies}{others}."
 
 
-def sentence(claim: int, readings: Sequence[Reading]) -> str:
+def summaries(readings: Sequence[Reading]) -> list[Summary]:
+    """The summaries of the eight claims, in order."""
+    return [summary(claim, [r for r in readings if r.claim == claim]) for claim in CLAIMS]
+
+
+def summary(claim: int, readings: Sequence[Reading]) -> Summary:
     """A claim with its verdict, the readings that decide it, what was not measured, and other studies' verdicts."""
     chosen = deciding(readings)
-    text = f"{claim}. {CLAIMS[claim]}: {overall(readings)}"
     parts = [part(reading, named_by_topic=is_only_one_of_topic(reading, readings)) for reading in chosen]
     parts += dict.fromkeys(f"not measured: {reading.missing}" for reading in not_measured(readings))
     if not chosen:
         reasons = [reading.shown_only for reading in readings if reading.shown_only and not reading.missing]
         parts += [f"nothing counts: {reason}" for reason in reasons[:1]]
-    return f"{text}{' - ' if parts else ''}{'; '.join(parts)}{_studies(readings, chosen)}."
+    used = list(dict.fromkeys(reading.study for reading in chosen if reading.study))
+    return Summary(
+        heading=f"{claim}. {CLAIMS[claim]}: {overall(readings)}",
+        parts=parts,
+        studies=", ".join(f"{study}, {_seeds(chosen, study)}" for study in used),
+        others=list(_others(readings, used)),
+    )
 
 
 def overall(readings: Sequence[Reading]) -> str:
@@ -96,14 +123,14 @@ def _because(reading: Reading) -> str:
     return f"{UNDECIDED}: values {places[reading.rule.side]} are ruled out"
 
 
-def _studies(readings: Sequence[Reading], chosen: Sequence[Reading]) -> str:
-    """The studies that the numbers come from, and the verdicts of the others."""
-    used = list(dict.fromkeys(reading.study for reading in chosen if reading.study))
-    text = f" ({', '.join(f'{study}, {_seeds(chosen, study)}' for study in used)})" if used else ""
+def _others(readings: Sequence[Reading], used: Sequence[str]) -> Iterator[str]:
+    """The verdicts of the studies that do not decide the claim, each with its least favourable reading."""
     counted = [reading for reading in readings if reading.counts and reading.study]
-    others = [study for study in dict.fromkeys(reading.study for reading in counted) if study not in used]
-    texts = [f"{study}: {overall([r for r in counted if r.study == study])}" for study in others]
-    return text + (f"; also {', '.join(texts)}" if texts else "")
+    for study in dict.fromkeys(reading.study for reading in counted):
+        if study not in used:
+            own = [reading for reading in counted if reading.study == study]
+            worst = min(deciding(own), key=favourability)
+            yield f"{study}: {overall(own)} ({worst.topic} {value_text(worst)} {worst.unit})"
 
 
 def _seeds(chosen: Sequence[Reading], study: str) -> str:

@@ -33,7 +33,7 @@ def act(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print((arguments.out / "claims.json").read_text(encoding="utf-8"), end="")
         return max(codes, default=DONE)
-    print("\n".join(summary.sentences(readings)))
+    print("\n".join(one.sentence for one in summary.summaries(readings)))
     print("\n" + "\n".join(page.described(own) for own in studies))
     print("\n" + "\n".join(map(str, paths)))
     return max(codes, default=DONE)
