@@ -1,4 +1,4 @@
-"""A summary of each claim: the verdict, each quantity that decides it with its interval, and other studies' verdicts."""
+"""A summary of each claim: the verdict, the quantities that decide it, with intervals, and other studies' verdicts."""
 
 from __future__ import annotations
 

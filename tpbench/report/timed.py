@@ -14,6 +14,7 @@ from tpbench.measure.speeds import Ratio, Speed
 from tpbench.measure.timings import Group, Session
 from tpbench.report import markdown as pages
 from tpbench.report.markdown import escape
+from tpbench.report.phrases import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,11 +60,14 @@ def _table(session: Session, group: Group, most: int) -> Table:
 
 
 def lines(session: Session, group: Group) -> list[dict[str, str]]:
-    """The rows of a group as texts: timm's first, then by schedule; within a schedule the fastest first."""
+    """The rows of a group as texts: timm's first, then by schedule; within a schedule by falling speed-up.
+
+    The speed-up compares rows round by round, so it orders them better than the median of their milliseconds.
+    """
     rank = {"reference": 0, "reduced": 1}
     schedules = list(dict.fromkeys(row.schedule for row in session.rows))
     found = speeds.speeds(session, group)
-    found.sort(key=lambda s: (rank[s.row.role], schedules.index(s.row.schedule), s.median))
+    found.sort(key=lambda s: (rank[s.row.role], schedules.index(s.row.schedule), -s.speedup.value))
     return [line(speed) for speed in found]
 
 
@@ -104,12 +108,12 @@ def remark(session: Session, group: Group) -> str:
 def about(session: Session) -> Iterator[str]:
     """Lines about what was timed, on which machine, and how busy it was."""
     facts = session.facts
-    yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {facts['threads']} threads"
+    yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {counted(facts['threads'], 'thread')}"
     images = session.images
     cut = "" if session.complete else f" of {session.wanted}; the session was cut off and can be continued"
     yield f"{session.rounds} rounds{cut}, {len(session.timed)} rows; images: {images['source']}"
     loads = [load for part in session.sittings for load in (part.load_before, part.load_after) if load is not None]
-    busy = f"load {min(loads):.1f} to {max(loads):.1f}" if loads else "load unknown"
+    busy = f"system load {min(loads):.1f} to {max(loads):.1f}" if loads else "system load unknown"
     yield f"{busy} on {session.environment['cores']} cores; governor {facts['governor'] or 'unknown'}"
 
 
