@@ -33,6 +33,7 @@ from tpbench.report import (
     forest,
     layout,
     methods,
+    overview,
     published,
     tables,
     terminal,
@@ -711,6 +712,22 @@ def test_random_weights_have_nothing_off_the_shelf() -> None:
     rows = compared(example())
     assert math.isnan(rows["dynamicvit", SCHEDULE]["off_the_shelf_top1_percent"])
     assert rows["tome", SCHEDULE]["off_the_shelf_top1_percent"] == pytest.approx(86.48, abs=0.01)
+
+
+def test_the_overview_has_a_row_for_each_method_and_a_column_for_each_budget() -> None:
+    milder = over_seeds("wkmedoids", (97.0, 98.1, 97.4), "0.9@0,1,2", 0.9) + over_seeds(
+        "tome", (96.0, 97.2, 96.5), "0.9@0,1,2", 0.9
+    )
+    found = overview.overview(only([*example(), *milder]))
+    assert found.heads == ["Method", "Family", "`0.9@0,1,2`", "`0.7@0,1,2`", f"`{SCHEDULE}`"]
+    assert next(iter(found.rows)) == "none"
+    assert "avit" not in found.rows, "it saves nothing"
+    assert not any("finetune_seed" in name for name in found.rows), "a null row is no method"
+    assert found.rows["ats"][-1] == "91.5 ▼"
+    assert found.rows["tome"][2] == "96.6 ▼"
+    assert found.rows["ats"][2] == "", "it was not run there"
+    assert list(found.rows).index("tome") < list(found.rows).index("ats"), "what has more budgets comes first"
+    assert overview.overview(only(over_seeds("none", (97.0, 98.0)))) is None, "there is one budget"
 
 
 def test_what_lives_below_the_budget_and_what_saves_nothing_is_said() -> None:

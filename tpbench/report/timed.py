@@ -108,7 +108,8 @@ def remark(session: Session, group: Group) -> str:
 def about(session: Session) -> Iterator[str]:
     """Lines about what was timed, on which machine, and how busy it was."""
     facts = session.facts
-    yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {counted(facts['threads'], 'thread')}"
+    threads = counted(facts["threads"], "thread")
+    yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {threads}"
     images = session.images
     cut = "" if session.complete else f" of {session.wanted}; the session was cut off and can be continued"
     yield f"{session.rounds} rounds{cut}, {len(session.timed)} rows; images: {images['source']}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpbench.errors import UsageError
 from tpbench.record import Record, replace_text
-from tpbench.report import bands, columns, first, forest, learned, pareto, sessions, tables
+from tpbench.report import bands, columns, first, forest, learned, overview, pareto, sessions, tables
 from tpbench.report.contrast import Contrast
 from tpbench.report.findings import findings
 from tpbench.report.frame import Comparison
@@ -80,11 +80,12 @@ in the record itself."""
 
 
 def _machine(comparison: Comparison) -> list[str]:
-    """Findings, the forest plot, the tables, then everything else that is known of one machine."""
+    """Findings, the forest plot, the overview, the tables, then everything else that is known of one machine."""
     machine = comparison.machine
     lines = [f"## {machine}", "", *(f"- {escape(sentence)}" for sentence in findings(comparison)), ""]
     if any(own.judgements for own in comparison.tables.values()):
         lines += [f"![differences to the reference](figures/{machine}-forest.png)", ""]
+    lines += overview.section(comparison)
     lines += first_tables(comparison)
     if comparison.session is not None:
         lines += sessions.section(comparison.session)
