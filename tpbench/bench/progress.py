@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tpbench.bench.jobs import Job
+    from tpbench.bench.worker import Job
 
 
 class Progress:
