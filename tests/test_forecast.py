@@ -11,7 +11,7 @@ import torch
 
 from tpbench import registry, schedule
 from tpbench.bench import forecast
-from tpbench.bench.models import check_rows
+from tpbench.bench.models import build_base, check_rows
 from tpbench.bench.plan import Plan
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
@@ -75,6 +75,19 @@ def test_a_pretrained_recipe_is_planned_without_weights_or_images(capsys, monkey
         check_rows(plan, plan.rows())
     assert main(["run", "--recipe", "imagenet-deit-ti", "--methods", "none,topk", "--seeds", "1", "--plan"]) == DONE
     assert "1,255,544 training images" in capsys.readouterr().out
+
+
+def test_a_plan_prints_the_digest_of_the_records_that_a_run_would_write(capsys):
+    assert main(["run", "--recipe", "imagenet-deit-ti", "--methods", "none", "--plan"]) == DONE
+    assert f"recipe imagenet-deit-ti ({load('imagenet-deit-ti').digest})" in capsys.readouterr().out
+
+
+def test_a_smaller_batch_of_a_dry_run_can_be_mixed():
+    """72 images are halved to 18 and no further, because mixup pairs images."""
+    recipe = tiny_recipe.recipe()
+    recipe = replace(recipe, base=replace(recipe.base, batch_size=72, mixup=0.8))
+    model = build_base(recipe, seed=0)
+    assert forecast.dry_run(recipe, model, base_macs=10**12, where=torch.device("cpu"))[1] == 18
 
 
 def test_what_cannot_be_counted_is_said(tmp_path, capsys):

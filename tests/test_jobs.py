@@ -6,6 +6,7 @@ How the workers of several commands share a folder: see test_workers.py.
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tpbench.bench import jobs as jobs_module
 from tpbench.bench.claim import Claims
 from tpbench.bench.jobs import Job, side_by_side
 from tpbench.bench.progress import Progress, TrainingEstimate, clock_time
@@ -156,6 +158,24 @@ def test_the_time_ahead_follows_from_the_speed_of_the_running_jobs():
     ahead.note("a", 0.5, now=202.0)
     ahead.note("b", 0.5, now=202.0)
     assert ahead.seconds() == pytest.approx(2 / (0.5 + 0.5)), "two at once are twice as fast"
+
+
+def test_a_display_that_fails_does_not_block_the_workers():
+    """The pipe to it holds 64 KiB, so that a worker would wait for ever after about a thousand messages."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    class Broken:
+        def update(self, *_words) -> None:
+            raise OSError("the terminal is gone")
+
+    listening = threading.Thread(target=jobs_module._listen, args=(receiver, Broken()), daemon=True)
+    listening.start()
+    messages = jobs_module.Messages(sender)
+    for number in range(3000):
+        messages.update("a job", "x" * 50, number / 3000)
+    sender.close()
+    listening.join(timeout=30)
+    assert not listening.is_alive()
 
 
 def test_durations_are_written_as_on_a_clock():

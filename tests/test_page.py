@@ -22,7 +22,7 @@ from PIL import Image
 from tpbench.cli import main
 from tpbench.measure import timings
 from tpbench.record import Record, seal
-from tpbench.report import layers, page, page_charts, page_files, page_rows
+from tpbench.report import layers, page, page_charts, page_files, page_repeat, page_rows
 from tpbench.report.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +160,29 @@ def test_findings_environment_and_commands_are_on_the_page(tmp_path):
     assert "--schedules '0.5@0,1,2;0.7@0,1,2' --seeds 3 --out" in text
     assert "The recipe digits has changed since these records (0123456789ab)" in text
     assert f"python -m tpbench report {tmp_path / 'mine'} --html" in text
+
+
+def test_the_command_repeats_changed_lines_learned_counts_and_a_run_off_the_shelf(tmp_path):
+    changed = [replace(one, recipe="digits+finetune.epochs=5") for one in study()]
+    trained = [replace(one, training={"epochs": 1}) for one in changed]
+    learned = [replace(one, schedule=one.schedule.replace(SCHEDULES[1], "learned:topk_seed0")) for one in trained]
+    (own,) = page_rows.studies([folder(tmp_path, learned)])
+    (command,) = [line for line in page_repeat.commands(own) if "tpbench run" in line]
+    assert "--recipe digits --set finetune.epochs=5 --methods" in command
+    assert f"learned:{tmp_path / 'learned' / 'topk_seed0'}.json" in command
+    assert "--off-the-shelf" not in command
+    assert "is not a packaged one" not in page_repeat.caution(own)
+    (shelf,) = page_rows.studies([folder(tmp_path / "shelf", study())])
+    assert page_repeat.commands(shelf)[-1].endswith("--off-the-shelf"), "no record was trained"
+
+
+def test_a_difference_of_exactly_zero_is_drawn(tmp_path):
+    equal = study(methods={"wkmedoids": 91.0, "tome": 91.0, "topk": 89.0})  # the names of the first two scatter alike
+    (own,) = page_rows.studies([folder(tmp_path, equal)])
+    drawn = {(row["method"], row["schedule"]): row for row in page_rows.drawn(own)}
+    for schedule in SCHEDULES:
+        assert drawn["tome", schedule]["difference"] == 0
+        assert drawn["topk", schedule]["difference"] < 0, "control"
 
 
 def test_the_command_is_exact_where_the_recipe_is_as_it_was():

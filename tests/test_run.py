@@ -10,11 +10,17 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tpbench import environment
+from tpbench.bench import base_measurements
+from tpbench.bench.runner import may_be_alone
 from tpbench.cli import DONE, FAILED, WRONG, main
+from tpbench.errors import CellFailed, DataError, Diverged, Unreachable, UsageError
 from tpbench.record import Store, read_all
 
 TESTS = Path(__file__).parent
@@ -271,6 +277,47 @@ def test_a_time_limit_also_ends_a_cell_after_its_training_or_evaluation(finished
     assert {name: record["metrics"] for name, record in records(tmp_path).items()} == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "alone"),
+    [
+        (DataError("an image cannot be read"), True),
+        (CellFailed("out of memory"), True),
+        (RuntimeError("CUDA"), True),
+        (Diverged("the loss"), False),
+        (UsageError("a wrong setting"), False),
+        (AssertionError("a method's own"), False),
+    ],
+)
+def test_errors_that_one_rank_alone_may_have_end_all_ranks(error, alone):
+    """The others would wait for it for ever. What all ranks have alike becomes a record."""
+    assert may_be_alone(error) == alone
+
+
+def test_the_starts_of_a_budget_that_the_reference_cannot_meet_are_left_out(tmp_path, monkeypatch):
+    def build(*_words) -> None:
+        raise Unreachable("the nearest it reaches is 0.5")
+
+    monkeypatch.setattr(base_measurements, "build_cell", build)
+    place = SimpleNamespace(writes=True, starts_path=lambda _: tmp_path / "starts.json", check_time=lambda: None)
+    base_measurements.measure_starts(place, SimpleNamespace(seed=0), lambda *_: None)
+    assert not (tmp_path / "starts.json").exists()
+
+
+def test_an_edited_baseline_shows_in_the_record(tmp_path, monkeypatch):
+    ask = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    for name in ("tpbench/environment.py", "baselines/topk.py", "docs/page.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("one\n")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+        ask(["git", *words])
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "tpbench" / "environment.py"))
+    assert environment.git()["changed"] is False
+    (tmp_path / "docs/page.md").write_text("two\n")
+    assert environment.git()["changed"] is False, "control: it decides no result"
+    (tmp_path / "baselines/topk.py").write_text("two\n")
+    assert environment.git()["changed"] is True
+
+
 def test_after_the_time_limit_nothing_is_started(tmp_path, capsys):
     out = tmp_path / "results"
     assert run(out, "--time-limit", "0.001s") == DONE
@@ -357,7 +404,7 @@ def test_a_diverging_cell_fails_and_the_others_run(tmp_path, capsys, monkeypatch
     assert run(out, methods="none,topk,random") == FAILED
     printed = capsys.readouterr()
     assert (
-        "topk 0.5@0,1 seed 0: CellFailed: the loss is no longer finite at step 0 (epoch 0, learning rate" in printed.err
+        "topk 0.5@0,1 seed 0: Diverged: the loss is no longer finite at step 0 (epoch 0, learning rate" in printed.err
     )
     assert {r["method"]: r["error"] is None for r in records(out).values()} == {
         "none": True,

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from test_report import measured
 
 from tpbench import registry, vit
 from tpbench.bench import results_folder
+from tpbench.bench.plan import Cell
+from tpbench.bench.workspace import Workspace
 from tpbench.errors import UsageError
 from tpbench.measure import advice, grid_session, latency_budget, session, speeds, timings
 from tpbench.measure import images as pictures
@@ -27,10 +30,10 @@ from tpbench.measure.entries import Entry, Grid, Subject, entries, keys, require
 from tpbench.measure.modes import Mode
 from tpbench.measure.session import Effort
 from tpbench.measure.timings import Group, Key, Row, Session
-from tpbench.record import Record
+from tpbench.record import Budget, Record, write
 from tpbench.report import advised
 from tpbench.report import timed as table
-from tpbench.schedule import parse, parse_all
+from tpbench.schedule import Schedule, parse, parse_all
 
 CPU = torch.device("cpu")
 ALONE = Group(1, "float32")
@@ -335,6 +338,17 @@ def test_a_row_that_cannot_run_leaves_its_reason_and_a_reference_must_run():
         work.run()
 
 
+def test_whatever_a_method_raises_the_other_rows_are_timed():
+    def failing() -> Callable[[], object]:
+        raise AssertionError("a method's own")
+
+    broken = Entry(row("topk"), failing)
+    found = session.warmed([broken, Entry(row("tome"), lambda: lambda: None)], CPU)
+    assert {one.method: one.error for one in found.rows} == {"topk": "AssertionError: a method's own", "tome": None}
+    with pytest.raises(AssertionError):
+        session.warmed([Entry(row("timm", role="reference"), failing)], CPU)
+
+
 def test_memory_that_runs_out_names_the_batch():
     def full() -> Callable[[], None]:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -598,6 +612,30 @@ def test_rows_whose_records_have_other_counts_are_outdated():
     assert results_folder.outdated_rows(session, [record([30, 20]), record([9, 9], machine="another")]) == []
     assert results_folder.outdated_rows(session, [record([31, 22])]) == [learned]
     assert results_folder.outdated_rows(session, [replace(record([]), tokens={})]) == [], "it failed"
+
+
+def test_counts_that_were_solved_for_another_recipe_are_refused(tmp_path):
+    def schedule_with(digest: str) -> Schedule:
+        write(tmp_path / "topk.json", Budget("m", "topk", "latency=0.8@0", 4, [0], [50], recipe_digest=digest))
+        place = SimpleNamespace(recipe=SimpleNamespace(digest="own"), budget_path=lambda _: tmp_path / "topk.json")
+        return Workspace.schedule(place, Cell(registry.variants("topk")[0], parse("latency=0.8@0"), 0))
+
+    assert schedule_with("own").counts == schedule_with("").counts == (50,)
+    with pytest.raises(UsageError, match="another version of the recipe"):
+        schedule_with("other")
+
+
+def test_advice_in_a_mode_that_this_machine_lacks_is_refused_before_any_timing(subject, monkeypatch):
+    def refuse(mode: Mode, _where: torch.device) -> None:
+        if mode.compiled:
+            raise UsageError("no compiler")
+
+    monkeypatch.setattr(Mode, "check", refuse)
+    monkeypatch.setattr(advice, "searched", lambda *_, **__: pytest.fail("it began to time"))
+    modes = (Mode(), Mode(compiled=True))
+    request = advice.Request(parse("latency=0.8@0"), registry.variants("topk"), (1,), (torch.float32,), modes, 1.0)
+    with pytest.raises(UsageError, match="no compiler"):
+        advice.advise(subject, request)
 
 
 @pytest.mark.slow

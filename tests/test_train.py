@@ -140,8 +140,10 @@ class Clock:
         ("dynamicvit", {"accumulation": 2}),
         ("topk", {"mixup": 0.8, "cutmix": 1.0, "ema": 0.9}),
         ("topk", {"mixup": 0.8, "mixup_mode": "elem"}),
+        ("topk", {"zero_stage": 1, "ema": 0.9}),
+        ("topk", {"zero_stage": 2}),
     ],
-    ids=["random", "accumulated", "mixed and averaged", "mixed by element"],
+    ids=["random", "accumulated", "mixed and averaged", "mixed by element", "ZeRO 1", "ZeRO 2"],
 )
 def test_a_run_stopped_within_an_epoch_ends_like_an_uninterrupted_one(conditions, tmp_path, monkeypatch, method, lines):
     """Stopped three times, in its first, second and third epoch, each time at another place."""
@@ -203,6 +205,23 @@ def test_a_checkpoint_of_another_recipe_is_rejected(conditions, tmp_path):
     train(fresh(), replace(conditions, identity="this recipe"), optim, seed=0, folder=tmp_path)  # control
     with pytest.raises(UsageError, match="belongs to another recipe or other data"):
         train(fresh(), replace(conditions, identity="that recipe"), optim, seed=0, folder=tmp_path)
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(conditions, tmp_path, monkeypatch):
+    """As after another tuning: the run begins again, and ends as if nothing had been there."""
+    slow = replace(RECIPE.base, lr=RECIPE.base.lr / 8)
+    expected, anew, mixed = fresh(), fresh(), fresh()
+    train(expected, conditions, RECIPE.base, seed=0)
+    for folder in ("a", "b"):
+        with monkeypatch.context() as patch:
+            Clock(patch, 9)
+            with pytest.raises(OutOfTime):
+                train(fresh(), replace(conditions, settings="slow"), slow, seed=0, folder=tmp_path / folder)
+    train(anew, replace(conditions, settings="fast"), RECIPE.base, seed=0, folder=tmp_path / "a")
+    assert torch.equal(weights(expected), weights(anew))
+    assert len(list((tmp_path / "a").glob("epoch*"))) == 1, "the old checkpoint is dropped"
+    train(mixed, replace(conditions, settings="slow"), RECIPE.base, seed=0, folder=tmp_path / "b")
+    assert not torch.equal(weights(expected), weights(mixed)), "control: it would have been continued"
 
 
 def test_out_of_memory_suggests_a_batch_and_changes_none(conditions, monkeypatch):

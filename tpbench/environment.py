@@ -147,7 +147,7 @@ def git() -> dict[str, Any]:
 
     try:
         commit = ask("rev-parse", "HEAD")
-        changed = ask("status", "--porcelain", "--", "tpbench", "baselines", str(folder))
+        changed = ask("status", "--porcelain", "--", ":/tpbench", ":/baselines", str(folder))
     except OSError:  # git is not installed
         return {}
     return {} if commit is None else {"commit": commit, "changed": bool(changed)}

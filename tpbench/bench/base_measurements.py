@@ -12,6 +12,7 @@ from tpbench.bench.cell_model import build_cell
 from tpbench.bench.jobs import Job
 from tpbench.bench.plan import Cell
 from tpbench.bench.workspace import Workspace
+from tpbench.errors import Unreachable
 from tpbench.measure.spectrum import spectrum
 from tpbench.measure.starts import clusters_by_medoids, starts
 from tpbench.record import write, write_json
@@ -53,7 +54,10 @@ def measure_starts(workspace: Workspace, cell: Cell, update: Update) -> None:
     if path.exists() or not workspace.writes:
         return
     workspace.check_time()
-    model, _ = build_cell(workspace, cell)
+    try:
+        model, _ = build_cell(workspace, cell)
+    except Unreachable:  # the cell's own record says so
+        return
     if clusters_by_medoids(model):
         update("clustering from every start")
         batches = workspace.data(cell.seed).test.batches(workspace.recipe.finetune.batch_size)

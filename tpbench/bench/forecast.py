@@ -85,8 +85,8 @@ def forecast(plan: Plan) -> Forecast:
 
     Raises UsageError for a plan that cannot run, as `check_rows` and `train_images` do.
     """
-    check_rows(plan, plan.rows())
-    recipe = replace(plan.recipe, pretrained=False)
+    recipe = replace(plan.recipe, pretrained=False)  # shapes are enough
+    check_rows(replace(plan, recipe=recipe), plan.rows())
     where = environment.device(plan.device)
     model = build_base(recipe, seed=0)
     base_macs = sum(vit.reduce(model, "none").macs().values())
@@ -144,7 +144,7 @@ def dry_run(recipe: Recipe, model: torch.nn.Module, *, base_macs: int, where: to
     optim = recipe.finetune if recipe.base.epochs == 0 else recipe.base
     batch = optim.batch_size // optim.accumulation
     if where.type == "cpu":
-        while batch // 2 >= SMALL_BATCH and batch * base_macs > SMALL_STEP:
+        while batch // 2 >= SMALL_BATCH and batch % 4 == 0 and batch * base_macs > SMALL_STEP:  # mixup pairs images
             batch //= 2
     changes = {
         "compile": optim.compile and where.type != "cpu",

@@ -149,4 +149,5 @@ def _listen(receiver: Connection, progress: Progress) -> None:
     with os.fdopen(os.dup(receiver.fileno()), "rb") as messages:
         for message in messages:
             what, *words = json.loads(message)
-            getattr(progress, what)(*words)
+            with contextlib.suppress(Exception):  # a display that fails must not block the workers
+                getattr(progress, what)(*words)

@@ -25,12 +25,13 @@ from tpbench.bench.progress import Progress
 from tpbench.bench.results_folder import RecordChanged, measured_records, pack_if_complete
 from tpbench.bench.timing import solve_budgets, time_rows
 from tpbench.bench.workspace import Workspace
-from tpbench.errors import OutOfTime, Unreachable, UsageError, in_short
+from tpbench.errors import CellFailed, DataError, Diverged, OutOfTime, Unreachable, UsageError, in_short
 from tpbench.measure.cell import Cost, measure
 from tpbench.outcomes import Outcomes, pack
 from tpbench.record import Record, write
 from tpbench.registry import Variant
 from tpbench.schedule import Schedule
+from tpbench.training import ranks
 from tpbench.training.checkpoint import Training
 from tpbench.training.data import TestSet
 from tpbench.training.evaluate import assess
@@ -166,6 +167,7 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     """Build, evaluate off the shelf, train, evaluate, measure, record. A failure is recorded with its reason."""
     workspace.check_time()
     record = workspace.new_record(cell)
+    together = ranks.world_size() > 1  # whether other ranks are in the same step and wait for this one
     try:
         model, teacher = build_cell(workspace, cell)
         record = replace(record, new_parameters=new_parameters(model), teacher=teacher is not None)
@@ -176,6 +178,7 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
             workspace.check_time()  # the checkpoint stays; what follows is short and is repeated
             record = with_evaluation(record, stage="fine_tuned", workspace=workspace, cell=cell, model=model)
         workspace.check_time()
+        together = False
         if workspace.writes:
             record = replace(record, **vars(cost_of(workspace, cell, model)))
     except OutOfTime:
@@ -186,6 +189,8 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
+        if together and may_be_alone(error):
+            raise CellFailed(f"{cell}: {in_short(error)}") from error  # torchrun ends the other ranks
         record = replace(record, error=f"{type(error).__name__}: {in_short(error)}")
         print(f"{cell}: {record.error}", file=sys.stderr)
         if not isinstance(
@@ -198,13 +203,19 @@ def run_cell(workspace: Workspace, cell: Cell, update: Update) -> None:
             workspace.delete(workspace.checkpoint_folder(cell))
 
 
+def may_be_alone(error: Exception) -> bool:
+    """Whether an error may have happened on one of several ranks alone: an unreadable image, memory that ran out."""
+    return isinstance(error, DataError | RuntimeError) and not isinstance(error, Diverged)
+
+
 def fine_tune(
     workspace: Workspace, cell: Cell, model: vit.TokenViT, *, teacher: vit.TokenViT | None, update: Update
 ) -> Training:
-    """Fine-tune a cell's model in place, from its checkpoint where there is one."""
+    """Fine-tune a cell's model in place, from its checkpoint if there is one with the same tuned lines and counts."""
+    tuned = sorted(workspace.recipe.tuned_lines(cell.variant.method).items())
     return train(
         model,
-        workspace.conditions(cell.seed),
+        replace(workspace.conditions(cell.seed), settings=f"{tuned} {model.requested}"),
         workspace.recipe.finetune_of(cell.variant.method),
         seed=cell_seeds(workspace.recipe, cell.variant, cell.seed)["finetune"],
         teacher=teacher,

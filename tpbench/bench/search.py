@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tpbench import environment, registry, vit
 from tpbench.bench.bases import load_base
 from tpbench.bench.jobs import Job, side_by_side
+from tpbench.bench.models import reduced
 from tpbench.bench.plan import Plan
 from tpbench.bench.progress import Progress
 from tpbench.bench.runner import base_job
@@ -23,7 +24,8 @@ from tpbench.downsampler import Search
 from tpbench.errors import ScheduleError, UsageError
 from tpbench.recipe import Search as HowToSearch
 from tpbench.record import Learned, write
-from tpbench.schedule import spell
+from tpbench.registry import Variant
+from tpbench.schedule import parse, spell
 from tpbench.training.evaluate import evaluate
 from tpbench.training.train import Update, train
 
@@ -135,7 +137,7 @@ def penalty(model: vit.TokenViT) -> Tensor:
 def evaluate_learned(workspace: Workspace, method: str, seed: int, schedule: str) -> dict[str, float]:
     """The share of MACs and the validation top-1 of the method at the learned counts, without fine-tuning."""
     base = load_base(workspace, seed)
-    model = vit.reduce(base, method, schedule, site=workspace.recipe.site)
+    model = reduced(workspace.recipe, base, variant=Variant(method), schedule=parse(schedule))
     unreduced = sum(vit.reduce(base, "none").macs().values())
     batch_size = workspace.recipe.finetune.batch_size
     score = evaluate(model, workspace.data(seed).validation, batch_size, dtype=workspace.dtype, seed=seed)

@@ -75,6 +75,7 @@ def budget_record(workspace: Workspace, cell: Cell, solution: latency_budget.Sol
         error=solution.error,
         tried=solution.tried,
         environment=environment.describe(workspace.device, workspace.dtype),
+        recipe_digest=workspace.recipe.digest,
     )
 
 

@@ -204,6 +204,9 @@ class Workspace:
         if not cell.needs_latency:
             return cell.schedule
         found = read_budget(self.budget_path(cell))
+        if found.recipe_digest not in ("", self.recipe.digest):
+            path = self.budget_path(cell)
+            raise UsageError(f"{path} was solved for another version of the recipe; delete it or run with --fresh")
         if found.counts is None:
             raise Unreachable(found.error)
         return cell.schedule.with_counts(found.counts)

@@ -129,8 +129,6 @@ def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
 
     from tpbench.bench.plan import Plan
 
-    if arguments.plan:
-        recipe = replace(recipe, pretrained=False)  # shapes are enough
     return Plan(
         recipe=recipe,
         out=out,

@@ -130,6 +130,8 @@ def advise(subject: Subject, request: Request, part: Part | None = None, watch: 
     They are ranked by accuracy off the shelf on the labelled images of `part`, or without these by the tokens that they
     keep. Raises UsageError if no method meets the latency.
     """
+    for mode in request.modes:  # before minutes of timing
+        mode.check(subject.where)
     budget = TimeBudget(request.seconds, watch)
     grid = Grid(
         request.variants,

@@ -248,7 +248,7 @@ def warmed(entries: Sequence[Entry], where: torch.device, watch: Watch = unwatch
                 call = entry.warm(calls_each - 1)
                 round_seconds += timed(call, synchroniser(where))
                 calls[row.key] = call
-            except (RuntimeError, UsageError) as error:
+            except Exception as error:  # a method may raise anything, and the other rows are to be timed
                 if row.role != "reduced":
                     raise
                 row = replace(row, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -155,6 +155,7 @@ class Budget:
     error: str | None = None
     tried: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    recipe_digest: str = ""  # "" in files of earlier versions
 
 
 def checked(kind: type[T], text: str | bytes) -> T:

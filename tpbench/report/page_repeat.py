@@ -47,12 +47,27 @@ def commands(study: Study) -> list[str]:
     variants = dict.fromkeys(record.method for record in records if not record.unreduced)
     schedules = dict.fromkeys(record.schedule for record in records if not record.unreduced)
     seeds = max(record.seed for record in records) + 1
-    words = ["--recipe", first_record.recipe, "--methods", ",".join(variants), "--schedules", ";".join(schedules)]
-    words = words if variants else ["--recipe", first_record.recipe, "--methods", "none"]
+    plain, *lines = first_record.recipe.split(recipe.OVERRIDDEN)
+    words = ["--recipe", plain]
+    for line in lines:
+        words += ["--set", line]
+    if variants:
+        found = ";".join(_with_path(schedule, study.folder) for schedule in schedules)
+        words += ["--methods", ",".join(variants), "--schedules", found]
+    else:
+        words += ["--methods", "none"]
     words += ["--seeds", str(seeds), "--out", str(study.folder)]
     words += ["--deterministic"] if first_record.environment.get("deterministic") else []
+    if variants and not any(record.training for record in records if not record.unreduced):
+        words += ["--off-the-shelf"]
     checkout = [f"git checkout {commits.pop()}"] if len(commits) == 1 else []
     return [*checkout, f"{PYTHON} run {shlex.join(words)}"]
+
+
+def _with_path(schedule: str, folder: Path) -> str:
+    """A schedule as the command line takes it: for learned counts, with the path of their file."""
+    stem = schedule.removeprefix("learned:")
+    return schedule if stem == schedule else f"learned:{folder / 'learned' / stem}.json"
 
 
 def caution(study: Study) -> str:
@@ -62,9 +77,10 @@ def caution(study: Study) -> str:
     changed = any(record.git.get("changed") for record in records)
     several = len({record.git.get("commit") for record in records}) > 1
     said = []
-    if about.recipe not in recipe.names():
-        said.append(f"The recipe {about.recipe} is not a packaged one: pass its file to --recipe.")
-    elif recipe.load(about.recipe).digest != about.recipe_digest:
+    plain, *lines = about.recipe.split(recipe.OVERRIDDEN)
+    if plain not in recipe.names():
+        said.append(f"The recipe {plain} is not a packaged one: pass its file to --recipe.")
+    elif recipe.load(plain, lines=lines).digest != about.recipe_digest:
         said.append(f"The recipe {about.recipe} has changed since these records ({about.recipe_digest}).")
     if several:
         said.append("The records were measured with several commits.")

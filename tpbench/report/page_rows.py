@@ -167,7 +167,12 @@ def drawn(study: Study) -> list[dict[str, Any]]:
             row["front"].append(cost)
     for row in _named(rows, comparison.contrast.reference):
         row["label"] = row["method"]
-    return [{name: value for name, value in row.items() if value not in (None, "", [], False)} for row in rows]
+    return [{name: value for name, value in row.items() if not _absent(value)} for row in rows]
+
+
+def _absent(value: Any) -> bool:
+    """Whether a value is left out of the page's data; zero is a value."""
+    return value is None or value is False or value in ("", [])
 
 
 def _drawn(study: Study, row: Row) -> dict[str, Any]:

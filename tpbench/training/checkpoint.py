@@ -61,13 +61,15 @@ class State:
 class Checkpoints:
     """Writes and reads the checkpoints of one run; without a folder, none.
 
-    identity names the recipe and the data; a checkpoint of another identity is not continued.
+    identity names the recipe and the data; a checkpoint of another identity is refused. settings names what else
+    decides the run; a checkpoint of other settings is not continued, and the run begins again.
     """
 
-    def __init__(self, folder: Path | None, engine: Any, *, identity: str, device: torch.device):
+    def __init__(self, folder: Path | None, engine: Any, *, identity: str, settings: str, device: torch.device):
         self.folder = folder
         self.engine = engine
         self.identity = identity
+        self.settings = settings
         self.device = device
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
@@ -97,6 +99,7 @@ class Checkpoints:
         about = {
             "tag": state.tag,
             "identity": self.identity,
+            "settings": self.settings,
             "ranks": self.ranks,
             "training": asdict(state.training),
             "step": state.step,
@@ -119,6 +122,8 @@ class Checkpoints:
         try:
             about = json.loads((self.folder / "progress.json").read_text())
             self.check(about)
+            if about.get("settings", "") != self.settings:
+                return State(), {}
             check_files(self.folder / about["tag"], expected=about.get("checksums", {}))
             state = State(Training(**about["training"]), step=about["step"], losses=about["losses"])
             with tensors_only():
@@ -162,12 +167,20 @@ def name_full_disk(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensors_only() -> Iterator[None]:
-    """Read nothing but tensors and plain values from checkpoints, so that no code in a file is executed."""
+    """Read nothing but tensors and plain values from checkpoints, so that no code in a file is executed.
+
+    The three classes are those that DeepSpeed's ZeRO writes beside its tensors.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # DeepSpeed has no argument for it
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
-        yield
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
     finally:
         if before is None:
             del os.environ[name]

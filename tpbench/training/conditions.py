@@ -16,12 +16,14 @@ class Conditions:
 
     data holds the images; dtype is that of the forward and backward pass; identity names recipe and data, and a
     checkpoint of another identity is rejected; deadline, in seconds of time.monotonic(), ends a run between two steps.
+    settings is what decides one training beside these: a checkpoint with others is not continued.
     """
 
     data: Parts
     dtype: torch.dtype = torch.float32
     identity: str = ""
     deadline: float | None = None
+    settings: str = ""
 
 
 class Update(Protocol):

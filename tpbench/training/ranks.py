@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from types import ModuleType
 
 import torch
@@ -51,6 +52,8 @@ def rank_0_number(number: int, device: torch.device) -> int:
 
 def connect(device: torch.device) -> ModuleType:
     """Import DeepSpeed and join the process group: with the other ranks under torchrun, alone otherwise."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -74,7 +77,8 @@ def connect(device: torch.device) -> ModuleType:
 
 def _join_process_group(backend: str) -> None:
     if "WORLD_SIZE" in os.environ:
-        torch.distributed.init_process_group(backend)
+        # While the first rank times models or fetches data, the others wait in a broadcast for longer than the default.
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=1))
     else:
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 

@@ -74,7 +74,9 @@ class Run:
             self.engine, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=config, dist_init_required=False
             )
-        self.checkpoints = Checkpoints(folder, self.engine, identity=conditions.identity, device=self.device)
+        self.checkpoints = Checkpoints(
+            folder, self.engine, identity=conditions.identity, settings=conditions.settings, device=self.device
+        )
         self.pace = Pace(self.device, before={})
         self.ema = None if optim.ema is None else ModelEmaV3(model, decay=optim.ema)
 
