@@ -43,7 +43,7 @@ class RateSearch(Search):
         super().__init__(setup, config)
         counts = torch.arange(setup.tokens, 0, -min(self.config.granularity, setup.tokens))
         self.register_buffer("candidates", counts / setup.tokens)
-        favour = -torch.arange(len(counts)).float()  # at first no token leaves
+        favour = -torch.arange(len(counts)).float()  # at first each block keeps about 98 % of the tokens
         self.pruning = nn.Parameter(favour.clone())
         self.merging = nn.Parameter(favour.clone())
 

@@ -18,7 +18,7 @@ from baselines.tome import ToMe
 from tpbench.downsampler import Needs, Probe, Setup
 from tpbench.kernels.matching import match_halves
 from tpbench.registry import register
-from tpbench.tokens import Tokens, cosine
+from tpbench.tokens import Tokens, cosine, rows, stable_topk
 
 LEAST = 1e-6  # lower limit of what is left of a token, because its logarithm is taken
 
@@ -79,13 +79,19 @@ class DTEM(ToMe):
         return tokens.merge(match_halves(similarity, tokens.prefix, self.setup.k), self.setup.k)
 
     def soft(self, tokens: Tokens, metric: Tensor) -> Tokens:
-        """Soft merging by a metric [B, P + N, D]: no token leaves; alive x size is what each still stands for."""
+        """Soft merging by a metric [B, P + N, D]: no token leaves; alive x size is what each still stands for.
+
+        As at inference, A and B divide the tokens that arrive: the N of which most is left.
+        """
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
-        position = torch.arange(tokens.count, device=alive.device)
+        order = stable_topk((tokens.size * alive).detach(), tokens.count)
+        tokens = replace(tokens, alive=alive).keep(order)
+        alive = tokens.alive
+        position = torch.arange(self.setup.tokens, device=alive.device)
         a = position[(position + tokens.prefix) % 2 == 0]
         b = position[(position + tokens.prefix) % 2 == 1]
         with torch.autocast(alive.device.type, enabled=False):
-            units = F.normalize(metric[:, tokens.prefix :].float(), dim=-1)
+            units = F.normalize(rows(metric[:, tokens.prefix :], order).float(), dim=-1)
             chance = alive[:, a, None] * alive[:, None, b]
             r = self.setup.tokens - self.setup.k
             share = soft_pairs(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpbench.downsampler import Downsampler, Output, Probe, Setup
+from tpbench.errors import UsageError
 from tpbench.registry import register
 from tpbench.tokens import Tokens, stable_topk
 
@@ -92,7 +93,12 @@ class DynamicViT(Downsampler):
         return self.decide(torch.cat([own, shared], dim=-1))
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
-        """The distillation losses: KL divergence of the logits, squared distance of the living tokens."""
+        """The distillation losses: KL divergence of the logits, squared distance of the living tokens.
+
+        Raises UsageError for the output of a model in evaluation mode, where tokens are gone.
+        """
+        if out.tokens.alive is None:
+            raise UsageError("these losses compare masked tokens, which only a model in training has: call train()")
         logits = F.kl_div(
             F.log_softmax(out.logits.float(), dim=-1),
             F.log_softmax(teacher.logits.float(), dim=-1),

@@ -70,7 +70,8 @@ class Thresholds(Downsampler):
     def mask(self, tokens: Tokens, probe: Probe) -> Tokens:
         """The tokens with those that leave hidden: merged into their hosts where they can be, or else pruned.
 
-        alive is 0 or 1 in value and has the gradient of the probability to stay.
+        alive is 0 or 1 in value and has the gradient of the probability to stay. The living come first, so that the
+        next block divides them into A and B as it does at inference.
         """
         alive = torch.ones_like(tokens.size) if tokens.alive is None else tokens.alive
         excess = self.excess(tokens, probe, alive)
@@ -81,7 +82,8 @@ class Thresholds(Downsampler):
         stay = (1 - merge) * torch.sigmoid(-excess.pruning / self.config.temperature)
         merges = (leaves & (excess.merging > 0)) + (merge - merge.detach())
         stays = alive * (~leaves + (stay - stay.detach()))
-        return replace(merge_guests(tokens, alive * merges, excess.host), alive=stays, grid=None)
+        after = replace(merge_guests(tokens, alive * merges, excess.host), alive=stays, grid=None)
+        return after.keep(stable_topk((stays > 0).float(), tokens.count))
 
 
 class ThresholdSearch(Thresholds, Search):

@@ -1013,6 +1013,5 @@ def test_under_a_mask_a_method_sees_what_the_living_do():
     torch.testing.assert_close(masked.cls[:, living], removed.cls, rtol=1e-4, atol=1e-6)
     assert not masked.cls.requires_grad
     assert masked.cls[:, dead].abs().max() == 0
-    ghosts = masked.received[:, living] - removed.received  # the dead still look, though nobody sees them
-    assert (ghosts >= -1e-4).all()
-    torch.testing.assert_close(masked.received[:, dead], masked.own[:, dead])  # and see themselves
+    torch.testing.assert_close(masked.received[:, living], removed.received, rtol=1e-4, atol=1e-5)
+    assert masked.received[:, dead].abs().max() == 0

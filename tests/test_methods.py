@@ -59,7 +59,9 @@ def test_tome_counts_merged_keys_as_often_as_they_stand_for():
     model = timm.create_model("test_vit", img_size=32, patch_size=16).eval()
     cls = registry.method("tome")
     assert cls.weighted_attention
-    assert all(block.weighted for block in tpbench.reduce(model, "tome", "3@0").blocks)
+    first, *others = tpbench.reduce(model, "tome", "3@0").blocks
+    assert all(block.weighted for block in others)
+    assert not first.weighted, "before its reducer every token is one patch"
     assert not any(block.weighted for block in tpbench.reduce(model, "topk", "3@0").blocks)
 
 

@@ -246,7 +246,7 @@ def test_what_fits_one_size_is_refused_at_another():
     model = tiny(dynamic_img_size=True, depth=3)
     large = noise((48, 48))
     assert torch.equal(tpbench.reduce(model, "none")(large), model(large))
-    with pytest.raises(UsageError, match="PatchMerger has weights for 64 tokens at block 1 and none for images"):
+    with pytest.raises(UsageError, match="PatchMerger has no weights for images of another size at block 1"):
         tpbench.reduce(model, "patchmerger", "0.7@1")(large)
     with pytest.raises(UsageError, match="were solved for 64 patch tokens, these images give 144: give a keep rate"):
         tpbench.reduce(model, "topk", "macs=0.8@1")(large)

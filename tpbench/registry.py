@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -169,6 +170,8 @@ def configure(cls: type[Downsampler], settings: dict[str, Any]) -> Downsampler.C
 def _check_setting(method: str, name: str, value: Any, kind: Any) -> None:
     from pydantic import TypeAdapter, ValidationError  # here, because listing methods checks no setting
 
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{method}: {name} {value!r} is not a finite number")
     if get_origin(kind) is Literal and value not in get_args(kind):
         choices = ", ".join(map(str, get_args(kind)))
         raise UsageError(f"{method}: {name} {value!r} is not one of {choices}")

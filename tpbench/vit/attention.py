@@ -49,7 +49,8 @@ class Probed:
         received = None
         own = None
         if needs & Needs.RECEIVED:
-            received = attention.sum(dim=2).mean(dim=1)
+            looks = alive.detach()[:, None, :, None]  # the dead ask nothing
+            received = (attention * looks).sum(dim=2).mean(dim=1)
             own = attention.diagonal(dim1=2, dim2=3).mean(dim=1)
         probe = self.probe(q, k, keys=keys, v=v, needs=needs)
         return self.finish(x, out), probe._replace(cls=cls, received=received, own=own)

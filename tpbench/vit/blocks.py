@@ -45,11 +45,11 @@ class Reducing:
             return self.unreduced(tokens, rotation)
         attended, probe = self.attend(tokens, rotation)
         branch = self.attention_branch(attended)
-        tokens = tokens.with_x(tokens.x + branch)
+        tokens = tokens.with_x(tokens.x + self.drop_path1(branch))
         if self.reducer is not None and self.site is Site.MID:
             tokens = self.reducer(tokens, self.with_shift(probe, branch))
         branch = self.mlp_branch(tokens.x)
-        tokens = tokens.with_x(tokens.x + branch)
+        tokens = tokens.with_x(tokens.x + self.drop_path2(branch))
         if self.reducer is not None and self.site is Site.END:
             tokens = self.reducer(tokens, self.with_shift(probe, branch))
         return tokens
@@ -64,8 +64,8 @@ class Reducing:
     def unreduced(self, tokens: Tokens, rotation: Tensor | None) -> Tokens:
         """The same for a block without a reducer in which every key counts once: timm's steps with little overhead."""
         attended, _ = self.attn(self.norm1(tokens.x), rotation=rotation)
-        x = tokens.x + self.attention_branch(attended)
-        return tokens.with_x(x + self.mlp_branch(x))
+        x = tokens.x + self.drop_path1(self.attention_branch(attended))
+        return tokens.with_x(x + self.drop_path2(self.mlp_branch(x)))
 
     def attend(self, tokens: Tokens, rotation: Tensor | None = None) -> tuple[Tensor, Probe]:
         """Attention over the normalised tokens, and what the reducer needs to see of it (body tokens only)."""
@@ -125,9 +125,9 @@ class TokenBlock(Reducing, Block):
         return adopt(ProbedAttention, attention)
 
     def attention_branch(self, attended: Tensor) -> Tensor:
-        """What attention adds to the residual stream: [B, P + N, C]."""
-        return self.drop_path1(self.ls1(attended))
+        """What attention adds to the residual stream, before its path may be dropped: [B, P + N, C]."""
+        return self.ls1(attended)
 
     def mlp_branch(self, x: Tensor) -> Tensor:
-        """What the MLP adds to the residual stream: [B, P + N, C]."""
-        return self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        """What the MLP adds to the residual stream, before its path may be dropped: [B, P + N, C]."""
+        return self.ls2(self.mlp(self.norm2(x)))

@@ -88,13 +88,13 @@ class TokenEvaBlock(Reducing, EvaBlock):
         return adopt(kind, attention)
 
     def attention_branch(self, attended: Tensor) -> Tensor:
-        """What attention adds to the residual stream: [B, P + N, C]."""
-        return self.drop_path1(attended if self.gamma_1 is None else self.gamma_1 * attended)
+        """What attention adds to the residual stream, before its path may be dropped: [B, P + N, C]."""
+        return attended if self.gamma_1 is None else self.gamma_1 * attended
 
     def mlp_branch(self, x: Tensor) -> Tensor:
-        """What the MLP adds to the residual stream: [B, P + N, C]."""
+        """What the MLP adds to the residual stream, before its path may be dropped: [B, P + N, C]."""
         x = self.mlp(self.norm2(x))
-        return self.drop_path2(x if self.gamma_2 is None else self.gamma_2 * x)
+        return x if self.gamma_2 is None else self.gamma_2 * x
 
 
 class TokenEva(TokenModel, Eva, of=Eva):

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tpbench.downsampler import Downsampler, Output, Site
+from tpbench.errors import UsageError
 from tpbench.provenance import Provenance, on_grid
 from tpbench.schedule import Schedule
 from tpbench.tokens import Tokens
@@ -52,8 +53,9 @@ class TokenModel:
         by_block = {reducer.setup.block: reducer for reducer in reducers}
         weighted = any(reducer.weighted_attention for reducer in reducers)
         prefix = model.num_prefix_tokens
+        first = min((block for block, _ in requested), default=-1)  # up to its attention every token is one patch
         blocks = [
-            kind.block.around(block, by_block.get(index), site=site, prefix=prefix, weighted=weighted)
+            kind.block.around(block, by_block.get(index), site=site, prefix=prefix, weighted=weighted and index > first)
             for index, block in enumerate(model.blocks)
         ]
         adopted.blocks = nn.ModuleList(blocks) if isinstance(model.blocks, nn.ModuleList) else nn.Sequential(*blocks)
@@ -215,6 +217,26 @@ class TokenModel:
     def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """Dense features after the blocks, as timm's: see `dense.intermediates`."""
         return intermediates(self, x, *args, **options)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """timm's, from tokens [B, P + K, C]. Raises UsageError for a reduced model that pools over tokens."""
+        if self.reducers and self.global_pool != "token":
+            raise UsageError("a tensor does not say what each token stands for: call the model or forward_tokens")
+        return super().forward_head(x, pre_logits)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """timm's. Raises UsageError for pooling that would ignore what each token of a reduced model stands for."""
+        if self.reducers and global_pool not in (None, "token", "avg"):
+            raise UsageError(
+                f"a reduced model cannot pool by {global_pool!r}, which ignores what each token stands for"
+            )
+        super().reset_classifier(num_classes, global_pool)
+
+    def set_input_size(self, *args: Any, **options: Any) -> None:
+        """timm's. Raises UsageError for a reduced model, whose token counts are planned for one size."""
+        if self.reducers:
+            raise UsageError("token counts are planned for one image size: call set_input_size before reduce")
+        super().set_input_size(*args, **options)
 
     def objective(self, out: Output, teacher: Output) -> dict[str, Tensor]:
         """The method's own loss terms."""

@@ -62,8 +62,8 @@ def resized(own: Downsampler | None, setup: Setup, like: Downsampler) -> Downsam
     theirs = {name: value.shape for name, value in (own.state_dict() if own is not None else {}).items()}
     if theirs != {name: value.shape for name, value in other.state_dict().items()}:
         raise UsageError(
-            f"{type(like).__name__} has weights for {like.setup.tokens} tokens at block {like.setup.block} and none "
-            f"for images of another size, which give {setup.tokens} there"
+            f"{type(like).__name__} has no weights for images of another size at block {setup.block}, where"
+            f" {setup.tokens} tokens arrive"
         )
     if own is not None:
         for module, source in zip(other.modules(), own.modules(), strict=True):
