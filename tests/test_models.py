@@ -242,6 +242,34 @@ def test_weights_are_shared_between_sizes():
 
 
 @torch.no_grad()
+def test_what_timm_does_to_a_model_is_refused_where_a_reduced_one_would_mislead():
+    model = tiny(depth=3)
+    reduced = tpbench.reduce(model, "topk", "0.7@1")
+    with pytest.raises(UsageError, match="call set_input_size before reduce"):
+        reduced.set_input_size((64, 64))
+    assert torch.equal(reduced.forward_head(reduced.forward_features(noise((32, 32)))), reduced(noise((32, 32))))
+    mean = tpbench.reduce(tiny(depth=3, class_token=False, global_pool="avg"), "tome", "0.6@0,1")
+    with pytest.raises(UsageError, match="what each token stands for"):
+        mean.forward_head(mean.forward_features(noise((32, 32))))
+    with pytest.raises(UsageError, match="cannot pool by 'max'"):
+        mean.reset_classifier(5, "max")
+    mean.reset_classifier(5)
+    assert mean(noise((32, 32))).shape == (2, 5)
+    plain = tpbench.reduce(model, "none")  # control: nothing is reduced
+    plain.set_input_size((64, 64))
+    assert plain(noise((64, 64))).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_shift_is_measured_before_a_path_is_dropped():
+    """Otherwise an image whose path is dropped keeps its first tokens."""
+    torch.manual_seed(0)
+    model = tpbench.reduce(tiny(depth=3, drop_path_rate=0.9), "shift", "0.25@2").train()
+    kept = model.forward_tokens(noise((32, 32), batch=6), provenance=True).tokens.provenance.patch
+    assert not (kept == torch.arange(16)).all(dim=1).any()
+
+
+@torch.no_grad()
 def test_what_fits_one_size_is_refused_at_another():
     model = tiny(dynamic_img_size=True, depth=3)
     large = noise((48, 48))

@@ -558,6 +558,34 @@ def test_ltmp_masked_is_removed():
     assert (model.forward_tokens(images).logits - removed.logits).abs().max() > 1e-3, "control: other thresholds"
 
 
+@torch.no_grad()
+def test_ltmp_masks_in_two_blocks_what_it_removes_in_them():
+    """The second block divides the living into A and B, and sees how they look at each other, as at inference."""
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = tpbench.reduce(tiny(), "ltmp", "0.5@0,1")
+    for reducer in model.reducers:
+        reducer.merging.fill_(-1.0)  # every token of A merges
+        reducer.pruning.fill_(-100.0)  # and none is pruned
+    removed = model.eval().forward_tokens(images)
+    masked = model.train().forward_tokens(images)
+    assert removed.counts[-1] == masked.tokens.alive.sum() == 16
+    torch.testing.assert_close(masked.logits, removed.logits, rtol=1e-3, atol=1e-5)
+
+
+def test_dtem_meets_its_budget_in_training_too():
+    """Split anew in every block. With one split for all, the second block finds A nearly empty and nothing to merge."""
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    model = tpbench.reduce(tiny(), "dtem", "0.5@0,1", temperature=1.0).train()
+    out = model.forward_tokens(images)
+    mass = out.tokens.size * out.tokens.alive
+    torch.testing.assert_close(mass.sum(dim=1), torch.full((2,), 64.0))
+    assert out.tokens.alive.sum(dim=1).tolist() == pytest.approx([16, 16], rel=0.15)
+    grads = torch.autograd.grad(out.logits.square().sum(), [reducer.embed.weight for reducer in model.reducers])
+    first, second = (grad.norm().item() for grad in grads)
+    assert second > 0.05 * first, "the second head learns"
+
+
 def test_ltmp_s_thresholds_are_learned():
     """Through the masks and the merging, and through the distance of the living from K."""
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

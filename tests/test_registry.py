@@ -36,6 +36,13 @@ class Method(Downsampler):
 # ---------------------------------------------------------------- the methods that ship
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_setting_is_a_finite_number(value):
+    with pytest.raises(UsageError, match="is not a finite number"):
+        registry.configure(registry.method("pitome"), {"margin": value})
+    assert registry.configure(registry.method("pitome"), {"margin": 0.5}).margin == 0.5  # control
+
+
 def test_no_method_file_is_broken():
     assert registry.catalogue()[1] == []
 
