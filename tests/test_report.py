@@ -727,6 +727,8 @@ def test_the_overview_has_a_row_for_each_method_and_a_column_for_each_budget() -
     assert found.rows["tome"][2] == "96.6 ▼"
     assert found.rows["ats"][2] == "", "it was not run there"
     assert list(found.rows).index("tome") < list(found.rows).index("ats"), "what has more budgets comes first"
+    others = [record for record in [*example(), *milder] if record.method != "wkmedoids"]
+    assert "better than the reference of the budget" in overview.overview(only(others)).about
     assert overview.overview(only(over_seeds("none", (97.0, 98.0)))) is None, "there is one budget"
 
 

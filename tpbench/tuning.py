@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpbench.errors import UsageError
 from tpbench.record import checked
+from tpbench.schedule import parse
 
 if TYPE_CHECKING:
     from tpbench.recipe import Optim, Recipe
@@ -112,8 +113,9 @@ def previously_tuned(recipe: Recipe, path: Path) -> dict[str, Tuned]:
     found = read(path)
     if why_unusable(found, recipe):
         return {}
-    if found.schedule != recipe.schedules[0]:
-        raise UsageError(f"{path} was tuned at {found.schedule}; delete it to tune at {recipe.schedules[0]}")
+    schedule = parse(recipe.schedules[0]).text
+    if found.schedule != schedule:
+        raise UsageError(f"{path} was tuned at {found.schedule}; delete it to tune at {schedule}")
     return found.methods
 
 

@@ -114,12 +114,12 @@ def timing_left(plan: Plan, machine: str) -> str:
 
 
 def outdated_rows(session: Session, records: Iterable[Record]) -> list[Row]:
-    """The timed rows that keep other token counts than the records of their machine, such as counts learned again."""
-    achieved = {}
+    """The timed rows whose token counts no record of their machine has, because they were learned again."""
+    achieved: dict[tuple[str, str], list[list[int]]] = {}  # of each seed
     for record in records:
         if record.machine == session.machine and record.tokens.get("achieved"):
-            achieved[record.method, record.schedule] = record.tokens["achieved"]
-    return [row for row in session.timed if row.counts != achieved.get((row.method, row.schedule), row.counts)]
+            achieved.setdefault((record.method, record.schedule), []).append(record.tokens["achieved"])
+    return [row for row in session.timed if row.counts not in achieved.get((row.method, row.schedule), [row.counts])]
 
 
 def weights_path(out: Path, seed: int) -> Path:

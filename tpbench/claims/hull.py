@@ -17,7 +17,7 @@ GIGA = 1e9
 def draw(group: Sequence[Study], path: Path) -> Path | None:
     """Draw top-1 (mean over seeds) against multiply-adds: the bases, their pooled models, and the front of all.
 
-    Studies without fine-tuned models are left out. Return the path, or None if nothing is left to draw.
+    A study without fine-tuned pooled models shows its base alone. Return the path, or None if all are such studies.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

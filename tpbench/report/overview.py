@@ -35,12 +35,14 @@ def overview(comparison: Comparison) -> Overview | None:
     rows = dict(_rows(comparison, schedules))
     if len(schedules) < 2 or not rows:
         return None
+    references = {comparison.tables[schedule].reference for schedule in schedules}
+    reference = references.pop() if len(references) == 1 else "the reference of the budget"
     return Overview(
         heads=["Method", "Family", *(f"`{schedule}`" for schedule in schedules)],
         rows=rows,
         about=(
             "Top-1 in percent, mean over seeds: fine-tuned at budgets where methods were, otherwise off the shelf."
-            f" ▲: better than {comparison.contrast.reference}; ▼: worse, both after Holm's correction."
+            f" ▲: better than {reference}; ▼: worse, both after Holm's correction."
         ),
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tpbench import recipe
+from tpbench.errors import UsageError
 from tpbench.report import first
 from tpbench.report.findings import findings
 from tpbench.report.page_rows import Study
@@ -47,7 +49,7 @@ def commands(study: Study) -> list[str]:
     variants = dict.fromkeys(record.method for record in records if not record.unreduced)
     schedules = dict.fromkeys(record.schedule for record in records if not record.unreduced)
     seeds = max(record.seed for record in records) + 1
-    plain, *lines = first_record.recipe.split(recipe.OVERRIDDEN)
+    plain, lines = _parts(first_record.recipe)
     words = ["--recipe", plain]
     for line in lines:
         words += ["--set", line]
@@ -70,6 +72,20 @@ def _with_path(schedule: str, folder: Path) -> str:
     return schedule if stem == schedule else f"learned:{folder / 'learned' / stem}.json"
 
 
+def _parts(name: str) -> tuple[str, list[str]]:
+    """The plain name of a recipe, and the lines that the command line has changed: "digits", ["finetune.epochs=5"]."""
+    plain, *lines = re.split(rf"{re.escape(recipe.OVERRIDDEN)}(?=[\w.]+=)", name)
+    return plain, lines
+
+
+def _digest(plain: str, lines: Sequence[str]) -> str:
+    """The digest of a packaged recipe with these lines today; "" if it has such lines no longer."""
+    try:
+        return recipe.load(plain, lines=lines).digest
+    except UsageError:
+        return ""
+
+
 def caution(study: Study) -> str:
     """Why the commands may not give the same records; "" if no reason is known."""
     records = study.comparison.records
@@ -77,10 +93,10 @@ def caution(study: Study) -> str:
     changed = any(record.git.get("changed") for record in records)
     several = len({record.git.get("commit") for record in records}) > 1
     said = []
-    plain, *lines = about.recipe.split(recipe.OVERRIDDEN)
+    plain, lines = _parts(about.recipe)
     if plain not in recipe.names():
         said.append(f"The recipe {plain} is not a packaged one: pass its file to --recipe.")
-    elif recipe.load(plain, lines=lines).digest != about.recipe_digest:
+    elif _digest(plain, lines) != about.recipe_digest:
         said.append(f"The recipe {about.recipe} has changed since these records ({about.recipe_digest}).")
     if several:
         said.append("The records were measured with several commits.")
