@@ -130,11 +130,11 @@ def test_the_page_of_methods_is_that_of_their_cards(monkeypatch):
     ("name", "effect"),
     [
         ("none", ""),
-        ("topk", "prunes"),
-        ("tome", "merges"),
-        ("diffrate", "prunes and merges"),
-        ("avgpool", "pools the grid"),
-        ("avit", "masks"),
+        ("topk", "pruned"),
+        ("tome", "merged"),
+        ("diffrate", "pruned and merged"),
+        ("avgpool", "pooled on the grid"),
+        ("avit", "masked"),
     ],
 )
 def test_the_page_of_methods_says_what_happens_to_the_tokens(name, effect):

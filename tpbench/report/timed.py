@@ -14,7 +14,6 @@ from tpbench.measure.speeds import Ratio, Speed
 from tpbench.measure.timings import Group, Session
 from tpbench.report import markdown as pages
 from tpbench.report.markdown import escape
-from tpbench.report.phrases import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +107,7 @@ def remark(session: Session, group: Group) -> str:
 def about(session: Session) -> Iterator[str]:
     """Lines about what was timed, on which machine, and how busy it was."""
     facts = session.facts
-    threads = counted(facts["threads"], "thread")
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     yield f"{session.model}, weights {session.weights}, on {session.environment['device']}, {threads}"
     images = session.images
     cut = "" if session.complete else f" of {session.wanted}; the session was cut off and can be continued"
