@@ -156,14 +156,14 @@ def cells_left(plan: Plan, records: Iterable[Record]) -> int:
     left = 0
     for cell in plan.cells:
         record = known.get((str(cell.variant), cell.schedule.text, cell.seed))
-        failed = record is not None and record.error is not None and record.reachable
+        failed = record is not None and record.failed
         left += not failed and not is_done(record, cell, plan.recipe)
     return left
 
 
 def failures(records: Sequence[Record]) -> Iterator[Record]:
-    """The records of failed cells; a budget that a method cannot meet is not a failure."""
-    return (record for record in records if record.error is not None and record.reachable)
+    """The records of failed cells."""
+    return (record for record in records if record.failed)
 
 
 def record_of(store: Store, machine: str, cell: Cell) -> Record | None:

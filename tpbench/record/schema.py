@@ -133,6 +133,11 @@ class Record:
     schema: int = SCHEMA
 
     @property
+    def failed(self) -> bool:
+        """Whether the cell failed; a budget that a method cannot meet is not a failure."""
+        return self.error is not None and self.reachable
+
+    @property
     def file_name(self) -> str:
         """The name of the record's own file while a run is unfinished."""
         return f"{row_name(self.method, self.schedule)}_seed{self.seed}.json"

@@ -117,7 +117,7 @@ def _about(comparison: Comparison) -> list[str]:
     """The files of one machine, and what the records were measured on."""
     machine = comparison.machine
     records = comparison.records
-    failed = sum(record.error is not None and record.reachable for record in records)
+    failed = sum(record.failed for record in records)
     unreachable = sum(not record.reachable for record in records)
     counts = f"{len(records)} records"
     counts += f", {failed} failed" if failed else ""
