@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tpbench.bench import jobs as jobs_module
 from tpbench.bench.claim import Claims
@@ -33,6 +34,7 @@ def job(name: str, work: float) -> Job:
 class Here:
     """What a worker needs of a workspace."""
 
+    device = torch.device("cpu")
     writes = True
 
     def __init__(self, out: Path):

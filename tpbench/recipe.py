@@ -150,7 +150,7 @@ class Recipe:
     expected_base: float = 0.0  # top-1 in percent that the base should reach; 0: a smoke recipe, which proves nothing
     seeds: int = 2
     dtype: str = "auto"  # float32 | bfloat16 | auto: bfloat16 on a GPU, float32 on a CPU
-    workers: int = 1  # one-thread processes side by side (CPU; on a GPU they would disturb each other's timing)
+    workers: int = 1  # one-thread processes side by side; on a GPU only where cells sample no latency
     measure: Measure = Measure()
 
     def __post_init__(self):
@@ -179,6 +179,10 @@ class Recipe:
     def without_finetuning(self, schedules: tuple[str, ...]) -> Recipe:
         """The recipe with these schedules and nothing trained but the base: methods are evaluated off the shelf."""
         return replace(self, schedules=schedules, finetuned=dict.fromkeys(("none", *schedules), ()))
+
+    def can_share(self, kind: str) -> bool:
+        """Whether several workers may share a device of this kind: any CPU, and a GPU where cells time nothing."""
+        return kind == "cpu" or not self.measure.repeats
 
     def tuned_lines(self, method: str) -> dict[str, float]:
         """The lines of the fine-tuning that were tuned for a method, with their values; often none."""

@@ -40,7 +40,8 @@ def side_by_side(
     try:
         if workers <= 1 or not jobs:
             return pull(jobs, context, progress)
-        return _in_processes(jobs, min(workers, len(jobs)), make_context=make_context, progress=progress)
+        workers = min(workers, len(jobs))
+        return _in_processes(jobs, workers, context.device.type, make_context=make_context, progress=progress)
     finally:
         progress.stop()
         if context.writes:
@@ -49,11 +50,9 @@ def side_by_side(
 
 
 def _in_processes(
-    jobs: Sequence[Job], workers: int, make_context: Callable[[], Context], progress: Progress
+    jobs: Sequence[Job], workers: int, device: str, make_context: Callable[[], Context], progress: Progress
 ) -> set[str]:
-    # Fork, so that the imports, which take seconds, run once. This is safe here because this process has computed on
-    # one thread only, uses no GPU and starts its own threads later.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context(start_method(device))
     receiver, sender = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make_context, sender, os.getpid()))
     listener = threading.Thread(target=_listen, args=(receiver, progress), daemon=True)
@@ -76,6 +75,15 @@ def _in_processes(
         sender.close()  # the last copy: the listener reads to the end and stops
         if listener.is_alive():
             listener.join(timeout=5)
+
+
+def start_method(device: str) -> str:
+    """How worker processes start, for a device of this type.
+
+    Forked processes share the imports, which take seconds. That is safe because this process has computed on one thread
+    only and starts its own threads later. But a forked process cannot use a GPU that its parent has used.
+    """
+    return "fork" if sys.platform == "linux" and device == "cpu" else "spawn"
 
 
 def _results(running: Sequence[Future]) -> set[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +22,9 @@ from tpbench.bench.claim import Claim, ClaimLost, Claims, Holder, key_of
 from tpbench.errors import CellFailed
 from tpbench.training import ranks
 from tpbench.training.train import Update
+
+if TYPE_CHECKING:
+    import torch
 
 SHORTEST = 0.1  # seconds between two looks for work; the pause grows up to LONGEST
 LONGEST = 2.0
@@ -56,6 +59,7 @@ class Context(Protocol):
     """What a worker needs of the context that jobs are called with."""
 
     claims: Claims
+    device: torch.device
     writes: bool  # whether this process chooses jobs and writes results: the first of several ranks
 
     def check_time(self) -> None:

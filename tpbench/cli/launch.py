@@ -15,10 +15,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpbench.cli.exit_codes import DONE, FAILED, say
 from tpbench.errors import UsageError, in_short
+
+if TYPE_CHECKING:
+    from tpbench.recipe import Recipe
 
 HERE = "here"
 MOST_WORKERS = 1024  # a larger number is a typing error
@@ -29,7 +32,7 @@ SHARED = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb",
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add --workers, --gpus, --launcher, --jobs and --slurm to a verb."""
     verb.add_argument(
-        "--workers", type=int, metavar="N", help="on a CPU: N workers of one thread each; default: the recipe's"
+        "--workers", type=int, metavar="N", help="N workers of one thread each on one device; default: the recipe's"
     )
     verb.add_argument(
         "--gpus", type=int, default=0, metavar="N", help="one worker on each of N GPUs of this machine, side by side"
@@ -66,17 +69,21 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("--gpus is for this machine; on a cluster every job is a worker: --slurm gpus_per_node=1")
     if arguments.fresh and (remote or arguments.gpus):
         raise UsageError("--fresh would let the workers delete each other's results; delete the folder instead")
-    if arguments.workers is not None and (arguments.gpus or computes_on_gpu(arguments.device)):
-        raise UsageError("--workers are processes on a CPU; --gpus N starts one worker per GPU")
+    if arguments.workers is not None and arguments.gpus:
+        raise UsageError("--workers are processes on one device; --gpus N starts one worker per GPU")
     if "RANK" in os.environ and (uses_other_processes(arguments) or (arguments.workers or 1) > 1):
         raise UsageError("the ranks of torchrun are one worker; start torchrun again for another")
 
 
-def computes_on_gpu(device: str) -> bool:
-    """Whether a --device, such as "auto", is a GPU on this machine."""
+def check_workers(workers: int, recipe: Recipe, device: str) -> None:
+    """Raise UsageError if several workers on a device, such as "auto", would disturb each other's timing."""
     from tpbench import environment
 
-    return environment.device(device).type == "cuda"
+    if workers > 1 and not recipe.can_share(environment.device(device).type):
+        raise UsageError(
+            f"the cells of recipe {recipe.name} sample latency on the GPU, which workers would disturb; give"
+            " --set measure.repeats=0 as well: then the rows are timed at the end"
+        )
 
 
 def uses_other_processes(arguments: argparse.Namespace) -> bool:

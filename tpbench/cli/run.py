@@ -119,6 +119,7 @@ def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
     if arguments.workers is not None:
+        launch.check_workers(arguments.workers, recipe, arguments.device)
         recipe = replace(recipe, workers=arguments.workers)
     variants = rows.with_controls(registry.variants(rows.methods(arguments, recipe)), recipe)
     schedules = rows.reducing(schedule.parse_all(rows.schedules(arguments, recipe)))

@@ -1,0 +1,43 @@
+"""CIFAR-10 on one data-centre GPU in a quarter of an hour: the cifar10-cpu study on a wider base, in large batches.
+
+    python -m tpbench tune --recipe cifar10-small                  # first: the same trials for every method
+    python -m tpbench run --recipe cifar10-small --time-limit 9m   # again and again, until nothing is left
+
+Data: fetched once, as for the cifar10 recipe. Model: 64 tokens of 4x4 pixels, width 192, 6 blocks, 3 heads. Machine:
+one GPU, bfloat16. So small a model keeps a GPU waiting for its launches, so several workers share it, each on one core
+of the processor (`--set workers=14` for another number), and rows are timed at the end, when nothing trains.
+
+Budgets and order are those of cifar10-cpu: for every seed the base, then what is evaluated off the shelf alone, then
+every method fine-tuned at half of the base's multiply-adds and at 0.3 of them, and the methods that the claims need at
+0.7 and 0.9.
+"""
+
+from dataclasses import replace
+
+from tpbench.recipe import Measure, Optim, Recipe
+from tpbench.recipes import cifar10, cifar10_cpu
+
+
+def recipe() -> Recipe:
+    """The recipe that the module describes."""
+    return replace(
+        cifar10_cpu.recipe("cifar10-small", width=192),
+        model="deit_tiny_patch16_224",
+        model_args={"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10},
+        data=cifar10.images(validation=0.05),
+        base=Optim(
+            epochs=60,
+            lr=3e-3,
+            batch_size=256,
+            optimizer="muon",
+            warmup_epochs=2,
+            smoothing=0.1,
+            patch_drop=0.25,
+            patch_drop_until=5 / 6,
+        ),
+        finetune=Optim(epochs=2, lr=2.5e-4, batch_size=256, warmup_epochs=0.2, smoothing=0.1),
+        search={},
+        expected_base=80.0,
+        workers=8,
+        measure=Measure(batch_sizes=(1, 256), repeats=0, warmup=0, cuda_graph=True),
+    )
