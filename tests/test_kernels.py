@@ -460,7 +460,9 @@ CLUSTERING_FAULTS = {
     "half the product": ("- 2 * product", "- product"),
     "only above the diagonal": ("tl.store(pairs + right[None, :]", "tl.store(pairs + 0 * right[None, :]"),
     "the last channels missing": ("first in range(0, width, C)", "first in range(0, width - 3, C)"),
-    "means without weights": ("own_weight[None, :] / total[:, None]", "1.0 / total[:, None]"),
+    "means without weights": ("tl.load(weight + member) / sums", "1.0 / sums"),
+    "means of the tokens passed by": ("tl.where(cluster == before, along, 0.0)", "along"),
+    "one length for all clusters": ("label[None, :] == number[:, None], own[", "label[None, :] >= 0, own["),
     "centres by half their length": ("length[:, None] - 2 * along", "length[:, None] - along"),
 }
 ATTENTION_FAULTS = {

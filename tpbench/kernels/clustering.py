@@ -265,7 +265,7 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
     norm = inner.gather(2, first[:, :, None])  # [B, K, 1]: |c_k|^2
     assignment = _nearest_mean(norm, inner)
     for _ in range(iterations):
-        total = segment_sum(weight, assignment, k)
+        total = _total_weights(weight, assignment, k)
         part = weight / total.gather(1, assignment)
         heavy = (total > 0)[:, :, None]
         moved = products.new_zeros(batch, k, n).scatter_(1, assignment[:, None, :], part[:, None, :])
@@ -277,6 +277,14 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
         if _same(assignment, before):
             break
     return share, assignment
+
+
+def _total_weights(weight: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """The weight of every cluster: [B, K]."""
+    if weight.device.type != "cpu":  # adding by index has no fixed order there
+        belongs = assignment[:, None, :] == torch.arange(k, device=weight.device)[:, None]
+        return torch.where(belongs, weight[:, None, :], 0).sum(2)
+    return segment_sum(weight, assignment, k)
 
 
 def _squared_lengths(share: Tensor, inner: Tensor, part: Tensor, assignment: Tensor) -> Tensor:

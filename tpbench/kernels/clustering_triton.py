@@ -148,11 +148,13 @@ def iterate_means(products: Tensor, weight: Tensor, first: Tensor, iterations: i
     share = products.new_empty(batch, k, n)
     inner = empty_pairs(products)[:, :k]
     norm = products.new_empty(batch, k)
+    total = torch.empty_like(norm)
     assignment = torch.empty(batch, n, dtype=torch.int64, device=first.device)
+    order = torch.empty_like(assignment)
     _means_kernel[(batch,)](
-        products, weight.contiguous(), first.contiguous(), share, inner, norm, assignment,
+        products, weight.contiguous(), first.contiguous(), share, inner, norm, total, assignment, order,
         *products.stride()[:2], inner.stride(0), *readable_part(inner)[1:], n, k, iterations,
-        ROWS=rows, N=lanes, K=16, COLUMNS=64, MEMBERS=32, num_warps=warps,
+        ROWS=rows, N=lanes, num_warps=warps,
     )  # fmt: skip
     return share, assignment
 
@@ -172,58 +174,73 @@ def _nearest_mean(inner, norm, i_n, readable, lane, k, ROWS: tl.constexpr, N: tl
 
 
 @triton.jit
-def _shares(weight, assignment, number, total, member, n):
-    """The part that members have in the centres of clusters `number`: [K, members], 0 for those of other clusters."""
-    label = tl.load(assignment + member, mask=member < n, other=-1).to(tl.int32)
-    own_weight = tl.load(weight + member, mask=member < n, other=0.0)
-    belongs = label[None, :] == number[:, None]
-    return tl.where(belongs & (total[:, None] > 0), own_weight[None, :] / total[:, None], 0.0)
+def _order_by_cluster(assignment, order, label, lane, n, ROWS: tl.constexpr, N: tl.constexpr):
+    """Write the tokens to order [N] int64 cluster by cluster, each cluster's in rising order."""
+    place = tl.zeros([N], tl.int32)
+    for first in range(0, n, ROWS):
+        token = first + tl.arange(0, ROWS)
+        theirs = tl.load(assignment + token, mask=token < n, other=0x7FFFFFFF).to(tl.int32)
+        earlier = (theirs[:, None] == label[None, :]) & (token[:, None] < lane[None, :])
+        place += tl.sum((earlier | (theirs[:, None] < label[None, :])).to(tl.int32), 0)
+    tl.store(order + place, lane.to(tl.int64), mask=lane < n)
 
 
 @triton.jit
 def _move_means(
-    products, weight, share, inner, norm, assignment, p_n, i_n, number, n, k,
-    COLUMNS: tl.constexpr, MEMBERS: tl.constexpr,
+    products, weight, share, inner, norm, total, assignment, order, label, p_n, i_n, lane, n, k,
+    ROWS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Clusters `number` [K] move to the weighted means of their members; those without weight stay."""
-    total = tl.zeros(number.shape, tl.float32)
-    for first in range(0, n, MEMBERS):
-        member = first + tl.arange(0, MEMBERS)
-        label = tl.load(assignment + member, mask=member < n, other=-1).to(tl.int32)
-        own_weight = tl.load(weight + member, mask=member < n, other=0.0)
-        total += tl.sum(tl.where(label[None, :] == number[:, None], own_weight[None, :], 0.0), 1)
-    heavy = (number < k) & (total > 0)
-    length = tl.zeros(number.shape, tl.float32)
-    for left in range(0, n, COLUMNS):
-        column = left + tl.arange(0, COLUMNS)
-        along = tl.zeros([number.shape[0], COLUMNS], tl.float32)
-        for first in range(0, n, MEMBERS):
-            member = first + tl.arange(0, MEMBERS)
-            inside = (member[:, None] < n) & (column[None, :] < n)
-            rows = tl.load(products + member[:, None] * p_n + column[None, :], mask=inside, other=0.0)
-            along = tl.dot(_shares(weight, assignment, number, total, member, n), rows, along, input_precision="ieee")
-        part = _shares(weight, assignment, number, total, column, n)
-        length += tl.sum(part * along, 1)
-        kept = heavy[:, None] & (column[None, :] < n)
-        tl.store(inner + number[:, None] * i_n + column[None, :], along, mask=kept)
-        tl.store(share + number[:, None] * n + column[None, :], part, mask=kept)
-    tl.store(norm + number, length, mask=heavy)
+    """The clusters move to the weighted means of their members; those without weight stay."""
+    mine = lane < n
+    _order_by_cluster(assignment, order, label, lane, n, ROWS, N)
+    own_weight = tl.load(weight + lane, mask=mine, other=0.0)
+    for first in range(0, k, ROWS):
+        number = first + tl.arange(0, ROWS)
+        belongs = mine[None, :] & (label[None, :] == number[:, None])
+        sums = tl.sum(tl.where(belongs, own_weight[None, :], 0.0), 1)
+        heavy = (number < k) & (sums > 0)
+        part = tl.where(belongs & heavy[:, None], own_weight[None, :] / sums[:, None], 0.0)
+        tl.store(share + number[:, None] * n + lane[None, :], part, mask=heavy[:, None] & mine[None, :])
+        tl.store(total + number, sums, mask=number < k)
+    tl.debug_barrier()
+    along = tl.zeros([N], tl.float32)  # c . x of the cluster whose members pass by
+    cluster = -1
+    for place in range(0, n):
+        member = tl.load(order + place)
+        before = cluster
+        cluster = tl.load(assignment + member).to(tl.int32)
+        sums = tl.load(total + cluster)
+        part = tl.where(sums > 0, tl.load(weight + member) / sums, 0.0)
+        row = tl.load(products + member * p_n + lane, mask=mine, other=0.0)
+        along = tl.where(cluster == before, along, 0.0) + part * row
+        written = tl.where(sums > 0, n, 0)
+        tl.store(inner + cluster * i_n + lane, along, mask=lane < written)  # the last member's stays
+    tl.debug_barrier()
+    sums = tl.load(total + label, mask=mine, other=0.0)
+    own = tl.load(inner + label * i_n + lane, mask=mine, other=0.0)
+    own = tl.where(sums > 0, own_weight / sums * own, 0.0)
+    for first in range(0, k, ROWS):
+        number = first + tl.arange(0, ROWS)
+        length = tl.sum(tl.where(label[None, :] == number[:, None], own[None, :], 0.0), 1)
+        tl.store(norm + number, length, mask=(number < k) & (tl.load(total + number, mask=number < k, other=0.0) > 0))
 
 
 @triton.jit
 def _means_kernel(
-    products, weight, first, share, inner, norm, assignment,
+    products, weight, first, share, inner, norm, total, assignment, order,
     p_b, p_n, i_b, i_n, readable, n, k, iterations,
-    ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, MEMBERS: tl.constexpr,
+    ROWS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """All iterations of one set. inner [K, N] and norm [K] are scratch: c_k . x_i and |c_k|^2."""
+    """All iterations of one set. Scratch: inner [K, N] c_k . x_i, norm [K] |c_k|^2, total [K] weights, order [N]."""
     image = tl.program_id(0).to(tl.int64)
     products += image * p_b
     weight += image * n
     share += image * k * n
     inner += image * i_b
     norm += image * k
+    total += image * k
     assignment += image * n
+    order += image * n
     lane = tl.arange(0, N)
     mine = lane < n
     for start in range(0, k):
@@ -238,11 +255,9 @@ def _means_kernel(
     while (turn < iterations) & (moved > 0):
         tl.store(assignment + lane, label.to(tl.int64), mask=mine)
         tl.debug_barrier()
-        for start in range(0, k, K):
-            number = start + tl.arange(0, K)
-            _move_means(
-                products, weight, share, inner, norm, assignment, p_n, i_n, number, n, k, COLUMNS, MEMBERS
-            )  # fmt: skip
+        _move_means(
+            products, weight, share, inner, norm, total, assignment, order, label, p_n, i_n, lane, n, k, ROWS, N
+        )  # fmt: skip
         tl.debug_barrier()
         before = label
         label = _nearest_mean(inner, norm, i_n, readable, lane, k, ROWS, N)

@@ -67,6 +67,7 @@ class Run:
         seed_all(seed, 0)
         self.mixup = make_mixup(optim, model.num_classes)
         optimizer = make_optimizer(model, optim)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.scheduler = make_scheduler(optimizer, optim, self.updates)
         objective = Objective(model, optim, soft_labels=self.mixup is not None, regulariser=regulariser)
         config = engine_config(optim, self.micro, self.dtype)
@@ -74,6 +75,9 @@ class Run:
             self.engine, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=config, dist_init_required=False
             )
+        # A single rank has nothing to add up; DeepSpeed would copy all gradients to a buffer and back.
+        self.reduces = self.ranks > 1 or optim.zero_stage > 0
+        self.engine.enable_backward_allreduce = self.reduces
         self.checkpoints = Checkpoints(
             folder, self.engine, identity=conditions.identity, settings=conditions.settings, device=self.device
         )
@@ -131,12 +135,20 @@ class Run:
             loss = self.engine(images, labels, teacher)
             self.engine.backward(loss)
         boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary and not self.reduces:
+            self.fill_gradients()
         self.engine.step()
         if boundary:
             self.scheduler.step_update(self.engine.global_steps)
             if self.ema is not None:
                 self.ema.update(self.model, step=self.engine.global_steps)
         return loss.detach().reshape(1)
+
+    def fill_gradients(self) -> None:
+        """Give parameters without a gradient one of zeros, as DeepSpeed's reduction does, so that they decay too."""
+        for parameter in self.trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the micro batches of an epoch, from step `done` on, for complete steps only."""
