@@ -225,6 +225,21 @@ def noted_in(file: Path, name: str) -> bool:
     return file.exists() and name in file.read_text().splitlines()
 
 
+def process_of(context: object, argument: str, update: Update) -> None:  # noqa: ARG001
+    Path(argument).write_text(multiprocessing.current_process().name)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("cpu", "ForkProcess"), ("cuda", "SpawnProcess")])
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks workers")
+def test_workers_on_a_gpu_are_processes_of_their_own(tmp_path, kind, name):
+    """A forked process cannot use a GPU that its parent has used."""
+    there = Here(tmp_path)
+    there.device = torch.device(kind)
+    jobs = [Job(f"job {n}", process_of, str(tmp_path / f"job {n}")) for n in range(2)]
+    side_by_side(jobs, workers=2, context=there, make_context=partial(Here, tmp_path), progress=Progress())
+    assert all((tmp_path / job.name).read_text().startswith(name) for job in jobs)
+
+
 def test_jobs_of_the_first_seed_come_before_the_base_of_the_third(tmp_path):
     file = tmp_path / "order"
     jobs = []

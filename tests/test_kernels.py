@@ -130,7 +130,7 @@ def test_the_gpu_script_runs(tmp_path):
     from opbench import gpu
 
     assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--quick"]) == 0
-    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*/*.json")}
     assert records.keys() == gpu.MEASUREMENTS.keys()
     assert all(record["error"] is None and record["result"] for record in records.values())
 
@@ -144,8 +144,9 @@ def test_the_gpu_script_records_failures(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpu, "MEASUREMENTS", {"broken": broken, "works": lambda setting: {"model": setting.model}})
     assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--quick"]) == 1
-    assert "no such kernel" in json.loads((tmp_path / "broken.json").read_text())["error"]
-    assert json.loads((tmp_path / "works.json").read_text())["result"]["model"]
+    (folder,) = tmp_path.iterdir()
+    assert "no such kernel" in json.loads((folder / "broken.json").read_text())["error"]
+    assert json.loads((folder / "works.json").read_text())["result"]["model"]
 
 
 # ---------------------------------------------------------------- clustering: material

@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from faults import FRESH, Command, fork, hurry, passes_in_a_fresh_process
 
+from tpbench import environment
+from tpbench import recipe as recipes
 from tpbench.bench import claim as claims_room
 from tpbench.bench.claim import Claim, Claims, Holder, key_of
 from tpbench.bench.host import pid_scope, start_time
@@ -523,6 +526,17 @@ def test_what_does_not_go_together_is_said_in_one_line(tmp_path, capsys, asked, 
     said = capsys.readouterr().err
     assert reason in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_workers_share_a_gpu_only_where_cells_time_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(environment, "device", lambda _: torch.device("cuda"))
+    assert main(["run", "--recipe", "smoke", "--workers", "2", "--out", str(tmp_path)]) == WRONG
+    assert "--set measure.repeats=0" in capsys.readouterr().err
+    small = recipes.load("cifar10-small")
+    launch.check_workers(8, small, "auto")
+    assert small.can_share("cuda")
+    assert not recipes.load("smoke").can_share("cuda")
+    assert recipes.load("smoke").can_share("cpu")
 
 
 def test_without_submitit_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch):

@@ -30,6 +30,7 @@ from tpbench.downsampler import Probe
 from tpbench.kernels import attention, clustering
 from tpbench.kernels.device import definitions, triton_runs_on
 from tpbench.measure import flops, latency, modes
+from tpbench.record import slug
 from tpbench.tokens import Tokens
 
 Calls = Mapping[str, Callable[[], object]]
@@ -358,9 +359,10 @@ MEASUREMENTS: dict[str, Callable[[Setting], dict[str, object]]] = {
 
 
 def run(setting: Setting, out: Path) -> dict[str, dict]:
-    """Run all measurements and write each into its own file under `out`; return the records."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Run all measurements and write each into its own file OUT/DEVICE/NAME.json; return the records."""
     machine = environment.describe(setting.device, setting.dtype)
+    folder = out / slug(machine["device"])
+    folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     records = {}
     for name, measure in MEASUREMENTS.items():
@@ -378,7 +380,7 @@ def run(setting: Setting, out: Path) -> dict[str, dict]:
             "setting": {"model": setting.model, "batch": setting.batch, "schedule": setting.schedule},
             "environment": machine,
         }
-        (out / f"{name}.json").write_text(json.dumps(records[name], indent=1))
+        (folder / f"{name}.json").write_text(json.dumps(records[name], indent=1))
         print(f"{name} ({records[name]['seconds_taken']:.0f} s)", error or summary(result), flush=True)
     return records
 
@@ -401,7 +403,7 @@ def summary(result: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run all measurements; the exit code is 1 if any failed."""
     parser = argparse.ArgumentParser(prog="python -m opbench.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the records")
+    parser.add_argument("--out", type=Path, required=True, help="the records are in OUT/DEVICE")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to test the script")
     parser.add_argument("--quick", action="store_true", help="small shapes, few samples")
     given = parser.parse_args(argv)

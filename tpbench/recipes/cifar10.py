@@ -5,9 +5,10 @@
     python -m tpbench run --recipe cifar10 --plan               # cells and estimated hours, runs nothing
 
 Data: uoft-cs/cifar10 of the Hugging Face hub, fetched once, or train.parquet and test.parquet of encoded 32x32 images
-under data/cifar10 or `--data DIR`. Machine: one data-centre GPU, bfloat16; not measured yet. Estimated from an assumed
-30,000 to 80,000 images/s: 10 to 25 minutes for the three bases, a third of a minute for a cell. Expect the base at 90 %
-or better. Other encodings of the images (JPEG) give other accuracies, and records of the two are never mixed.
+under data/cifar10 or `--data DIR`. Machine: one data-centre GPU, bfloat16; not measured yet. Estimated from what an
+H100 reached on other models, 5,000 to 45,000 images/s: 20 minutes to 2.5 hours for the three bases, 11 to 100 seconds
+for a cell. Expect the base at 90 % or better. Other encodings of the images (JPEG) give other accuracies, and records
+of the two are never mixed.
 
 cifar10-p2 has 256 tokens, as a 224-pixel image in patches of 16 would; cifar10-w128 and cifar10-w256 are the same study
 on narrower and wider bases; with them the claims can use the Pareto hull over widths.
