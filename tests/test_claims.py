@@ -330,6 +330,13 @@ def test_the_hull_over_widths_finds_what_one_base_does_not():
     assert (one.verdict, one.missing) == (UNDECIDED, "the same recipe on bases of other widths")
 
 
+def test_bases_that_were_fine_tuned_differently_share_no_hull():
+    wide, small = widths({("wkmedoids", MACS): 90.5}, images=10_000)
+    assert len(claims.same_images([wide, small])) == 1, "control"
+    longer = replace(wide, records=[replace(r, training=r.training | {"images": 99}) for r in wide.records])
+    assert len(claims.same_images([longer, small])) == 2
+
+
 def test_no_seed_chooses_its_own_luckiest_schedule():
     """Six schedules of the base's true accuracy that scatter by a point: chosen by its own seed, the best gains one."""
     rows = {("wkmedoids", f"0.5@{block}"): 90.0 for block in range(6)}

@@ -53,15 +53,15 @@ def by_accuracy(readings: Iterable[Reading], study: Study) -> Iterator[Reading]:
 
 
 def same_images(studies: Sequence[Study]) -> list[list[Study]]:
-    """Groups of studies that can share a Pareto hull: on the same images, with outcomes, one study per recipe.
+    """Groups of studies that can share a Pareto hull: on the same images, fine-tuned equally long, with outcomes.
 
     Of several studies of one recipe, the one with the most records is taken.
     """
-    groups: dict[str, dict[str, Study]] = {}
+    groups: dict[tuple[str, int], dict[str, Study]] = {}
     for study in studies:
         if not study.has_outcomes:
             continue
-        own = groups.setdefault(study.images, {})
+        own = groups.setdefault((study.images, study.fine_tuned_on), {})
         if study.recipe not in own or len(study.records) > len(own[study.recipe].records):
             own[study.recipe] = study
     return [list(own.values()) for own in groups.values()]

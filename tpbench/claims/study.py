@@ -87,6 +87,11 @@ class Study:
         return fmean(values) if values else None
 
     @property
+    def fine_tuned_on(self) -> int:
+        """The number of images, repetitions included, that the fine-tuning of a base saw; 0 where there was none."""
+        return max((record.training.get("images", 0) for record in self.bases), default=0)
+
+    @property
     def no_evidence(self) -> str:
         """Why no claim may count this study; "" if it is evidence."""
         if self.expected is None:
