@@ -52,6 +52,8 @@ def check(command: str) -> None:
             pip(rest)
         case ["python", path, *_] if (ROOT / path).is_file():
             return
+        case ["nvidia-cuda-mps-control", "-d"]:  # starts the service; NVIDIA's driver brings it
+            return
         case ["shtab", shell, "tpbench.cli.parser"] if shell.startswith("--shell="):
             return
         case _ if command in known_elsewhere():
