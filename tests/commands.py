@@ -52,8 +52,6 @@ def check(command: str) -> None:
             pip(rest)
         case ["python", path, *_] if (ROOT / path).is_file():
             return
-        case ["nvidia-cuda-mps-control", "-d"]:  # starts the service; NVIDIA's driver brings it
-            return
         case ["shtab", shell, "tpbench.cli.parser"] if shell.startswith("--shell="):
             return
         case _ if command in known_elsewhere():
@@ -65,6 +63,7 @@ def check(command: str) -> None:
 def known_elsewhere() -> set[str]:
     """Commands of other tools, whole."""
     return {
+        "nvidia-cuda-mps-control -d",
         "ruff check .",
         "ruff format .",
         "python -m pytest --benchmark-disable",

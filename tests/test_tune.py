@@ -117,6 +117,18 @@ def test_a_tuning_at_another_schedule_is_not_added_to(tuned, tmp_path, capsys):
     assert "random.json were made at" in capsys.readouterr().err
 
 
+def test_a_time_limit_keeps_finished_methods(tuned, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    shutil.copytree(tuned.parent / "results", tmp_path / "results")
+    words = ["tune", "--recipe", str(path), "--methods", "random,topk", "--out", str(tmp_path / "results")]
+    assert main([*words, "--time-limit", "0.001s"]) == DONE
+    assert "1 of 2 methods are left; the same command continues" in capsys.readouterr().err
+    assert not recipes.tuning_path(str(path)).exists(), "no methods that are tuned beside others that are not"
+    assert main(words) == DONE
+    assert set(tuning.read(recipes.tuning_path(str(path))).methods) == {"random", "topk"}
+
+
 def test_what_another_command_has_tuned_meanwhile_stays(tuned, tmp_path, monkeypatch):
     from tpbench.bench import tune
 

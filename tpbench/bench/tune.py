@@ -36,7 +36,8 @@ def run(plan: Plan, path: Path, progress: Progress) -> Tuning:
     """Tune a plan's methods at its first schedule, and write them to the tuning file `path`.
 
     Other methods that the file holds for this recipe stay. A method that cannot meet the schedule keeps the recipe's
-    fine-tuning. Raises UsageError for a file that was tuned at another schedule.
+    fine-tuning. Raises UsageError for a file that was tuned at another schedule, and OutOfTime where the plan's
+    deadline came first: then the finished methods' trials are kept, and the tuning file stays as it was.
     """
     previously_tuned(plan.recipe, path)  # refuses a file that cannot be added to, before hours of work
     if not plan.recipe.finetune.epochs:
@@ -73,7 +74,7 @@ def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
     yield from bases
     epochs = finetune.epochs * len(SEEDS) * len(space(finetune)) * trial_share(workspace)
     for variant in workspace.plan.variants:
-        path = trials_path(workspace, variant)
+        path = trials_path(workspace.out, variant)
         if not path.exists():
             work = epochs * tuning_schedule(workspace, variant).expected_cost
             names = tuple(base.name for base in bases)
@@ -107,7 +108,7 @@ def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
         "schedule": workspace.plan.reducing_schedules[0].text,
         "trials": found,
     }
-    replace_text(trials_path(workspace, variant), json.dumps(content) + "\n")
+    replace_text(trials_path(workspace.out, variant), json.dumps(content) + "\n")
 
 
 def try_one(
@@ -162,14 +163,19 @@ def best_trial(losses: list[float | None]) -> int:
     return min(range(len(losses)), key=loss_of)
 
 
-def trials_path(workspace: Workspace, variant: Variant) -> Path:
-    """The path of a method's trials."""
-    return workspace.out / "tuning" / f"{variant.method}.json"
+def trials_path(out: Path, variant: Variant) -> Path:
+    """The path of a method's trials in a results folder."""
+    return out / "tuning" / f"{variant.method}.json"
+
+
+def methods_left(plan: Plan) -> int:
+    """How many methods of a plan have not been tuned."""
+    return sum(not trials_path(plan.out, variant).exists() for variant in plan.variants)
 
 
 def read_trials(workspace: Workspace, variant: Variant) -> Tuned | None:
     """The trials of a method; None if it could not meet the schedule. Raises UsageError for those of another recipe."""
-    path = trials_path(workspace, variant)
+    path = trials_path(workspace.out, variant)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content["digest"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import TYPE_CHECKING
 
 from tpbench.cli.chosen_recipe import add_data, add_set, load_recipe, output_folder, run_command
-from tpbench.cli.exit_codes import DONE
+from tpbench.cli.exit_codes import DONE, say
 from tpbench.cli.shared_flags import add_quiet, add_where, load_plugins
+from tpbench.cli.values import seconds
+from tpbench.errors import OutOfTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +28,11 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     add_data(verb)
     add_set(verb)
     add_where(verb)
+    verb.add_argument(
+        "--time-limit",
+        metavar="9m",
+        help="stop after this time (s, m or h); finished methods are kept, and the same command continues",
+    )
     add_quiet(verb)
 
 
@@ -33,6 +41,8 @@ def act(arguments: argparse.Namespace) -> int:
     from tpbench import recipe as recipes
     from tpbench import registry, schedule
 
+    began = time.monotonic()
+    limit = seconds(arguments.time_limit)
     load_plugins(arguments)
     recipe = load_recipe(arguments, tuned=False)
     variants = registry.variants(arguments.methods)
@@ -51,9 +61,15 @@ def act(arguments: argparse.Namespace) -> int:
         variants=tuple(variants),
         reducing_schedules=tuple(schedule.parse_all(recipe.schedules[:1])),
         plugins=tuple(arguments.plugin),
+        deadline=None if limit is None else began + limit,
     )
     path = recipes.tuning_path(arguments.recipe, recipe)
-    found = tune.run(plan, path, Progress(arguments.quiet))
+    try:
+        found = tune.run(plan, path, Progress(arguments.quiet))
+    except OutOfTime:
+        left = f"{tune.methods_left(plan)} of {len(variants)} methods are left"
+        say(f"time limit reached: {left}; the same command continues", DONE)
+        return DONE
     if not arguments.quiet:
         print("\n".join(table(found)))
         print(f"\nkept in {path}, used by `{run_command(arguments)}`")

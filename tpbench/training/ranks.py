@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -70,17 +71,22 @@ def connect(device: torch.device) -> ModuleType:
     # Without this, initialising on a CPU compiles a shared-memory transport for a minute; gloo is enough.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not torch.distributed.is_initialized():
-        _join_process_group("nccl" if device.type == "cuda" else "gloo")
+        _join_process_group(device)
         atexit.register(_leave_process_group)
     return deepspeed
 
 
-def _join_process_group(backend: str) -> None:
+def _join_process_group(device: torch.device) -> None:
+    join = torch.distributed.init_process_group
+    if device.type == "cuda":  # without its number, NCCL guesses it and warns of that
+        join = partial(join, "nccl", device_id=device)
+    else:
+        join = partial(join, "gloo")
     if "WORLD_SIZE" in os.environ:
         # While the first rank times models or fetches data, the others wait in a broadcast for longer than the default.
-        torch.distributed.init_process_group(backend, timeout=timedelta(days=1))
+        join(timeout=timedelta(days=1))
     else:
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        join(store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def _leave_process_group() -> None:
