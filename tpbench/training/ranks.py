@@ -77,11 +77,9 @@ def connect(device: torch.device) -> ModuleType:
 
 
 def _join_process_group(device: torch.device) -> None:
-    join = torch.distributed.init_process_group
-    if device.type == "cuda":  # without its number, NCCL guesses it and warns of that
-        join = partial(join, "nccl", device_id=device)
-    else:
-        join = partial(join, "gloo")
+    # Without the number of the GPU, NCCL guesses it and warns of that.
+    transport = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    join = partial(torch.distributed.init_process_group, **transport)
     if "WORLD_SIZE" in os.environ:
         # While the first rank times models or fetches data, the others wait in a broadcast for longer than the default.
         join(timeout=timedelta(days=1))
