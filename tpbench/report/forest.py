@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
+from math import ceil, isnan
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -53,10 +53,13 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
 
 
 def spread_out(sections: Sequence[first.Section], most: int) -> list[first.Section]:
-    """All sections, or `most` of them at equal distances, including the first and the last."""
+    """All sections, or `most` of them at equal distances, including the first and the last.
+
+    Between two sections the later one is taken, which costs less and separates methods more.
+    """
     if len(sections) <= most:
         return list(sections)
-    return [sections[number * (len(sections) - 1) // (most - 1)] for number in range(most)]
+    return [sections[ceil(number * (len(sections) - 1) / (most - 1))] for number in range(most)]
 
 
 def _places(sections: Sequence[first.Section], reference: str) -> list[Place]:
