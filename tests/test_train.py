@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_accumulation_gives_the_step_of_the_whole_batch(conditions):
     # The two draw augmentation in other portions, so only the number of steps and the scale can agree.
     assert (weights(whole) - weights(halves)).abs().max() < 0.05
     assert torch.isfinite(weights(halves)).all()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_one_rank_takes_the_same_steps_without_deepspeeds_reduction(conditions, accumulation):
+    """To the last bit, also for parameters without a gradient, which decay. Control: unfilled, they do not."""
+
+    def trained(reduces: bool, fills: bool = True) -> torch.Tensor:
+        model = fresh("topk")
+        model.unused = torch.nn.Parameter(torch.ones(3, 3))
+        run = Run(model, conditions, replace(RECIPE.finetune, accumulation=accumulation), seed=0)
+        run.reduces = reduces
+        run.engine.enable_backward_allreduce = reduces
+        if not fills:
+            run.trained = []
+        run.engine.train()
+        for batch in islice(run.batches(0, 0), 2 * accumulation):
+            run.micro_step(*batch)
+        return weights(model)
+
+    assert torch.equal(trained(reduces=False), trained(reduces=True))
+    assert not torch.equal(trained(reduces=False, fills=False), trained(reduces=True)), "control"
 
 
 @pytest.mark.parametrize("method", ["dynamicvit", "random"])

@@ -15,7 +15,7 @@ from tpbench import recipe as recipes
 from tpbench import tuning
 from tpbench.bench.tune import best_trial
 from tpbench.cli import DONE, FAILED, WRONG, main
-from tpbench.errors import CellFailed, Diverged
+from tpbench.errors import CellFailed, Diverged, OutOfTime
 from tpbench.record import read_all
 from tpbench.tuning import TRIALS, Tuned, Tuning, space
 
@@ -127,6 +127,46 @@ def test_a_time_limit_keeps_finished_methods(tuned, tmp_path, capsys):
     assert not recipes.tuning_path(str(path)).exists(), "no methods that are tuned beside others that are not"
     assert main(words) == DONE
     assert set(tuning.read(recipes.tuning_path(str(path))).methods) == {"random", "topk"}
+
+
+def test_a_stop_in_the_middle_of_a_method_loses_one_trial(tuned, tmp_path, monkeypatch):
+    from tpbench.bench import tune
+
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    words = ["tune", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / "out")]
+    tried = []
+    whole = tune.try_one
+
+    def three(*given, lines, **named):
+        if len(tried) == 3:
+            raise OutOfTime
+        tried.append(lines)
+        return whole(*given, lines=lines, **named)
+
+    monkeypatch.setattr(tune, "try_one", three)
+    assert main(words) == DONE
+    assert len(tried) == 3, "control: it stopped"
+    monkeypatch.setattr(
+        tune, "try_one", lambda *given, lines, **named: tried.append(lines) or whole(*given, lines=lines, **named)
+    )
+    assert main(words) == DONE
+    assert len(tried) == 8
+    assert len({json.dumps(lines) for lines in tried}) == 8, "each was tried once"
+    found, want = (tuning.read(recipes.tuning_path(str(which))).methods["random"] for which in (path, tuned))
+    assert found == want, "the numbers of an uninterrupted tuning"
+
+
+def test_a_method_that_is_tuned_needs_no_base(tuned, tmp_path, monkeypatch):
+    from tpbench.bench import tune
+
+    path = tmp_path / "mine.py"
+    shutil.copy(tuned, path)
+    shutil.copytree(tuned.parent / "results", tmp_path / "results")
+    shutil.rmtree(tmp_path / "results" / "work")
+    monkeypatch.setattr(tune, "base_job", None)
+    assert main(["tune", "--recipe", str(path), "--methods", "random", "--out", str(tmp_path / "results")]) == DONE
+    assert set(tuning.read(recipes.tuning_path(str(path))).methods) == {"random"}
 
 
 def test_what_another_command_has_tuned_meanwhile_stays(tuned, tmp_path, monkeypatch):

@@ -517,7 +517,6 @@ def test_timing_waits_until_nobody_else_works_on_the_host(one, tmp_path, monkeyp
         (["--launcher", "submitit", "--jobs", "2"], "--slurm time=240"),
         (["--launcher", "submitit", "--jobs", "2", "--slurm", "gpu"], "expected KEY=VALUE"),
         (["--launcher", "submitit", "--jobs", "2", "--slurm", "time=9", "--slurm", "colour=red"], "submitit"),
-        (["--gpus", "2", "--workers", "2"], "one worker per GPU"),
         (["--gpus", "999"], "that can be used"),
     ],
 )

@@ -193,6 +193,10 @@ def agreement(setting: Setting) -> dict[str, object]:
         ),
     }
     found |= {f"{name}_same": (a == b).float().mean().item() for name, (a, b) in pairs.items()}
+    products = steps.inner_products(x)
+    shares = {room: room.iterate_means(products, weight, first, 5) for room in (steps, clustering)}
+    found["means"] = distance_of(shares[steps][0], shares[clustering][0])
+    found["means_same"] = (shares[steps][1] == shares[clustering][1]).float().mean().item()
     wrong = {n: x for n, x in found.items() if isinstance(x, float) and (x < 0.99 if n.endswith("same") else x > 0.02)}
     if wrong:
         raise AssertionError(f"kernels disagree with their definitions: {wrong}; all: {found}")
@@ -379,6 +383,7 @@ def run(setting: Setting, out: Path) -> dict[str, dict]:
             "seconds_taken": time.monotonic() - start,
             "setting": {"model": setting.model, "batch": setting.batch, "schedule": setting.schedule},
             "environment": machine,
+            "git": environment.git(),
         }
         (folder / f"{name}.json").write_text(json.dumps(records[name], indent=1))
         print(f"{name} ({records[name]['seconds_taken']:.0f} s)", error or summary(result), flush=True)

@@ -182,6 +182,7 @@ def lines(what: Forecast) -> Iterator[str]:
 
 
 def _workers(what: Forecast) -> int:
+    """By how much the workers of a CPU are faster than one. On a GPU that they share, nobody knows before."""
     return what.plan.recipe.workers if what.device.type == "cpu" else 1
 
 

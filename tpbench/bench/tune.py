@@ -1,7 +1,8 @@
 """Tuning: the same few trials of the recipe's fine-tuning for every method.
 
-OUT/tuning/METHOD.json holds the trials of one method, so that an interrupted tuning continues. At the end, all trials
-are written into one file beside the recipe, where `tpbench run` finds it.
+OUT/tuning/METHOD.json holds the trials of one method, and OUT/work/tuning/METHOD.json those of a method that is not
+finished, so that an interrupted tuning continues. At the end, all trials are written into one file beside the recipe,
+where `tpbench run` finds it.
 """
 
 from __future__ import annotations
@@ -68,17 +69,19 @@ def run(plan: Plan, path: Path, progress: Progress) -> Tuning:
 
 
 def tuning_jobs(workspace: Workspace) -> Iterator[Job]:
-    """The bases of the seeds that only tuning uses, then every method that has not been tuned."""
+    """The bases of the seeds that only tuning uses, then every method that has not been tuned; often nothing."""
+    untuned = [variant for variant in workspace.plan.variants if not trials_path(workspace.out, variant).exists()]
+    if not untuned:
+        return
     finetune = workspace.recipe.finetune
     bases = [base_job(workspace, seed) for seed in SEEDS]
     yield from bases
     epochs = finetune.epochs * len(SEEDS) * len(space(finetune)) * trial_share(workspace)
-    for variant in workspace.plan.variants:
-        path = trials_path(workspace.out, variant)
-        if not path.exists():
-            work = epochs * tuning_schedule(workspace, variant).expected_cost
-            names = tuple(base.name for base in bases)
-            yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=path.exists, work=work)
+    for variant in untuned:
+        work = epochs * tuning_schedule(workspace, variant).expected_cost
+        names = tuple(base.name for base in bases)
+        is_done = trials_path(workspace.out, variant).exists
+        yield Job(f"tuning of {variant.method}", try_all, variant, needs=names, is_done=is_done, work=work)
 
 
 def tuning_schedule(workspace: Workspace, variant: Variant) -> Schedule:
@@ -89,26 +92,36 @@ def tuning_schedule(workspace: Workspace, variant: Variant) -> Schedule:
 def try_all(workspace: Workspace, variant: Variant, update: Update) -> None:
     """Fine-tune one method with every trial and write the validation losses, or that it cannot meet the schedule."""
     schedule = tuning_schedule(workspace, variant)
-    losses = []
-    top1 = []
-    trials = space(workspace.recipe.finetune)
-    try:
-        for number, lines in enumerate(trials):
-            workspace.check_time()
-            loss, share = try_one(workspace, variant=variant, schedule=schedule, lines=lines)
-            losses.append(loss)
-            top1.append(share)
-            update(f"trial {number + 1} of {len(trials)}", (number + 1) / len(trials))
-        found = asdict(Tuned(best_trial(losses), losses, top1))
-    except Unreachable:
-        found = None
-    content = {
+    conditions = {
         "digest": workspace.recipe.digest,
         "trial_images": workspace.recipe.trial_images,
         "schedule": workspace.plan.reducing_schedules[0].text,
-        "trials": found,
     }
-    replace_text(trials_path(workspace.out, variant), json.dumps(content) + "\n")
+    unfinished = workspace.work / "tuning" / f"{variant.method}.json"
+    results = finished_trials(unfinished, conditions)
+    trials = space(workspace.recipe.finetune)
+    try:
+        for lines in trials[len(results) :]:
+            workspace.check_time()
+            results.append(try_one(workspace, variant=variant, schedule=schedule, lines=lines))
+            replace_text(unfinished, json.dumps(conditions | {"results": results}) + "\n")
+            update(f"trial {len(results)} of {len(trials)}", len(results) / len(trials))
+        losses = [loss for loss, _ in results]
+        found = asdict(Tuned(best_trial(losses), losses, top1=[top1 for _, top1 in results]))
+    except Unreachable:
+        found = None
+    replace_text(trials_path(workspace.out, variant), json.dumps(conditions | {"trials": found}) + "\n")
+    unfinished.unlink(missing_ok=True)
+
+
+def finished_trials(path: Path, conditions: dict[str, object]) -> list[tuple[float | None, float | None]]:
+    """The (loss, top-1) of the trials of an interrupted tuning; none if there was none under these conditions."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        results = [(loss, top1) for loss, top1 in content.pop("results")]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return results if content == conditions else []
 
 
 def try_one(

@@ -32,10 +32,14 @@ SHARED = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb",
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add --workers, --gpus, --launcher, --jobs and --slurm to a verb."""
     verb.add_argument(
-        "--workers", type=int, metavar="N", help="N workers of one thread each on one device; default: the recipe's"
+        "--workers", type=int, metavar="N", help="N workers of one thread each on a device; default: the recipe's"
     )
     verb.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="one worker on each of N GPUs of this machine, side by side"
+        "--gpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N GPUs of this machine side by side, each with one worker, or --workers",
     )
     verb.add_argument(
         "--launcher",
@@ -69,8 +73,6 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("--gpus is for this machine; on a cluster every job is a worker: --slurm gpus_per_node=1")
     if arguments.fresh and (remote or arguments.gpus):
         raise UsageError("--fresh would let the workers delete each other's results; delete the folder instead")
-    if arguments.workers is not None and arguments.gpus:
-        raise UsageError("--workers are processes on one device; --gpus N starts one worker per GPU")
     if "RANK" in os.environ and (uses_other_processes(arguments) or (arguments.workers or 1) > 1):
         raise UsageError("the ranks of torchrun are one worker; start torchrun again for another")
 
@@ -81,8 +83,8 @@ def check_workers(workers: int, recipe: Recipe, device: str) -> None:
 
     if workers > 1 and not recipe.can_share(environment.device(device).type):
         raise UsageError(
-            f"the cells of recipe {recipe.name} sample latency on the GPU, which workers would disturb; give"
-            " --set measure.repeats=0 as well: then the rows are timed at the end"
+            f"the cells of recipe {recipe.name} sample latency on the GPU, which other workers would disturb; with"
+            " --set measure.repeats=0, which makes it a recipe of its own, rows are timed at the end instead"
         )
 
 
@@ -100,7 +102,8 @@ def start_workers(arguments: argparse.Namespace, out: Path) -> int:
         f"--launcher={HERE}",
     ]  # the last value of a flag is used
     if arguments.gpus:
-        return on_gpus([*words, "--device=cuda"], visible_gpus(arguments.gpus))
+        words += ["--device=cuda", f"--workers={arguments.workers or 1}"]
+        return on_gpus(words, visible_gpus(arguments.gpus))
     return on_slurm(words, arguments.jobs, folder=out / "work" / "slurm", asked=arguments.slurm)
 
 
