@@ -155,7 +155,8 @@ STEPS = {
 @pytest.mark.parametrize("case", SETS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("step", STEPS)
-def test_steps_are_their_definitions(step: str, dtype: torch.dtype, case: str):
+def test_steps_are_their_definitions(step: str, dtype: torch.dtype, case: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distances, "multiplies_bfloat16", lambda: False)  # with it, bfloat16 has another path
     assert not STEPS[step](native, given(case, dtype))
 
 

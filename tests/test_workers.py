@@ -276,8 +276,9 @@ def test_dead_claims_are_taken_over_by_one_worker_alone(tmp_path, kind):
         time.sleep(0.005)
     for process in running:
         process.join(20)
-    assert len((tmp_path / "taken").read_text().splitlines()) > 10, "control: it was taken over and over"
     assert (tmp_path / "two").exists() == (kind is Careless), "control: a careless way is found out"
+    if kind is Claims:
+        assert len((tmp_path / "taken").read_text().splitlines()) > 10, "control: it was taken over and over"
 
 
 # ------------------------------------------------------------------------------------ runs
