@@ -332,9 +332,9 @@ def test_the_hull_over_widths_finds_what_one_base_does_not():
 
 def test_bases_that_were_fine_tuned_differently_share_no_hull():
     wide, small = widths({("wkmedoids", MACS): 90.5}, images=10_000)
-    assert len(claims.same_images([wide, small])) == 1, "control"
+    assert len(claims.sharing_a_hull([wide, small])) == 1, "control"
     longer = replace(wide, records=[replace(r, training=r.training | {"images": 99}) for r in wide.records])
-    assert len(claims.same_images([longer, small])) == 2
+    assert len(claims.sharing_a_hull([longer, small])) == 2
 
 
 def test_no_seed_chooses_its_own_luckiest_schedule():

@@ -266,8 +266,10 @@ def race(kind: type[Claims], out: Path, number: int) -> None:
 @pytest.mark.parametrize("kind", [Claims, Careless])
 def test_dead_claims_are_taken_over_by_one_worker_alone(tmp_path, kind):
     end = time.monotonic() + (4 if kind is Claims else 30)
+    taken = tmp_path / "taken"
+    taken.touch()
     running: list = []
-    while time.monotonic() < end and not (tmp_path / "two").exists():
+    while time.monotonic() < end and not ((tmp_path / "two").exists() and len(taken.read_text().splitlines()) > 10):
         running = [process for process in running if process.is_alive()]
         running += [fork.Process(target=race, args=(kind, tmp_path, 0)) for _ in range(4 - len(running))]
         for process in running:
@@ -276,9 +278,8 @@ def test_dead_claims_are_taken_over_by_one_worker_alone(tmp_path, kind):
         time.sleep(0.005)
     for process in running:
         process.join(20)
+    assert len(taken.read_text().splitlines()) > 10, "control: it was taken over and over"
     assert (tmp_path / "two").exists() == (kind is Careless), "control: a careless way is found out"
-    if kind is Claims:
-        assert len((tmp_path / "taken").read_text().splitlines()) > 10, "control: it was taken over and over"
 
 
 # ------------------------------------------------------------------------------------ runs
@@ -556,6 +557,17 @@ def test_workers_get_the_commands_words_without_what_launched_them(tmp_path, mon
     launch.check(argparse.Namespace(**vars(worker), words=own))
     assert not launch.uses_other_processes(worker)
     assert worker.out == tmp_path
+
+
+@pytest.mark.parametrize(("asked", "each"), [([], "--workers=1"), (["--workers", "3"], "--workers=3")])
+def test_every_gpu_gets_one_worker_or_as_many_as_asked_for(tmp_path, monkeypatch, asked, each):
+    found = []
+    monkeypatch.setattr(launch, "visible_gpus", lambda count: ["0", "1"][:count])
+    monkeypatch.setattr(launch, "on_gpus", lambda own, gpus: found.append((own, gpus)) or DONE)
+    assert main(words(tmp_path, "--gpus", "2", *asked)) == DONE
+    ((own, gpus),) = found
+    assert (own[-1], gpus) == (each, ["0", "1"])
+    assert parser().parse_args(own).workers == int(each[-1])
 
 
 def test_options_of_sbatch_get_submitits_names():

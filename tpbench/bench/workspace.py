@@ -49,8 +49,8 @@ class Workspace:
         self.device = environment.device(plan.device)
         self.dtype = environment.dtype(plan.recipe.dtype, self.device)
         self.work = plan.out / "work"
-        alone = ranks.world_size() > 1 or not self.recipe.can_share(self.device.type)
-        self.workers = 1 if alone else self.recipe.workers
+        shares = ranks.world_size() == 1 and self.recipe.can_share(self.device.type)
+        self.workers = self.recipe.workers if shares else 1
         self.writes = ranks.rank() == 0
         self.claims = Claims(plan.out, plan.recipe.digest)
         self.splits: dict[int, Parts] = {}

@@ -39,7 +39,7 @@ def readings(studies: Sequence[Study]) -> list[Reading]:
     evidence = [study for study in studies if not study.no_evidence]
     found = [reading for study in evidence for claim in BY_MEASUREMENT for reading in claim(study)]
     found += [reading for study in evidence for claim in BY_ACCURACY for reading in by_accuracy(claim(study), study)]
-    found += [at_base.loss_on_the_hull(group) for group in same_images(evidence) or [[]]]
+    found += [at_base.loss_on_the_hull(group) for group in sharing_a_hull(evidence) or [[]]]
     once = counted_once(_without_redundant_gaps(found), evidence)
     closed = [*closed_form.fully_connected(), *closed_form.clustering_is_cheap()]
     return sorted([*decide(closed), *once], key=lambda reading: reading.claim)
@@ -52,7 +52,7 @@ def by_accuracy(readings: Iterable[Reading], study: Study) -> Iterator[Reading]:
         yield replace(reading, shown_only=shown_only)
 
 
-def same_images(studies: Sequence[Study]) -> list[list[Study]]:
+def sharing_a_hull(studies: Sequence[Study]) -> list[list[Study]]:
     """Groups of studies that can share a Pareto hull: on the same images, fine-tuned equally long, with outcomes.
 
     Of several studies of one recipe, the one with the most records is taken.

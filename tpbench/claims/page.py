@@ -12,7 +12,7 @@ import pandas as pd
 
 from tpbench.claims import hull
 from tpbench.claims.at_base import several_widths
-from tpbench.claims.claims import CLAIMS, same_images
+from tpbench.claims.claims import CLAIMS, sharing_a_hull
 from tpbench.claims.study import Study
 from tpbench.claims.summary import Summary, summaries, value_text
 from tpbench.claims.verdict import Reading, Rule
@@ -52,7 +52,7 @@ def write(folder: Path, studies: Sequence[Study], readings: Sequence[Reading]) -
 def figures(folder: Path, studies: Sequence[Study]) -> list[Path]:
     """Draw the hull of every group of studies that has bases of several widths; return the paths."""
     evidence = [study for study in studies if not study.no_evidence]
-    groups = [group for group in same_images(evidence) if several_widths(group)]
+    groups = [group for group in sharing_a_hull(evidence) if several_widths(group)]
     drawn = [hull.draw(group, folder / f"claims-hull-{group[0].recipe}.png") for group in groups]
     return [path for path in drawn if path is not None]
 

@@ -31,7 +31,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--time-limit",
         metavar="9m",
-        help="stop after this time (s, m or h); finished methods are kept, and the same command continues",
+        help="stop after this time (s, m or h); finished trials are kept, and the same command continues",
     )
     add_quiet(verb)
 

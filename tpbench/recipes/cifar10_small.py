@@ -17,29 +17,19 @@ every method fine-tuned at half of the base's multiply-adds and at 0.3 of them, 
 from dataclasses import replace
 
 from tpbench.recipe import Measure, Optim, Recipe
-from tpbench.recipes import cifar10, cifar10_cpu
+from tpbench.recipes import cifar10_cpu
 
 
 def recipe() -> Recipe:
     """The recipe that the module describes."""
+    on_two_cores = cifar10_cpu.recipe("cifar10-small", width=192)
     return replace(
-        cifar10_cpu.recipe("cifar10-small", width=192),
+        on_two_cores,
         model="deit_tiny_patch16_224",
         model_args={"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10},
-        data=cifar10.images(validation=0.05),
-        base=Optim(
-            epochs=34,
-            lr=3e-3,
-            batch_size=512,
-            optimizer="muon",
-            warmup_epochs=2,
-            smoothing=0.1,
-            patch_drop=0.25,
-            patch_drop_until=5 / 6,
-        ),
+        base=replace(on_two_cores.base, epochs=34, lr=3e-3, batch_size=512, warmup_epochs=2, patch_drop=0.25),
         finetune=Optim(epochs=2, lr=5e-4, batch_size=512, warmup_epochs=0.2, smoothing=0.1),
         search={},
-        expected_base=80.0,
         workers=8,
         measure=Measure(batch_sizes=(1, 256), repeats=0, warmup=0, cuda_graph=True),
     )
