@@ -16,20 +16,31 @@ every method fine-tuned at half of the base's multiply-adds and at 0.3 of them, 
 
 from dataclasses import replace
 
-from tpbench.recipe import Measure, Optim, Recipe
-from tpbench.recipes import cifar10_cpu
+from tpbench.recipe import Measure, Optim, Recipe, load
+from tpbench.recipes import cifar10, cifar10_cpu
 
 
-def recipe() -> Recipe:
-    """The recipe that the module describes."""
-    on_two_cores = cifar10_cpu.recipe("cifar10-small", width=192)
+def recipe(
+    name: str = "cifar10-small",
+    width: int = 192,
+    methods: tuple[str, ...] = ("all",),
+    controls: tuple[str, ...] = (cifar10_cpu.NULL, *cifar10.SETTINGS),
+) -> Recipe:
+    """The recipe that the module describes, or one on a base of another width."""
+    on_two_cores = cifar10_cpu.recipe(name, width=width, methods=methods, controls=controls)
     return replace(
         on_two_cores,
         model="deit_tiny_patch16_224",
-        model_args={"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10},
+        model_args={"img_size": 32, "patch_size": 4, "embed_dim": width, "depth": 6, "num_heads": 3, "num_classes": 10},
         base=replace(on_two_cores.base, epochs=34, lr=3e-3, batch_size=512, warmup_epochs=2, patch_drop=0.25),
         finetune=Optim(epochs=2, lr=5e-4, batch_size=512, warmup_epochs=0.2, smoothing=0.1),
         search={},
         workers=8,
         measure=Measure(batch_sizes=(1, 256), repeats=0, warmup=0, cuda_graph=True),
     )
+
+
+def of_width(width: int, expected_base: float) -> Recipe:
+    """The unreduced model and Token Pooling on a base of another width, with the settings tuned for cifar10-small."""
+    own = recipe(f"cifar10-small-w{width}", width=width, methods=("none", "wkmedoids"), controls=())
+    return replace(own, expected_base=expected_base, tuned=load("cifar10-small").tuned)
