@@ -18,8 +18,8 @@ from test_report import GOLDEN, measured, store
 from tpbench import recipe
 from tpbench.claims import accuracy, claims, closed_form
 from tpbench.claims import page as claims_page
-from tpbench.claims.study import TRAINED, Study, read_studies
-from tpbench.claims.summary import overall, summaries, summary
+from tpbench.claims.study import OTHER_START, TRAINED, Study, read_studies
+from tpbench.claims.summary import DIFFERS, overall, summaries, summary
 from tpbench.claims.verdict import ONE_SEED, Reading, Rule, decide
 from tpbench.cli import DONE, WRONG, main
 from tpbench.errors import UsageError
@@ -437,6 +437,19 @@ def test_several_schedules_are_one_reading():
     assert readings[0].effect == pytest.approx((readings[1].effect + readings[2].effect) / 2)
 
 
+def test_other_starts_are_compared_with_the_rivals_and_do_not_count():
+    rows = {("wkmedoids", MACS): 88.0, ("wkmedoids(init=grid)", MACS): 91.0, ("wkmedoids(iterations=10)", MACS): 88.0}
+    own = of_rows({**rows, ("topk", MACS): 89.5})
+    grid = found(own, 4, "equal MACs: wkmedoids(init=grid) minus topk")
+    assert (grid.verdict, grid.shown_only) == (HOLDS, f"{OTHER_START}grid")
+    assert grid.value == pytest.approx(1.5, abs=0.5)
+    assert grid.effect == pytest.approx(found(own, 4, TOPK).effect), "the paper's number is that of the method"
+    assert not all_found(own, 4, "iterations=10"), "control: no other start"
+    of_topk = [r for r in all_found(own, 4, "topk") if not r.missing]
+    assert overall(of_topk) == FAILS
+    assert f"also from the start grid: {HOLDS} (wkmedoids(init=grid) minus topk" in summary(4, of_topk).sentence
+
+
 def test_what_is_missing_is_named():
     own = of_rows({("wkmedoids", MACS): 90.0, ("topk", MACS): 89.0})
     nothing = found(own, 4, "equal MACs: wkmedoids minus random")
@@ -598,13 +611,36 @@ def test_top1_without_its_outcomes_is_refused():
         claims.readings([study(broken)])
 
 
-def test_the_worst_study_does_not_decide_and_the_others_are_named():
-    precise = study(other_recipe(simulated(BASIC, seeds=16, images=10_000), "precise"))
-    rough = simulated({**BASIC, ("topk", MACS): 93.0}, seeds=6, scatter=1.0)
+@pytest.mark.parametrize(
+    ("precise_topk", "rough_topk", "verdict"),
+    [(89.5, 93.0, DIFFERS), (93.0, 87.0, DIFFERS), (89.5, 90.6, HOLDS), (93.0, 93.0, FAILS)],
+)
+def test_a_claim_differs_where_another_study_decides_the_contrary(precise_topk, rough_topk, verdict):
+    pooled = {("none", "none"): 96.0, ("wkmedoids", MACS): 91.5}
+    precise = study(other_recipe(simulated({**pooled, ("topk", MACS): precise_topk}, seeds=16), "precise"))
+    rough = simulated({**pooled, ("topk", MACS): rough_topk}, seeds=6, scatter=1.0)
     rough = study([replace(r, data={"fingerprint": "others"}) for r in other_recipe(rough, "rough")])
-    only = [r for r in claims.readings([rough, precise]) if r.claim == 4 and r.test.startswith(TOPK)]
-    assert overall(only) == HOLDS
-    assert f"also {rough.name}: {FAILS}" in summary(4, only).sentence
+    only = all_found([rough, precise], 4, TOPK)
+    of_rough = next(r.verdict for r in only if r.study == rough.name)
+    assert overall(only) == verdict
+    assert f"also {rough.name}: {of_rough}" in summary(4, only).sentence
+
+
+def test_a_study_contradicts_only_where_it_has_every_topic_that_did_not_hold():
+    rows = {("none", "none"): 96.0, ("wkmedoids", MACS): 90.0, ("topk", MACS): 92.0, ("random", MACS): 92.0}
+    precise = study(other_recipe(simulated(rows, seeds=16), "precise"))
+    lower = simulated({**rows, ("topk", MACS): 85.0, ("random", MACS): 85.0}, seeds=6)
+    lower = [replace(r, data={"fingerprint": "others"}) for r in other_recipe(lower, "rough")]
+    whole = study(lower)
+    part = study([r for r in lower if r.method != "random"])
+
+    def only(*studies: Study) -> list[Reading]:
+        readings = [r for r in all_found(list(studies), 4) if not r.missing]
+        return [r for r in readings if "minus topk" in r.test or "minus random" in r.test]
+
+    assert [overall(only(own)) for own in (precise, whole, part)] == [FAILS, HOLDS, HOLDS]
+    assert overall(only(precise, whole)) == DIFFERS
+    assert overall(only(precise, part)) == FAILS
 
 
 # ------------------------------------------------------------------------------------------ the page

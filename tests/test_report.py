@@ -772,9 +772,9 @@ def test_the_schedules_with_most_rows_are_shown_first() -> None:
 
 
 def test_a_forest_shows_the_first_and_the_last_schedule_and_rows_with_a_difference() -> None:
-    assert forest.spread_out(list("abcdef"), 3) == ["a", "d", "f"]
-    assert forest.spread_out(list("abcde"), 3) == ["a", "c", "e"]
-    assert forest.spread_out(list("ab"), 3) == ["a", "b"]
+    assert layout.spread_out(list("abcdef"), 3) == ["a", "d", "f"]
+    assert layout.spread_out(list("abcde"), 3) == ["a", "c", "e"]
+    assert layout.spread_out(list("ab"), 3) == ["a", "b"]
     untrained = over_seeds("strided_conv", (10.0, 11.0, 12.0), new_parameters=99, metrics={"off_the_shelf_top1": 0.1})
     comparison = only(example() + untrained)
     sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]

@@ -11,11 +11,10 @@ from math import nan
 from statistics import fmean
 
 from tpbench.claims.contrasts import from_values
-from tpbench.claims.study import Study
+from tpbench.claims.study import POOLING, Study
 from tpbench.claims.verdict import Reading, Rule, decide
 from tpbench.report.estimates import Difference
 
-POOLING = "wkmedoids"  # the method of the paper's headline result
 FULLY_CONNECTED = 80.0  # percent of the multiply-adds
 CLUSTERING = 3.7  # percent of the other multiply-adds, the larger of the paper's two numbers
 ITERATIONS = 5

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from tpbench.claims.closed_form import POOLING
-from tpbench.claims.study import FINE_TUNED, Study
+from tpbench.claims.study import FINE_TUNED, POOLING, Study
 from tpbench.report.pareto import COLOURS, FAINT, INK, STYLE, front
 from tpbench.report.saved import save
 

@@ -32,21 +32,23 @@ The bounds were set before the results were known: 0 for a difference; for equal
 the paper's own loss on one base; and, where the paper gives no number, 0.5 points (settings), 5 % of the clustering
 objective (starts), 1 % (convergence) and 10 points (accuracy preserved off the shelf). Of studies that share their
 bases, only the most precise counts. The verdict on a claim is the worst verdict of its quantities; each quantity is
-decided by its most precise study."""
+decided by its most precise study. Where another study decides the contrary, the claim *differs between studies*."""
+HULLS_CLAIM = 3  # equal accuracy at fewer computations
 HEADS = ("test", "study", "schedule", "paper", "ours", "unit", "holds if", "verdict", "seeds", "remark")
 
 
 def write(folder: Path, studies: Sequence[Study], readings: Sequence[Reading]) -> list[Path]:
     """Write the three files and the figures into a folder; return their paths."""
     rows = [row(reading) for reading in readings]
+    drawn = figures(folder, studies)
     texts = {
-        "claims.md": markdown(studies, readings),
+        "claims.md": markdown(studies, readings, drawn),
         "claims.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
         "claims.json": json.dumps([{k: _blank(v) for k, v in entry.items()} for entry in rows], indent=1) + "\n",
     }
     for name, text in texts.items():
         replace_text(folder / name, text)
-    return [folder / name for name in texts] + figures(folder, studies)
+    return [folder / name for name in texts] + drawn
 
 
 def figures(folder: Path, studies: Sequence[Study]) -> list[Path]:
@@ -94,8 +96,11 @@ def remark(reading: Reading) -> str:
     return "; ".join(text for text in (shown, reading.why_undecided, excluded, reading.note) if text)
 
 
-def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
-    """The page of all claims: a summary of each, then the studies, then every reading."""
+def markdown(studies: Sequence[Study], readings: Sequence[Reading], hulls: Sequence[Path] = ()) -> str:
+    """The page of all claims: a summary of each, then the studies, then every reading.
+
+    hulls: the figures of Pareto hulls, in the folder of the page.
+    """
     lines = ["# The paper's claims", ""]
     for one in summaries(readings):
         lines += _summary(one)
@@ -104,6 +109,8 @@ def markdown(studies: Sequence[Study], readings: Sequence[Reading]) -> str:
     for claim, text in CLAIMS.items():
         own = [reading for reading in readings if reading.claim == claim]
         lines += [f"## {claim}. {text}", ""]
+        if claim == HULLS_CLAIM:
+            lines += [f"![{path.stem}]({path.name})\n" for path in hulls]
         counted = [reading for reading in own if reading.counts or reading.missing]
         shown = [reading for reading in own if reading not in counted]
         if counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,9 @@ from tpbench.outcomes import Outcomes, unpack
 from tpbench.record import Record, Spectrum, Store, read_json, read_spectrum
 from tpbench.report.frame import by_machine
 
+POOLING = "wkmedoids"  # the method of the paper's headline result
+OTHER_START = "another start than the default: "  # why a reading of it is only shown; the start follows
+START = re.compile(rf"^{POOLING}\(init=(\w+)\)$")
 FINE_TUNED = "fine_tuned"
 OFF_THE_SHELF = "off_the_shelf"
 TRAINED = 0.9  # share of the expected base accuracy that a base must reach
@@ -143,6 +147,11 @@ class Study:
     def methods(self) -> list[str]:
         """The names of all methods, in the order of the records."""
         return list(dict.fromkeys(record.method for record in self.records))
+
+    def other_starts(self) -> dict[str, str]:
+        """Token Pooling from other starts than its default: the method's name with its setting, by start."""
+        found = {method: START.match(method) for method in self.methods()}
+        return {match[1]: method for method, match in found.items() if match}
 
     def top1(self, schedule: str, stage: str) -> pd.DataFrame:
         """Top-1 in percent at a schedule: one row for each method, one column for each seed, NaN where not measured.

@@ -7,18 +7,21 @@ from math import isnan
 from typing import NamedTuple
 
 from tpbench.claims.claims import CLAIMS, imprecision
+from tpbench.claims.study import OTHER_START
 from tpbench.claims.verdict import Reading
 from tpbench.report.families import EXCLUDED, FAILS, HOLDS, UNDECIDED
 from tpbench.report.layout import fixed
 
 FROM_WORST = (FAILS, EXCLUDED, UNDECIDED, HOLDS)
+NEGATIVE = (FAILS, EXCLUDED)
+DIFFERS = "differs between studies"
 
 
 class Summary(NamedTuple):
     """What is known of a claim, in words.
 
     heading: the claim with its verdict. parts: the readings that decide it, and what was not measured. studies: where
-    their numbers come from, "" for computed ones. others: the verdicts of the other studies.
+    their numbers come from, "" for computed ones. others: the verdicts of other starts and of the other studies.
     """
 
     heading: str
@@ -53,16 +56,43 @@ def summary(claim: int, readings: Sequence[Reading]) -> Summary:
         heading=f"{claim}. {CLAIMS[claim]}: {overall(readings)}",
         parts=parts,
         studies=", ".join(f"{study}, {_seeds(chosen, study)}" for study in used),
-        others=list(_others(readings, used)),
+        others=[*_other_starts(readings, used), *_others(readings, used)],
     )
 
 
 def overall(readings: Sequence[Reading]) -> str:
-    """The verdict on a claim: the worst verdict of its topics. A topic without a reading is undecided."""
-    verdicts = {reading.verdict for reading in deciding(readings)}
+    """The verdict on a claim: the worst verdict of its topics, unless another study decides the contrary.
+
+    A topic without a reading is undecided.
+    """
+    chosen = deciding(readings)
+    verdicts = {reading.verdict for reading in chosen}
     if not verdicts or not_measured(readings):
         verdicts.add(UNDECIDED)
-    return next(verdict for verdict in FROM_WORST if verdict in verdicts)
+    worst = next(verdict for verdict in FROM_WORST if verdict in verdicts)
+    return DIFFERS if contradicted(worst, chosen, readings) else worst
+
+
+def contradicted(verdict: str, chosen: Sequence[Reading], readings: Sequence[Reading]) -> bool:
+    """Whether another study decides the contrary of a verdict on a claim.
+
+    chosen: the readings that the verdict rests on. A claim that holds is contradicted by a study in which a topic does
+    not; one that does not hold, by a study in which every topic holds that did not.
+    """
+    disputed = [reading for reading in chosen if verdict == HOLDS or reading.verdict in NEGATIVE]
+    found = []  # for each disputed topic, the studies that decide the contrary
+    for topic, own_study in ((reading.topic, reading.study) for reading in disputed):
+        own = [reading for reading in readings if reading.counts and reading.topic == topic]
+        worst = {study: min((r for r in own if r.study == study), key=favourability) for study in _studies(own)}
+        against = NEGATIVE if verdict == HOLDS else (HOLDS,)
+        found.append({study for study, reading in worst.items() if study != own_study and reading.verdict in against})
+    if verdict == HOLDS:
+        return any(found)
+    return verdict in NEGATIVE and bool(set.intersection(*found))
+
+
+def _studies(readings: Sequence[Reading]) -> list[str]:
+    return list(dict.fromkeys(reading.study for reading in readings))
 
 
 def deciding(readings: Sequence[Reading]) -> list[Reading]:
@@ -121,6 +151,15 @@ def _because(reading: Reading) -> str:
     low, high = (fixed(end, 2) for end in reading.bounds)
     places = {1: f"above {high}", -1: f"below {low}", 0: f"outside {low} to {high}"}
     return f"{UNDECIDED}: values {places[reading.rule.side]} are ruled out"
+
+
+def _other_starts(readings: Sequence[Reading], used: Sequence[str]) -> Iterator[str]:
+    """The verdicts from other starts of Token Pooling in the studies that decide the claim."""
+    own = [reading for reading in readings if reading.study in used and reading.shown_only.startswith(OTHER_START)]
+    for study, why in dict.fromkeys((reading.study, reading.shown_only) for reading in own):
+        worst = min((r for r in own if (r.study, r.shown_only) == (study, why)), key=favourability)
+        start = why.removeprefix(OTHER_START)
+        yield f"from the start {start}: {worst.verdict} ({worst.topic} {value_text(worst)} {worst.unit})"
 
 
 def _others(readings: Sequence[Reading], used: Sequence[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Three to six sentences about one machine's records, with numbers and intervals, all derived from the records."""
+"""Three to seven sentences about one machine's records, with numbers and intervals, all derived from the records."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pandas as pd
 from tpbench.report.estimates import Estimate
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE, Judgement
 from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
-from tpbench.report.layout import Row, fixed
+from tpbench.report.layout import Row, fixed, spread_out
 from tpbench.report.methods import NULL
 from tpbench.report.phrases import are, counted, points
 from tpbench.report.standings import OFF_THE_SHELF, Standings
 
-MOST_SCHEDULES = 2  # schedules with a sentence of their own: the costliest and the cheapest
+MOST_SCHEDULES = 3  # with a sentence of their own, from the costliest to the cheapest
 EQUAL_COST = "macs="  # the prefix of schedules at which all methods cost the same
 
 
@@ -24,10 +24,10 @@ def findings(comparison: Comparison) -> list[str]:
     measured = [table for table in comparison.tables.values() if table.model is not None]
     compared = [table for table in measured if table.judgements] or measured
     shown = [table for table in compared if table.schedule.startswith(EQUAL_COST)] or compared
-    ends = shown if len(shown) <= MOST_SCHEDULES else [shown[0], shown[-1]]
-    found = [_scope(comparison, ends)]
-    found += [_verdicts(comparison, table) for table in ends if table.means[table.stage].keys() - _bases(comparison)]
-    found += [*_to_base(comparison, ends[-1:]), *_speed(comparison, ends[-1:]), *_null(comparison)]
+    told = spread_out(shown, MOST_SCHEDULES)
+    found = [_scope(comparison, told)]
+    found += [_verdicts(comparison, table) for table in told if table.means[table.stage].keys() - _bases(comparison)]
+    found += [*_to_base(comparison, told[-1:]), *_speed(comparison, told[-1:]), *_null(comparison)]
     return found
 
 

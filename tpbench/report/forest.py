@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, isnan
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tpbench.report import first
 from tpbench.report.families import BETTER, EQUIVALENT, WORSE
 from tpbench.report.frame import Comparison
-from tpbench.report.layout import Row
+from tpbench.report.layout import Row, spread_out
 from tpbench.report.pareto import GREY, INK, STYLE, dark, family_colour
 from tpbench.report.saved import save
 
@@ -50,16 +50,6 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
         _title(figure, comparison)
         save(figure, path, print_too=True)
     return path
-
-
-def spread_out(sections: Sequence[first.Section], most: int) -> list[first.Section]:
-    """All sections, or `most` of them at equal distances, including the first and the last.
-
-    Between two sections the later one is taken, which costs less and separates methods more.
-    """
-    if len(sections) <= most:
-        return list(sections)
-    return [sections[ceil(number * (len(sections) - 1) / (most - 1))] for number in range(most)]
 
 
 def _places(sections: Sequence[first.Section], reference: str) -> list[Place]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from math import floor, log10
-from typing import Any, NamedTuple
+from math import ceil, floor, log10
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ STILL_FALLING = "↓"
 STEEP = 0.05  # nats; if the training loss falls by more in the last epoch, the row is marked
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Shown(NamedTuple):
@@ -30,6 +31,16 @@ class Shown(NamedTuple):
     def heading(self) -> str:
         """The heading in one line."""
         return ", ".join(filter(None, (self.head, self.unit)))
+
+
+def spread_out(schedules: Sequence[T], most: int) -> list[T]:
+    """All schedules, from costly to cheap, or `most` of them at equal distances, including the first and the last.
+
+    Between two the later one is taken, which costs less and separates methods more.
+    """
+    if len(schedules) <= most:
+        return list(schedules)
+    return [schedules[ceil(number * (len(schedules) - 1) / (most - 1))] for number in range(most)]
 
 
 # ------------------------------------------------------------------------------------------ numbers as text
