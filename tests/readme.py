@@ -13,17 +13,17 @@ from tpbench.measure import speeds, timings
 from tpbench.measure.speeds import Speed
 from tpbench.measure.timings import Session
 from tpbench.record import read_all
-from tpbench.report import first, overview, timed
+from tpbench.report import first, timed
 from tpbench.report.columns import chosen
 from tpbench.report.findings import findings
 from tpbench.report.first import Section, sections
 from tpbench.report.frame import Comparison, compare
 from tpbench.report.layout import Row
 from tpbench.report.markdown import table
+from tpbench.report.methods import NULL
 
 ROOT = Path(__file__).parents[1]
-MOST_ROWS = 8
-MOST_BUDGETS = 4  # with more, the overview of all budgets is shown instead of one table
+MOST_ROWS = 9
 DIFFERENCE = "reference_difference_points"
 WIDTH = 115
 SPEED = ROOT / "results" / "deit_s_speed"
@@ -49,7 +49,7 @@ class Study(NamedTuple):
 
 
 STUDIES = (
-    Study("cifar10-small", "Natural images (CIFAR-10), three bases, without fine-tuning", "macs=0.5@0,1,2", "forest"),
+    Study("cifar10-small", "Natural images (CIFAR-10), fine-tuned on a GPU", "macs=0.5@0,1,2", "forest"),
     Study("digits", "Digits of 8x8 pixels, fine-tuned", "macs=0.3@0,1,2", "forest"),
 )
 
@@ -61,21 +61,20 @@ def section() -> str:
 
 
 def shown(study: Study) -> Iterator[str]:
-    """The findings of a study, a table of the reference and the best of each family, and a figure."""
-    comparison = compare(read_all(study.folder), timed=timings.read_all(study.folder))[0]
+    """The findings of the machine with the most records, a table of its best rows, and a figure."""
+    machines = compare(read_all(study.folder), timed=timings.read_all(study.folder))
+    comparison = max(machines, key=lambda machine: len(machine.records))
     results = study.folder.relative_to(ROOT)
     yield f"### {study.heading}"
     yield "\n".join(f"- {sentence}" for sentence in wrapped(comparison))
     of_schedule = next(one for one in sections(comparison) if one.title == study.schedule)
     rows = some(of_schedule, comparison.contrast.reference)
-    every = overview.overview(comparison)
-    chosen_rows = f"The reference and the best of each family at `{study.schedule}` ([all rows]({results}/README.md))"
-    if len(every.heads) > MOST_BUDGETS:
-        yield textwrap.fill(f"{chosen_rows}. {every.about}", WIDTH, break_long_words=False, break_on_hyphens=False)
-        yield "\n".join(every.table([row["method"] for row in rows])).strip()
-    else:
-        yield f"{chosen_rows}:"
-        yield compared(rows)
+    chosen_rows = (
+        f"The best of each family, the reference and the best of its other settings at `{study.schedule}`"
+        f" ([all rows and budgets]({results}/README.md)):"
+    )
+    yield textwrap.fill(chosen_rows, WIDTH, break_long_words=False, break_on_hyphens=False)
+    yield compared(rows)
     yield f"![{study.figure} of {study.name}]({results}/figures/{comparison.machine}-{study.figure}.png)"
 
 
@@ -131,11 +130,14 @@ def fastest(found: list[Speed], method: str) -> Speed:
 
 
 def some(section_of: Section, reference: str) -> list[Row]:
-    """The base, the reference and the best row of each family that has an accuracy, at most eight."""
+    """The base, the reference, the best of its settings, and the best of each family that has an accuracy."""
     rows = [row for _, group in section_of.groups for row in group]
-    best = [group[0] for family, group in section_of.groups if family and not isnan(group[0][DIFFERENCE])]
+    settings = [row for row in rows if row["family"] != NULL and row["method"].startswith(f"{reference}(")]
+    families = [group for family, group in section_of.groups if family]
+    known = [[row for row in group if not isnan(row[DIFFERENCE])] for group in families]
+    best = [max(group, key=lambda row: row[DIFFERENCE]) for group in known if group]
     wanted = [row for row in rows if row["unreduced"] or row["method"] == reference]
-    wanted += [row for row in best if row not in wanted]
+    wanted += [row for row in [*settings[:1], *best] if row not in wanted]
     return [row for row in rows if row in wanted[:MOST_ROWS]]
 
 

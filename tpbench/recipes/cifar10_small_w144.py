@@ -3,7 +3,7 @@
     python -m tpbench run --recipe cifar10-small-w144
     python -m tpbench claims results/cifar10-small results/cifar10-small-w144
 
-Machine: one GPU, bfloat16.
+Machine: one GPU, bfloat16; see cifar10-small. Expect the base at 79 % (79.9, 79.8 and 79.3 % for three seeds).
 """
 
 from tpbench.recipe import Recipe

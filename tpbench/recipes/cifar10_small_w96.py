@@ -3,7 +3,7 @@
     python -m tpbench run --recipe cifar10-small-w96
     python -m tpbench claims results/cifar10-small results/cifar10-small-w96
 
-Machine: one GPU, bfloat16.
+Machine: one GPU, bfloat16; see cifar10-small. Expect the base at 79 % (79.4, 79.6 and 79.1 % for three seeds).
 """
 
 from tpbench.recipe import Recipe
@@ -12,4 +12,4 @@ from tpbench.recipes import cifar10_small
 
 def recipe() -> Recipe:
     """The recipe that the module describes."""
-    return cifar10_small.of_width(96, expected_base=75.0)
+    return cifar10_small.of_width(96, expected_base=79.0)
