@@ -534,9 +534,10 @@ def test_what_does_not_go_together_is_said_in_one_line(tmp_path, capsys, asked, 
     assert len(said.strip().splitlines()) == 1
 
 
-def test_workers_share_a_gpu_only_where_cells_time_nothing(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("asked", [("--workers", "2"), ("--set", "workers=2")])
+def test_workers_share_a_gpu_only_where_cells_time_nothing(tmp_path, capsys, monkeypatch, asked):
     monkeypatch.setattr(environment, "device", lambda _: torch.device("cuda"))
-    assert main(["run", "--recipe", "smoke", "--workers", "2", "--out", str(tmp_path)]) == WRONG
+    assert main(["run", "--recipe", "smoke", *asked, "--out", str(tmp_path)]) == WRONG
     assert "--set measure.repeats=0" in capsys.readouterr().err
     small = recipes.load("cifar10-small")
     launch.check_workers(8, small, "auto")

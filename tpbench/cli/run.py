@@ -110,7 +110,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
     """The plan that the flags ask for. began: seconds of time.monotonic() from which the time limit counts."""
-    from tpbench import registry, schedule
+    from tpbench import overrides, registry, schedule
 
     launch.check(arguments)
     load_plugins(arguments)
@@ -119,8 +119,9 @@ def make_plan(arguments: argparse.Namespace, began: float) -> Plan:
     if arguments.pretrained:
         recipe = recipe.untrained(arguments.pretrained)
     if arguments.workers is not None:
-        launch.check_workers(arguments.workers, recipe, arguments.device)
         recipe = replace(recipe, workers=arguments.workers)
+    if arguments.workers is not None or "workers" in (line.path for line in overrides.parse(arguments.lines)):
+        launch.check_workers(recipe.workers, recipe, arguments.device)
     variants = rows.with_controls(registry.variants(rows.methods(arguments, recipe)), recipe)
     schedules = rows.reducing(schedule.parse_all(rows.schedules(arguments, recipe)))
     if arguments.off_the_shelf:
