@@ -16,7 +16,7 @@ import pytest
 from test_report import GOLDEN, measured, store
 
 from tpbench import recipe
-from tpbench.claims import accuracy, claims, closed_form
+from tpbench.claims import accuracy, at_base, claims, closed_form
 from tpbench.claims import page as claims_page
 from tpbench.claims.study import OTHER_START, TRAINED, Study, read_studies
 from tpbench.claims.summary import DIFFERS, overall, summaries, summary
@@ -330,6 +330,15 @@ def test_the_hull_over_widths_finds_what_one_base_does_not():
     assert (one.verdict, one.missing) == (UNDECIDED, "the same recipe on bases of other widths")
 
 
+def test_a_narrower_base_is_shown_beside_the_pooled_models():
+    wide, small = widths({("wkmedoids", MACS): 86.0}, images=10_000)
+    alone = found([wide, small], 3, "a narrower base: narrow, unreduced, at 50 % fewer MACs")
+    assert alone.value == pytest.approx(-2.0, abs=0.5)
+    assert (alone.verdict, alone.counts) == (FAILS, False)
+    wide = replace(wide, records=[replace(r, macs={k: v / 1.5 for k, v in r.macs.items()}) for r in wide.records])
+    assert not all_found([wide, small], 3, "a narrower base"), "control: it saves less than 42 %"
+
+
 def test_bases_that_were_fine_tuned_differently_share_no_hull():
     wide, small = widths({("wkmedoids", MACS): 90.5}, images=10_000)
     assert len(claims.sharing_a_hull([wide, small])) == 1, "control"
@@ -441,13 +450,35 @@ def test_other_starts_are_compared_with_the_rivals_and_do_not_count():
     rows = {("wkmedoids", MACS): 88.0, ("wkmedoids(init=grid)", MACS): 91.0, ("wkmedoids(iterations=10)", MACS): 88.0}
     own = of_rows({**rows, ("topk", MACS): 89.5})
     grid = found(own, 4, "equal MACs: wkmedoids(init=grid) minus topk")
-    assert (grid.verdict, grid.shown_only) == (HOLDS, f"{OTHER_START}grid")
+    assert (grid.verdict, grid.shown_only) == (HOLDS, OTHER_START)
     assert grid.value == pytest.approx(1.5, abs=0.5)
     assert grid.effect == pytest.approx(found(own, 4, TOPK).effect), "the paper's number is that of the method"
     assert not all_found(own, 4, "iterations=10"), "control: no other start"
     of_topk = [r for r in all_found(own, 4, "topk") if not r.missing]
     assert overall(of_topk) == FAILS
-    assert f"also from the start grid: {HOLDS} (wkmedoids(init=grid) minus topk" in summary(4, of_topk).sentence
+    said = f"from the start grid, on {own.name}: {HOLDS} (wkmedoids(init=grid) minus topk"
+    assert said in summary(4, of_topk).sentence
+    more = of_rows({**rows, ("topk", MACS): 89.5, ("random", MACS): 80.0, ("wkmedoids", "macs=0.3@0"): 80.0})
+    both = [r for r in all_found(more, 4) if not r.missing and "grid) minus random" not in r.test]
+    assert "from the start grid" not in summary(4, both).sentence, "it has not every reading of the default"
+
+
+def test_another_start_over_several_schedules_is_one_reading_for_each_rival():
+    rows = {(method, f"macs={share}@0"): 88.0 for method in ("wkmedoids", "topk") for share in (0.5, 0.3)}
+    rows |= {("wkmedoids(init=grid)", "macs=0.5@0"): 90.0, ("wkmedoids(init=grid)", "macs=0.3@0"): 90.0}
+    own = of_rows(rows, shares={"macs=0.5@0": 0.5, "macs=0.3@0": 0.3})
+    assert len([r for r in all_found(own, 4, "init=grid") if not r.missing]) == 1
+    assert f"from the start grid, on {own.name}: {HOLDS}" in summary(4, all_found(own, 4, "topk")).sentence
+
+
+def test_another_start_hides_no_gap_of_the_default():
+    _, small = widths({("wkmedoids", "macs=0.9@0"): 90.5}, images=10_000, shares={"macs=0.9@0": 0.9})
+    grid = simulated({("none", "none"): 90.0, ("wkmedoids(init=grid)", MACS): 90.0}, images=10_000)
+    grid = [replace(r, recipe="wide", macs={k: 2 * v for k, v in r.macs.items()}) for r in grid]
+    readings = all_found([study(grid), small], 3)
+    assert any(r.start == "grid" for r in readings), "control: the other start was read"
+    assert any(r.missing for r in readings if r.topic == at_base.ONE_BASE)
+    assert overall(readings) == UNDECIDED
 
 
 def test_what_is_missing_is_named():
@@ -626,21 +657,45 @@ def test_a_claim_differs_where_another_study_decides_the_contrary(precise_topk, 
     assert f"also {rough.name}: {of_rough}" in summary(4, only).sentence
 
 
-def test_a_study_contradicts_only_where_it_has_every_topic_that_did_not_hold():
-    rows = {("none", "none"): 96.0, ("wkmedoids", MACS): 90.0, ("topk", MACS): 92.0, ("random", MACS): 92.0}
-    precise = study(other_recipe(simulated(rows, seeds=16), "precise"))
-    lower = simulated({**rows, ("topk", MACS): 85.0, ("random", MACS): 85.0}, seeds=6)
-    lower = [replace(r, data={"fingerprint": "others"}) for r in other_recipe(lower, "rough")]
-    whole = study(lower)
-    part = study([r for r in lower if r.method != "random"])
+def judged(study_name: str, topic: str, verdict: str, test: str = "", **more) -> Reading:
+    """A reading that counts, with a verdict; one of a deciding study is more precise."""
+    ours = Difference(1.0, 0.1 if study_name == "P" else 0.2, 20.0, 21, "a", "b")
+    return replace(reading(1.0), study=study_name, topic=topic, test=test or topic, ours=ours, verdict=verdict, **more)
 
-    def only(*studies: Study) -> list[Reading]:
-        readings = [r for r in all_found(list(studies), 4) if not r.missing]
-        return [r for r in readings if "minus topk" in r.test or "minus random" in r.test]
 
-    assert [overall(only(own)) for own in (precise, whole, part)] == [FAILS, HOLDS, HOLDS]
-    assert overall(only(precise, whole)) == DIFFERS
-    assert overall(only(precise, part)) == FAILS
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ({("P", "topk"): FAILS, ("Q", "topk"): HOLDS}, DIFFERS),
+        ({("P", "topk"): HOLDS, ("Q", "topk"): EXCLUDED}, DIFFERS),
+        ({("P", "topk"): HOLDS, ("Q", "topk"): UNDECIDED}, HOLDS),
+        ({("P", "topk"): FAILS, ("P", "random"): HOLDS, ("Q", "topk"): HOLDS, ("Q", "random"): FAILS}, FAILS),
+        ({("P", "topk"): FAILS, ("P", "random"): HOLDS, ("Q", "topk"): HOLDS, ("Q", "random"): UNDECIDED}, FAILS),
+        ({("P", "topk"): FAILS, ("P", "random"): FAILS, ("Q", "topk"): HOLDS}, FAILS),
+        ({("P", "topk"): FAILS, ("P", "random"): FAILS, ("Q", "topk"): HOLDS, ("Q", "random"): HOLDS}, DIFFERS),
+    ],
+)
+def test_a_claim_differs_only_where_another_study_as_a_whole_decides_the_contrary(verdicts, expected):
+    assert overall([judged(name, topic, verdict) for (name, topic), verdict in verdicts.items()]) == expected
+
+
+def test_a_claim_differs_only_by_the_tests_that_failed():
+    failed = judged("P", "settings", FAILS, "init=farthest minus the default")
+    other = judged("Q", "settings", HOLDS, "iterations=10 minus the default")
+    assert overall([failed, other]) == FAILS
+    assert overall([failed, replace(other, test=failed.test)]) == DIFFERS, "control"
+    hull = judged("Q + R", "hull", HOLDS, members=("Q", "R"))
+    in_p = [judged("P", "hull", FAILS), judged("P", "base", FAILS)]
+    assert overall([*in_p, hull, judged("Q", "base", HOLDS)]) == DIFFERS, "a member has the reading of several studies"
+    assert overall([*in_p, hull, judged("S", "base", HOLDS)]) == FAILS, "control"
+
+
+def test_what_a_deciding_study_says_of_other_topics_is_named():
+    readings = [judged("P", "topk", HOLDS), judged("P", "random", FAILS)]
+    precise = replace(judged("Q", "random", HOLDS), ours=Difference(1.0, 0.01, 20.0, 21, "a", "b"))
+    said = summary(4, [*readings, precise])
+    assert said.heading.endswith(DIFFERS)
+    assert any(text.startswith(f"P: {FAILS} (random") for text in said.others)
 
 
 # ------------------------------------------------------------------------------------------ the page
@@ -734,6 +789,7 @@ def test_the_hull_is_drawn_for_several_widths(tmp_path):
     paths = claims_page.write(tmp_path, studies, claims.readings(studies))
     assert paths[-1].name == "claims-hull-wide.png"
     assert paths[-1].read_bytes().startswith(b"\x89PNG")
+    assert "![claims-hull-wide](claims-hull-wide.png)" in (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert len(claims_page.write(tmp_path, studies[1:], claims.readings(studies[1:]))) == 3, "control: one width"
 
 

@@ -45,7 +45,7 @@ from tpbench.report.interval import t_quantile
 from tpbench.report.latex import latex, tex
 from tpbench.report.markdown import escape, table
 from tpbench.report.page import html
-from tpbench.report.pareto import front
+from tpbench.report.pareto import best_by_percent, front
 from tpbench.report.results import Results
 from tpbench.report.statistics import fit
 from tpbench.report.write import write
@@ -439,7 +439,7 @@ def test_a_fine_tuned_base_alone_does_not_hide_what_was_measured_off_the_shelf()
     comparison = only(base)
     assert comparison.stage == "off_the_shelf"
     text = " ".join(findings.findings(comparison))
-    assert ", off the shelf, of 1 other method compared with wkmedoids (76.6 %" in text
+    assert ", off the shelf, of 1 other row compared with wkmedoids (76.6 %" in text
     assert "neither fine-tuned: -10.9 points" in text
     control = " ".join(findings.findings(only(example())))
     assert "off the shelf" not in control
@@ -626,12 +626,27 @@ def test_the_work_grows_with_the_rows_and_not_with_their_pairs(monkeypatch: pyte
 # ------------------------------------------------------------------------------------------ what a reader sees first
 
 
-def test_the_findings_are_three_to_six_sentences_with_numbers() -> None:
+def test_the_findings_are_three_to_seven_sentences_with_numbers() -> None:
     for records in (STUDY, example(), [r for r in STUDY if r.seed == 0]):
         found = findings.findings(only(records))
-        assert 3 <= len(found) <= 6
+        assert 3 <= len(found) <= 7
         assert all(any(sign.isdigit() for sign in sentence) for sentence in found)
         assert "nan" not in " ".join(found)
+
+
+def test_the_findings_tell_three_budgets_and_how_many_seeds_each_row_has() -> None:
+    shares = (0.9, 0.8, 0.7, 0.5, 0.3)
+    rows = [
+        record
+        for share in shares
+        for method, top1 in (("wkmedoids", CLEAR["a"]), ("tome", CLEAR["a"]), ("random", CLEAR["a"]))
+        for record in over_seeds(method, top1, f"macs={share}@0,1,2", share)
+    ]
+    few = [record for record in rows if (record.method, record.seed) != ("random", 0)]
+    text = findings.findings(only([*over_seeds("none", (97.0, 98.0, 97.5)), *few]))
+    told = [sentence for sentence in text if "compared with wkmedoids" in sentence]
+    assert [sentence.split()[1] for sentence in told] == [f"macs={share}@0,1,2" for share in (0.9, 0.7, 0.3)]
+    assert "3 methods at 5 schedules over 2 to 3 seeds" in text[0]
 
 
 def test_the_findings_follow_the_data() -> None:
@@ -726,10 +741,20 @@ def test_the_overview_has_a_row_for_each_method_and_a_column_for_each_budget() -
     assert found.rows["ats"][-1] == "91.5 ▼"
     assert found.rows["tome"][2] == "96.6 ▼"
     assert found.rows["ats"][2] == "", "it was not run there"
-    assert list(found.rows).index("tome") < list(found.rows).index("ats"), "what has more budgets comes first"
+    assert list(found.rows)[1:3] == ["wkmedoids", "tome"], "by the only budget that all have"
+    assert list(found.rows).index("tome") < list(found.rows).index("ats")
     others = [record for record in [*example(), *milder] if record.method != "wkmedoids"]
     assert "better than the reference of the budget" in overview.overview(only(others)).about
     assert overview.overview(only(over_seeds("none", (97.0, 98.0)))) is None, "there is one budget"
+
+
+def test_the_overview_says_which_budgets_were_not_fine_tuned() -> None:
+    milder = [
+        replace(record, metrics={"off_the_shelf_top1": record.metrics["off_the_shelf_top1"]})
+        for record in over_seeds("wkmedoids", (97.0, 98.1, 97.4), "0.9@0,1,2", 0.9)
+    ]
+    heads = overview.overview(only([*example(), *milder])).heads
+    assert heads[2:] == ["`0.9@0,1,2`, off the shelf", "`0.7@0,1,2`", f"`{SCHEDULE}`"]
 
 
 def test_what_lives_below_the_budget_and_what_saves_nothing_is_said() -> None:
@@ -898,6 +923,12 @@ def test_a_long_name_is_never_cut() -> None:
 
 def test_latex_is_escaped() -> None:
     assert tex("50 % of topk_cls & #1 ± 2 é") == "50 \\% of topk\\_cls \\& \\#1 $\\pm$ 2 ?"
+
+
+def test_a_front_ignores_differences_of_cost_within_a_percent() -> None:
+    points = [(29.9, 65.0), (30.3, 76.0), (49.6, 79.0), (50.4, 70.0)]
+    assert front(best_by_percent(points)) == [(30.3, 76.0), (49.6, 79.0)]
+    assert (29.9, 65.0) in front(points), "control"
 
 
 def test_the_front_leaves_out_what_is_beaten() -> None:

@@ -135,7 +135,9 @@ def test_rows_of_the_shelf_are_measured_and_fine_tuned_once_the_recipe_asks(tmp_
     assert fewer == again, "a fine-tuned record serves a row of the shelf too"
 
 
-@pytest.mark.parametrize("name", ["cifar10-cpu", "cifar10-cpu-w64", "cifar10-cpu-w96", "cifar10-cpu-w192"])
+@pytest.mark.parametrize(
+    "name", ["cifar10-cpu", "cifar10-cpu-w64", "cifar10-cpu-w96", "cifar10-cpu-w192", "cifar10-small"]
+)
 def test_the_study_on_two_cores_holds_what_its_claims_need(name):
     own = load(name, tuned=False)
     variants = {str(variant) for variant in with_controls(registry.variants(",".join(own.methods)), own)}
@@ -147,7 +149,7 @@ def test_the_study_on_two_cores_holds_what_its_claims_need(name):
     assert len(own.schedules) >= 5
     assert own.data.train_limit is None
     assert own.data.test_limit is None
-    if name == "cifar10-cpu":
+    if name in ("cifar10-cpu", "cifar10-small"):
         assert {"wkmedoids(iterations=10)", "wkmedoids(init=grid)"} <= claimed < variants
         assert "wkmedoids(finetune_seed=1)" in variants - claimed
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 NOT_OVERRIDABLE = {
     "name": "it names the results; write a recipe file of your own",
     "tuned": "`tpbench tune` finds these lines",
+    "tuned_as": "write a recipe file of your own",
     "reference": "reports read it from the recipe, not from records; write a recipe file of your own",
     "margin": "reports read it from the recipe, not from records; write a recipe file of your own",
     "expected_base": "the claims read it from the recipe, not from records; write a recipe file of your own",

@@ -145,6 +145,7 @@ class Recipe:
     search: dict[str, Search] = field(default_factory=dict)  # by method
     trial_images: int | None = None  # training images of each trial of `tpbench tune`; None: all of them
     tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # by method: lines of finetune that were tuned
+    tuned_as: str = ""  # another recipe, whose tuned lines hold for the methods that were not tuned for this one
     reference: str = "wkmedoids"  # the method that every other is compared with
     margin: float = 1.0  # points of top-1 within which two methods count as equivalent
     expected_base: float = 0.0  # top-1 in percent that the base should reach; 0: a smoke recipe, which proves nothing
@@ -198,7 +199,8 @@ class Recipe:
         # No field in these three groups changes the value of a result.
         which_results = ("seeds", "schedules", "methods", "finetuned", "controls", "search")
         how_they_are_read = ("reference", "margin", "expected_base")
-        others = ("workers", "trial_images", "tuned")  # a record holds the tuned lines that it was trained with
+        # A record holds the tuned lines that it was trained with.
+        others = ("workers", "trial_images", "tuned", "tuned_as")
         excluded = (*which_results, *how_they_are_read, *others)
         return self._hash(line.name for line in fields(self) if line.name not in excluded)
 
@@ -254,10 +256,13 @@ def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
     so that every record and table shows them and no folder mixes them with the plain recipe.
     """
     recipe = _overridden(_load(name), lines)
-    path = tuning_path(name, recipe)
-    if not tuned or not path.exists():
+    if not tuned:
         return recipe
-    return replace(recipe, tuned=tuning.lines_for(recipe, path))
+    path = tuning_path(name, recipe)
+    own = tuning.lines_for(recipe, path) if path.exists() else {}
+    same = recipe.tuned_as and OVERRIDDEN not in recipe.name
+    theirs = load(recipe.tuned_as).tuned if same else {}
+    return replace(recipe, tuned={method: lines for method, lines in theirs.items() if method in recipe.methods} | own)
 
 
 def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:

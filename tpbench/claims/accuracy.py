@@ -52,7 +52,7 @@ def beats_the_others(study: Study) -> Iterator[Reading]:
     for start, method in study.other_starts().items():
         for reading in over_schedules(family, list(to_rivals(method)), study.schedules(COSTS[EQUAL_MACS])):
             if not reading.shown_only:
-                yield replace(reading, shown_only=f"{OTHER_START}{start}")
+                yield replace(reading, shown_only=OTHER_START, start=start)
 
 
 def to_rivals(pooling: str) -> Iterator[Contrast]:

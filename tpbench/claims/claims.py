@@ -39,7 +39,9 @@ def readings(studies: Sequence[Study]) -> list[Reading]:
     evidence = [study for study in studies if not study.no_evidence]
     found = [reading for study in evidence for claim in BY_MEASUREMENT for reading in claim(study)]
     found += [reading for study in evidence for claim in BY_ACCURACY for reading in by_accuracy(claim(study), study)]
-    found += [at_base.loss_on_the_hull(group) for group in sharing_a_hull(evidence) or [[]]]
+    groups = sharing_a_hull(evidence)
+    found += [at_base.loss_on_the_hull(group) for group in groups or [[]]]
+    found += [reading for group in groups for reading in at_base.loss_of_a_narrower_base(group)]
     once = counted_once(_without_redundant_gaps(found), evidence)
     closed = [*closed_form.fully_connected(), *closed_form.clustering_is_cheap()]
     return sorted([*decide(closed), *once], key=lambda reading: reading.claim)
@@ -48,8 +50,9 @@ def readings(studies: Sequence[Study]) -> list[Reading]:
 def by_accuracy(readings: Iterable[Reading], study: Study) -> Iterator[Reading]:
     """Readings of accuracies; without per-image outcomes they are shown but do not count."""
     for reading in readings:
-        shown_only = reading.shown_only or ("" if study.has_outcomes else NO_OUTCOMES)
-        yield replace(reading, shown_only=shown_only)
+        without = "" if study.has_outcomes else NO_OUTCOMES
+        reasons = [reading.shown_only, without] if reading.start else [reading.shown_only or without]
+        yield replace(reading, shown_only="; ".join(filter(None, reasons)))
 
 
 def sharing_a_hull(studies: Sequence[Study]) -> list[list[Study]]:
@@ -75,7 +78,7 @@ def _without_redundant_gaps(readings: Sequence[Reading]) -> list[Reading]:
 
     Where no reading measures a topic, the first of its gaps is kept, so that the table names what is missing.
     """
-    settled = {_topic(reading) for reading in readings if not reading.missing}
+    settled = {_topic(reading) for reading in readings if not reading.missing and not reading.start}
     kept = []
     for reading in readings:
         if not reading.missing or _topic(reading) not in settled:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tpbench.claims.closed_form import ITERATIONS
 from tpbench.claims.contrasts import from_samples, from_values
-from tpbench.claims.study import Study
+from tpbench.claims.study import OTHER_START, Study
 from tpbench.claims.verdict import Reading, Rule, decide
 
 # Our bounds, since the paper gives no number for "robust" and "converges".
@@ -74,7 +74,7 @@ def clustering_is_robust(study: Study) -> Iterator[Reading]:
     yield from decide([_start(study, start, default["start"]) for start in others])
     for start in (default["start"], *others):
         reading = _convergence(study, start)
-        detail = "" if start == default["start"] else "another start than the default"
+        detail = "" if start == default["start"] else OTHER_START
         yield from decide([replace(reading, shown_only=detail)])
 
 

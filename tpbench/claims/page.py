@@ -32,8 +32,15 @@ The bounds were set before the results were known: 0 for a difference; for equal
 the paper's own loss on one base; and, where the paper gives no number, 0.5 points (settings), 5 % of the clustering
 objective (starts), 1 % (convergence) and 10 points (accuracy preserved off the shelf). Of studies that share their
 bases, only the most precise counts. The verdict on a claim is the worst verdict of its quantities; each quantity is
-decided by its most precise study. Where another study decides the contrary, the claim *differs between studies*."""
+decided by its most precise study. A claim that holds *differs between studies* where any counted reading of another
+study does not; one that does not hold, where everything holds in another study that has the tests which failed. Each
+start of Token Pooling other than its default is a family of its own and only shown."""
+PAPERS = "the paper's effect"
 HULLS_CLAIM = 3  # equal accuracy at fewer computations
+HULLS_CAPTION = (
+    "Stars: unreduced models, joined by a dashed line. Points: the same models with Token Pooling, at several budgets."
+    " Grey: the best at every cost. Means over bases; the table has the intervals."
+)
 HEADS = ("test", "study", "schedule", "paper", "ours", "unit", "holds if", "verdict", "seeds", "remark")
 
 
@@ -91,7 +98,7 @@ def _blank(value: Any) -> Any:
 
 def remark(reading: Reading) -> str:
     """Why a reading does not count, what would decide it, and other notes; "" if there is nothing to say."""
-    excluded = "the paper's effect is excluded" if reading.effect_excluded else ""
+    excluded = f"{reading.claimed or PAPERS} is excluded" if reading.effect_excluded else ""
     shown = f"shown only: {reading.shown_only}" if reading.shown_only else ""
     return "; ".join(text for text in (shown, reading.why_undecided, excluded, reading.note) if text)
 
@@ -110,7 +117,7 @@ def markdown(studies: Sequence[Study], readings: Sequence[Reading], hulls: Seque
         own = [reading for reading in readings if reading.claim == claim]
         lines += [f"## {claim}. {text}", ""]
         if claim == HULLS_CLAIM:
-            lines += [f"![{path.stem}]({path.name})\n" for path in hulls]
+            lines += [f"![{path.stem}]({path.name})\n\n{HULLS_CAPTION}\n" for path in hulls]
         counted = [reading for reading in own if reading.counts or reading.missing]
         shown = [reading for reading in own if reading not in counted]
         if counted:

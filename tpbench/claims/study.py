@@ -20,7 +20,7 @@ from tpbench.record import Record, Spectrum, Store, read_json, read_spectrum
 from tpbench.report.frame import by_machine
 
 POOLING = "wkmedoids"  # the method of the paper's headline result
-OTHER_START = "another start than the default: "  # why a reading of it is only shown; the start follows
+OTHER_START = "another start than the default"  # why a reading of it is only shown
 START = re.compile(rf"^{POOLING}\(init=(\w+)\)$")
 FINE_TUNED = "fine_tuned"
 OFF_THE_SHELF = "off_the_shelf"
@@ -150,8 +150,9 @@ class Study:
 
     def other_starts(self) -> dict[str, str]:
         """Token Pooling from other starts than its default: the method's name with its setting, by start."""
+        default = {record.config.get("init") for record in self.records if record.method == POOLING}
         found = {method: START.match(method) for method in self.methods()}
-        return {match[1]: method for method, match in found.items() if match}
+        return {match[1]: method for method, match in found.items() if match and match[1] not in default}
 
     def top1(self, schedule: str, stage: str) -> pd.DataFrame:
         """Top-1 in percent at a schedule: one row for each method, one column for each seed, NaN where not measured.

@@ -7,7 +7,6 @@ from math import isnan
 from typing import NamedTuple
 
 from tpbench.claims.claims import CLAIMS, imprecision
-from tpbench.claims.study import OTHER_START
 from tpbench.claims.verdict import Reading
 from tpbench.report.families import EXCLUDED, FAILS, HOLDS, UNDECIDED
 from tpbench.report.layout import fixed
@@ -21,7 +20,8 @@ class Summary(NamedTuple):
     """What is known of a claim, in words.
 
     heading: the claim with its verdict. parts: the readings that decide it, and what was not measured. studies: where
-    their numbers come from, "" for computed ones. others: the verdicts of other starts and of the other studies.
+    their numbers come from; "" for computed ones, and where the parts come from several studies and name them. others:
+    the verdicts of other starts and of the other studies.
     """
 
     heading: str
@@ -46,17 +46,19 @@ def summaries(readings: Sequence[Reading]) -> list[Summary]:
 def summary(claim: int, readings: Sequence[Reading]) -> Summary:
     """A claim with its verdict, the readings that decide it, what was not measured, and other studies' verdicts."""
     chosen = deciding(readings)
+    used = list(dict.fromkeys(reading.study for reading in chosen if reading.study))
     parts = [part(reading, named_by_topic=is_only_one_of_topic(reading, readings)) for reading in chosen]
+    if len(used) > 1:
+        parts = [f"{text} on {r.study}, {_seeds([r], r.study)}" for text, r in zip(parts, chosen)]
     parts += dict.fromkeys(f"not measured: {reading.missing}" for reading in not_measured(readings))
     if not chosen:
         reasons = [reading.shown_only for reading in readings if reading.shown_only and not reading.missing]
         parts += [f"nothing counts: {reason}" for reason in reasons[:1]]
-    used = list(dict.fromkeys(reading.study for reading in chosen if reading.study))
     return Summary(
         heading=f"{claim}. {CLAIMS[claim]}: {overall(readings)}",
         parts=parts,
-        studies=", ".join(f"{study}, {_seeds(chosen, study)}" for study in used),
-        others=[*_other_starts(readings, used), *_others(readings, used)],
+        studies=f"{used[0]}, {_seeds(chosen, used[0])}" if len(used) == 1 else "",
+        others=[*_other_starts(readings), *_others(readings)],
     )
 
 
@@ -76,23 +78,22 @@ def overall(readings: Sequence[Reading]) -> str:
 def contradicted(verdict: str, chosen: Sequence[Reading], readings: Sequence[Reading]) -> bool:
     """Whether another study decides the contrary of a verdict on a claim.
 
-    chosen: the readings that the verdict rests on. A claim that holds is contradicted by a study in which a topic does
-    not; one that does not hold, by a study in which every topic holds that did not.
+    chosen: the readings that the verdict rests on. A claim that holds is contradicted wherever a reading counts that
+    does not. One that does not hold is contradicted by a study in which everything holds, if it has all the tests that
+    failed.
     """
-    disputed = [reading for reading in chosen if verdict == HOLDS or reading.verdict in NEGATIVE]
-    found = []  # for each disputed topic, the studies that decide the contrary
-    for topic, own_study in ((reading.topic, reading.study) for reading in disputed):
-        own = [reading for reading in readings if reading.counts and reading.topic == topic]
-        worst = {study: min((r for r in own if r.study == study), key=favourability) for study in _studies(own)}
-        against = NEGATIVE if verdict == HOLDS else (HOLDS,)
-        found.append({study for study, reading in worst.items() if study != own_study and reading.verdict in against})
+    counted = [reading for reading in readings if reading.counts]
     if verdict == HOLDS:
-        return any(found)
-    return verdict in NEGATIVE and bool(set.intersection(*found))
-
-
-def _studies(readings: Sequence[Reading]) -> list[str]:
-    return list(dict.fromkeys(reading.study for reading in readings))
+        return any(reading.verdict in NEGATIVE for reading in counted)
+    if verdict not in NEGATIVE:
+        return False
+    deciders = {(reading.topic, reading.study) for reading in chosen}
+    failed = {r.test for r in counted if r.verdict in NEGATIVE and (r.topic, r.study) in deciders}
+    for study in dict.fromkeys(study for reading in counted for study in reading.studies):
+        own = [reading for reading in counted if study in reading.studies]
+        if failed <= {reading.test for reading in own} and all(reading.verdict == HOLDS for reading in own):
+            return True
+    return False
 
 
 def deciding(readings: Sequence[Reading]) -> list[Reading]:
@@ -141,9 +142,9 @@ def value_text(reading: Reading) -> str:
 
 
 def _because(reading: Reading) -> str:
-    effect = fixed(reading.shown(reading.effect), 2)
+    effect = reading.claimed or f"the paper's {fixed(reading.shown(reading.effect), 2)}"
     if reading.verdict == EXCLUDED or (reading.effect_excluded and reading.verdict != UNDECIDED):
-        return f"{reading.verdict}: the paper's {effect} is ruled out"
+        return f"{reading.verdict}: {effect} is ruled out"
     if reading.verdict != UNDECIDED:
         return reading.verdict
     if not reading.ours.known:
@@ -153,23 +154,26 @@ def _because(reading: Reading) -> str:
     return f"{UNDECIDED}: values {places[reading.rule.side]} are ruled out"
 
 
-def _other_starts(readings: Sequence[Reading], used: Sequence[str]) -> Iterator[str]:
-    """The verdicts from other starts of Token Pooling in the studies that decide the claim."""
-    own = [reading for reading in readings if reading.study in used and reading.shown_only.startswith(OTHER_START)]
-    for study, why in dict.fromkeys((reading.study, reading.shown_only) for reading in own):
-        worst = min((r for r in own if (r.study, r.shown_only) == (study, why)), key=favourability)
-        start = why.removeprefix(OTHER_START)
-        yield f"from the start {start}: {worst.verdict} ({worst.topic} {value_text(worst)} {worst.unit})"
+def _other_starts(readings: Sequence[Reading]) -> Iterator[str]:
+    """The verdicts from other starts of Token Pooling, where they have every reading that its default start has."""
+    for study, start in dict.fromkeys((reading.study, reading.start) for reading in readings if reading.start):
+        own = [reading for reading in readings if (reading.study, reading.start) == (study, start)]
+        default = [reading for reading in readings if reading.counts and reading.study == study]
+        if len(own) == len(default) and {r.schedule for r in own} == {r.schedule for r in default}:
+            worst = min(own, key=favourability)
+            value = f"{worst.topic} {value_text(worst)} {worst.unit}"
+            yield f"from the start {start}, on {study}: {worst.verdict} ({value})"
 
 
-def _others(readings: Sequence[Reading], used: Sequence[str]) -> Iterator[str]:
-    """The verdicts of the studies that do not decide the claim, each with its least favourable reading."""
+def _others(readings: Sequence[Reading]) -> Iterator[str]:
+    """The verdicts of every study on the topics that other studies decide, each with its least favourable reading."""
+    decided = {(reading.topic, reading.study) for reading in deciding(readings)}
     counted = [reading for reading in readings if reading.counts and reading.study]
+    counted = [reading for reading in counted if (reading.topic, reading.study) not in decided]
     for study in dict.fromkeys(reading.study for reading in counted):
-        if study not in used:
-            own = [reading for reading in counted if reading.study == study]
-            worst = min(deciding(own), key=favourability)
-            yield f"{study}: {overall(own)} ({worst.topic} {value_text(worst)} {worst.unit})"
+        own = [reading for reading in counted if reading.study == study]
+        worst = min(deciding(own), key=favourability)
+        yield f"{study}: {overall(own)} ({worst.topic} {value_text(worst)} {worst.unit})"
 
 
 def _seeds(chosen: Sequence[Reading], study: str) -> str:

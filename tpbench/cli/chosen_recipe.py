@@ -41,8 +41,8 @@ def load_recipe(arguments: Namespace, tuned: bool = True) -> Recipe:
     from tpbench import recipe as recipes
 
     recipe = recipes.load(arguments.recipe, tuned=tuned, lines=arguments.lines)
-    plain = recipes.tuning_path(arguments.recipe)
-    if tuned and recipes.tuning_path(arguments.recipe, recipe) != plain and plain.exists() and not recipe.tuned:
+    plain = recipes.tuning_path(recipe.tuned_as or arguments.recipe)
+    if tuned and recipes.OVERRIDDEN in recipe.name and plain.exists() and not recipe.tuned:
         say(f"{recipe.name} is not tuned: {plain.name} was tuned without --set and is not used", DONE)
     return recipe if arguments.data is None else recipes.with_data_at(recipe, arguments.data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import isnan
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from tpbench.report.estimates import Estimate
 from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED, WORSE, Judgement
+from tpbench.report.first import fullest
 from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.layout import Row, fixed, spread_out
 from tpbench.report.methods import NULL
@@ -23,6 +25,7 @@ def findings(comparison: Comparison) -> list[str]:
     """The sentences, the most important first."""
     measured = [table for table in comparison.tables.values() if table.model is not None]
     compared = [table for table in measured if table.judgements] or measured
+    compared = [table for table in compared if table.schedule in fullest(comparison)] or compared
     shown = [table for table in compared if table.schedule.startswith(EQUAL_COST)] or compared
     told = spread_out(shown, MOST_SCHEDULES)
     found = [_scope(comparison, told)]
@@ -38,10 +41,15 @@ def _bases(comparison: Comparison) -> set[str]:
 def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
     """What was compared, and the smallest detectable difference."""
     frame = comparison.frame
-    methods = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].nunique()
+    names = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].unique()
+    methods = {name.partition("(")[0] for name in names}
+    settings = len(set(names) - methods)
     seeds = len({record.seed for record in comparison.records})
+    fewest = min(Counter((record.method, record.schedule) for record in comparison.records).values())
     schedules = int(frame.loc[~frame["unreduced"], "schedule"].nunique())
-    numbers = [counted(methods, "method"), counted(schedules, "schedule"), counted(seeds, "seed")]
+    numbers = [counted(len(methods), "method"), counted(schedules, "schedule"), counted(seeds, "seed")]
+    numbers[0] += f" (and {counted(settings, 'other setting')})" if settings else ""
+    numbers[2] = f"{fewest} to {numbers[2]}" if fewest < seeds else numbers[2]
     said = f"{numbers[0]} at {numbers[1]} over {numbers[2]} on {comparison.machine}"
     smallest = [table for table in tables if not isnan(table.smallest)]
     if not smallest:
@@ -85,7 +93,7 @@ def _verdicts(comparison: Comparison, table: Standings) -> str:
     ):
         if verdict in groups:
             parts.append(f"{len(groups[verdict])} {are(len(groups[verdict]))} {words}")
-    others = counted(len(table.judgements), "other method")
+    others = counted(len(table.judgements), "other row")
     return (
         f"{_where(comparison, table)}, of {others} compared with {table.reference} ({_mean(own)}), {', '.join(parts)}."
     )

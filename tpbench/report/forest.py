@@ -13,6 +13,7 @@ from tpbench.report.families import BETTER, EQUIVALENT, WORSE
 from tpbench.report.frame import Comparison
 from tpbench.report.layout import Row, spread_out
 from tpbench.report.pareto import GREY, INK, STYLE, dark, family_colour
+from tpbench.report.phrases import counted
 from tpbench.report.saved import save
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
     Return the path, or None if there are no differences to draw.
     """
     sections = [section for section in first.sections(comparison) if comparison.tables[section.title].judgements]
-    sections = spread_out(sections, PANELS)
     if not sections:
         return None
+    sections, left_out = spread_out(sections, PANELS), len(sections) - PANELS
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
@@ -47,7 +48,7 @@ def draw(comparison: Comparison, path: Path) -> Path | None:
             rows = {row["method"]: row for _, own in section.groups for row in own}
             _panel(panel, comparison, schedule=section.title, lines=[(place, rows.get(place[1])) for place in places])
         _names(panels[0], places)
-        _title(figure, comparison)
+        _title(figure, comparison, left_out)
         save(figure, path, print_too=True)
     return path
 
@@ -104,11 +105,13 @@ def _names(panel: Axes, places: Sequence[Place]) -> None:
             label.set_fontweight("bold")
 
 
-def _title(figure: Figure, comparison: Comparison) -> None:
+def _title(figure: Figure, comparison: Comparison, left_out: int) -> None:
     about = f"{comparison.records[0].recipe} on {comparison.machine}"
     how = (
-        "lines: 95 % intervals, not corrected (at the edge they go on); filled: better, worse or equivalent after"
-        " Holm's correction; band: the margin"
+        "lines: 95 % intervals, not corrected (lines cut at the frame continue); filled: better, worse or equivalent"
+        " after Holm's correction; band: the margin"
     )
+    if left_out > 0:
+        how += f"; {counted(left_out, 'more budget')} in the tables"
     figure.suptitle(about, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     figure.supxlabel(how, fontsize=8.5, color=GREY)

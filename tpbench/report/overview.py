@@ -13,6 +13,7 @@ from tpbench.report.frame import Comparison
 from tpbench.report.layout import Row, fixed
 from tpbench.report.markdown import escape, table
 from tpbench.report.methods import NULL
+from tpbench.report.standings import OFF_THE_SHELF
 
 MARKS = {BETTER: " ▲", WORSE: " ▼"}
 
@@ -38,7 +39,7 @@ def overview(comparison: Comparison) -> Overview | None:
     references = {comparison.tables[schedule].reference for schedule in schedules}
     reference = references.pop() if len(references) == 1 else "the reference of the budget"
     return Overview(
-        heads=["Method", "Family", *(f"`{schedule}`" for schedule in schedules)],
+        heads=["Method", "Family", *_heads(comparison, schedules)],
         rows=rows,
         about=(
             "Top-1 in percent, mean over seeds: fine-tuned at budgets where methods were, otherwise off the shelf."
@@ -52,12 +53,23 @@ def section(comparison: Comparison) -> list[str]:
     found = overview(comparison)
     if found is None:
         return []
-    order = "Methods are in the order of their mean over these budgets."
+    order = "Methods are in the order of their mean over the budgets at which all of them were measured."
     return ["### All budgets", "", f"{found.about} {order}", "", *found.table()]
 
 
+def _heads(comparison: Comparison, schedules: list[str]) -> list[str]:
+    """The budgets; where only some were fine-tuned, the others say that they were not."""
+    stages = {schedule: comparison.tables[schedule].stage for schedule in schedules}
+    mixed = len(set(stages.values())) > 1
+    untrained = {schedule for schedule, stage in stages.items() if mixed and stage == OFF_THE_SHELF}
+    return [f"`{schedule}`" + (", off the shelf" if schedule in untrained else "") for schedule in schedules]
+
+
 def _rows(comparison: Comparison, schedules: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """The base, then the methods that have an accuracy at any budget; first those that have one at every budget."""
+    """The base, then the methods that have an accuracy at any budget.
+
+    They are ordered by their mean over the budgets that all of them have; without any such, by the number of budgets.
+    """
     by_method: dict[str, dict[str, Row]] = {}
     for row in comparison.rows:
         if row["count"] != "masked" and row["family"] != NULL and not isnan(_top1(comparison, row)):
@@ -66,15 +78,16 @@ def _rows(comparison: Comparison, schedules: list[str]) -> Iterator[tuple[str, l
     for name, row in bases.items():
         yield name, [escape(name), "", *([fixed(_top1(comparison, row), 1)] * len(schedules))]
 
-    def place(name: str) -> tuple[int, float]:
-        known = [_top1(comparison, row) for schedule, row in by_method[name].items() if schedule in schedules]
-        return -len(known), -fmean(known or [0.0])
+    shown = {name: rows for name, rows in by_method.items() if name not in bases and rows.keys() & set(schedules)}
+    common = [schedule for schedule in schedules if all(schedule in rows for rows in shown.values())]
 
-    for name in sorted(by_method.keys() - bases.keys(), key=place):
-        own = by_method[name]
-        cells = [_cell(comparison, own.get(schedule)) for schedule in schedules]
-        if any(cells):
-            yield name, [escape(name), next(iter(own.values()))["family"], *cells]
+    def place(name: str) -> tuple[int, float]:
+        budgets = common or [schedule for schedule in schedules if schedule in shown[name]]
+        return -len(budgets), -fmean(_top1(comparison, shown[name][schedule]) for schedule in budgets)
+
+    for name in sorted(shown, key=place):
+        cells = [_cell(comparison, shown[name].get(schedule)) for schedule in schedules]
+        yield name, [escape(name), next(iter(shown[name].values()))["family"], *cells]
 
 
 def _cell(comparison: Comparison, row: Row | None) -> str:

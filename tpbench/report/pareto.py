@@ -8,8 +8,9 @@ family; methods of one family differ in their dashes. Other methods are grey poi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,6 +128,17 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
+def best_by_percent(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The most accurate of the (cost in percent, accuracy) points that cost equally much, to a whole percent.
+
+    Rows at one share of the multiply-adds differ by up to 1 %, which must not put the cheapest of them on the front.
+    """
+    best: dict[int, tuple[float, float]] = {}
+    for cost, accuracy in points:
+        best[round(cost)] = max(best.get(round(cost), (cost, accuracy)), (cost, accuracy), key=itemgetter(1))
+    return list(best.values())
+
+
 def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
     """The horizontal axes: multiply-adds, and latency from a timing session or else from the records."""
     share = 100 * frame["macs_share"]
@@ -160,7 +172,7 @@ def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
     fronts = []
     for cost in costs:
         own = reduced.assign(**{COST: cost.values}).dropna(subset=[COST])
-        points = set(front(list(zip(own[COST], own[top1]))))
+        points = set(front(best_by_percent(zip(own[COST], own[top1]))))
         fronts.append([row["method"] for row in own.to_dict("records") if (row[COST], row[top1]) in points])
     order = [comparison.contrast.reference]
     for methods in fronts:
@@ -187,7 +199,7 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
         return
     low, high = _frame(panel, known=known, top1=top1, named=named)
     reduced = known[~known["unreduced"]]
-    points = front(list(zip(known[COST], known[top1])))
+    points = front(best_by_percent(zip(known[COST], known[top1])))
     look = {"color": FAINT, "linewidth": 5, "alpha": 0.8, "solid_capstyle": "round", "solid_joinstyle": "round"}
     panel.plot(*zip(*points), drawstyle="steps-post", zorder=1, **look)
     quiet = reduced[~reduced["method"].isin(named)]
