@@ -131,7 +131,7 @@ def reading_commands() -> list[str]:
 @pytest.fixture
 def folders(finished, tmp_path, monkeypatch) -> Path:
     """A directory with the folders that the pages name."""
-    for name in ("smoke", "mine", "digits", "cifar10", "cifar10-w128"):
+    for name in ("smoke", "mine", "digits", "cifar10-small"):
         shutil.copytree(finished, tmp_path / "results" / name)
     shutil.copytree(ROOT / "results" / "deit_s_speed", tmp_path / "results" / "speed")
     monkeypatch.chdir(tmp_path)
