@@ -330,13 +330,13 @@ def test_the_hull_over_widths_finds_what_one_base_does_not():
     assert (one.verdict, one.missing) == (UNDECIDED, "the same recipe on bases of other widths")
 
 
-def test_a_narrower_base_is_shown_beside_the_pooled_models():
+def test_a_cheaper_base_is_shown_beside_the_pooled_models():
     wide, small = widths({("wkmedoids", MACS): 86.0}, images=10_000)
-    alone = found([wide, small], 3, "a narrower base: narrow, unreduced, at 50 % fewer MACs")
+    alone = found([wide, small], 3, "a cheaper base: narrow, unreduced, at 50 % fewer MACs")
     assert alone.value == pytest.approx(-2.0, abs=0.5)
     assert (alone.verdict, alone.counts) == (FAILS, False)
     wide = replace(wide, records=[replace(r, macs={k: v / 1.5 for k, v in r.macs.items()}) for r in wide.records])
-    assert not all_found([wide, small], 3, "a narrower base"), "control: it saves less than 42 %"
+    assert not all_found([wide, small], 3, "a cheaper base"), "control: it saves less than 42 %"
 
 
 def test_bases_that_were_fine_tuned_differently_share_no_hull():
@@ -684,6 +684,8 @@ def test_a_claim_differs_only_by_the_tests_that_failed():
     other = judged("Q", "settings", HOLDS, "iterations=10 minus the default")
     assert overall([failed, other]) == FAILS
     assert overall([failed, replace(other, test=failed.test)]) == DIFFERS, "control"
+    shared = judged("Q", "other", FAILS, shown_only=f"{claims.SAME_BASES}R, which counts")
+    assert overall([failed, replace(other, test=failed.test), shared]) == FAILS, "everything must hold there"
     hull = judged("Q + R", "hull", HOLDS, members=("Q", "R"))
     in_p = [judged("P", "hull", FAILS), judged("P", "base", FAILS)]
     assert overall([*in_p, hull, judged("Q", "base", HOLDS)]) == DIFFERS, "a member has the reading of several studies"
@@ -695,7 +697,7 @@ def test_what_a_deciding_study_says_of_other_topics_is_named():
     precise = replace(judged("Q", "random", HOLDS), ours=Difference(1.0, 0.01, 20.0, 21, "a", "b"))
     said = summary(4, [*readings, precise])
     assert said.heading.endswith(DIFFERS)
-    assert any(text.startswith(f"P: {FAILS} (random") for text in said.others)
+    assert any(text.startswith(f"P, on the other quantities: {FAILS} (random") for text in said.others)
 
 
 # ------------------------------------------------------------------------------------------ the page

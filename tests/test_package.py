@@ -67,9 +67,11 @@ def test_every_packaged_recipe_loads_and_says_how_to_run_it():
 def test_the_readme_shows_the_committed_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.updated(text) == text, "run `python tests/readme.py`"
-    assert readme.updated(text.replace("wkmedoids |", "wkmedoids | 99.9 |")) == text, (
-        "control: a changed number is undone"
-    )
+    for mark in (readme.OPEN, readme.CLOSE, *readme.CLAIMS):
+        assert text.count(mark) == 1, "otherwise nothing would be put there"
+    for changed in (text.replace("wkmedoids |", "wkmedoids | 99.9 |"), re.sub(r"by \+\d\.\d ±", "by +9.9 ±", text)):
+        assert changed != text
+        assert readme.updated(changed) == text, "control: a changed number is undone"
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (ROOT / target).exists(), target
 

@@ -53,15 +53,16 @@ def test_both_methods_had_the_same_trials_and_the_best_is_used(tuned):
     assert recipes.load(str(tuned), tuned=False).tuned == {}
 
 
-def test_a_recipe_may_be_tuned_as_another_one(capsys):
+def test_a_recipe_may_be_tuned_as_another_one(tmp_path, capsys):
+    nowhere = ["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
     theirs = recipes.load("cifar10-small").tuned
     own = recipes.load("cifar10-small-w96")
-    assert own.tuned == {method: theirs[method] for method in ("none", "wkmedoids")}
+    assert own.tuned == theirs, "any method may be run"
     assert own.digest == recipes.load("cifar10-small-w96", tuned=False).digest
     assert recipes.load("cifar10-small-w96", tuned=False).tuned == {}
     changed = recipes.load("cifar10-small-w96", lines=["finetune.lr=1e-5"])
     assert changed.finetune_of("wkmedoids").lr == 1e-5, "--set is not overruled by a tuning without it"
-    assert main(["run", "--recipe", "cifar10-small-w96", "--set", "finetune.lr=1e-5", "--data", "nowhere"]) == WRONG
+    assert main(["run", "--recipe", "cifar10-small-w96", "--set", "finetune.lr=1e-5", *nowhere]) == WRONG
     assert "is not tuned: cifar10_small.tuned.json was tuned without --set" in capsys.readouterr().err
 
 

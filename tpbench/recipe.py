@@ -258,11 +258,16 @@ def load(name: str, tuned: bool = True, lines: Sequence[str] = ()) -> Recipe:
     recipe = _overridden(_load(name), lines)
     if not tuned:
         return recipe
+    lines_of = _tuned(name, recipe)
+    if recipe.tuned_as and OVERRIDDEN not in recipe.name:
+        lines_of = _tuned(recipe.tuned_as, _load(recipe.tuned_as)) | lines_of
+    return replace(recipe, tuned=lines_of)
+
+
+def _tuned(name: str, recipe: Recipe) -> dict[str, dict[str, float]]:
+    """The lines in a recipe's own tuning file, by method; none where there is no file."""
     path = tuning_path(name, recipe)
-    own = tuning.lines_for(recipe, path) if path.exists() else {}
-    same = recipe.tuned_as and OVERRIDDEN not in recipe.name
-    theirs = load(recipe.tuned_as).tuned if same else {}
-    return replace(recipe, tuned={method: lines for method, lines in theirs.items() if method in recipe.methods} | own)
+    return tuning.lines_for(recipe, path) if path.exists() else {}
 
 
 def _overridden(recipe: Recipe, lines: Sequence[str]) -> Recipe:

@@ -22,8 +22,8 @@ MARGIN = 0.6  # points: what the paper's own Token Pooling loses on DeiT-S alone
 PRESERVED = -10.0  # points; the boundary between "preserved" and "10 to 40 points lost" in the sources
 ONE_BASE = "on one base at 42 % fewer MACs"
 HULL = "over bases of several widths at 42 % fewer MACs"
-EQUAL = "equal accuracy"
-UNREDUCED = "no pooled model, but what a pooled model at this cost has to beat"
+NO_DIFFERENCE = "a difference of 0"
+UNREDUCED = "no pooled model: what a smaller model alone loses"
 EACH = "one schedule, without interpolation"
 NOT_INFERIOR = Rule(low=-MARGIN)
 
@@ -45,7 +45,7 @@ def loss_on_one_base(study: Study) -> Iterator[Reading]:
         unit="points",
         rule=NOT_INFERIOR,
         effect=0.0,
-        claimed=EQUAL,
+        claimed=NO_DIFFERENCE,
         paper="-0.6 at -43 % (DeiT-S); equal at -4 %",
     )
     steps = list(_by_schedule(study, blank, FINE_TUNED))
@@ -122,7 +122,7 @@ def loss_on_the_hull(group: Sequence[Study]) -> Reading:
         unit="points",
         rule=NOT_INFERIOR,
         effect=0.0,
-        claimed=EQUAL,
+        claimed=NO_DIFFERENCE,
         paper="0 at -42 % (hull over four widths)",
     )
     if not several_widths(group):
@@ -144,33 +144,33 @@ def loss_on_the_hull(group: Sequence[Study]) -> Reading:
     return decide([replace(blank, ours=difference, schedule="; ".join(names))])[0]
 
 
-def loss_of_a_narrower_base(group: Sequence[Study]) -> Iterator[Reading]:
-    """What a smaller model alone loses: the widest unreduced base at 42 % fewer MACs or less, minus the largest base.
+def loss_of_a_cheaper_base(group: Sequence[Study]) -> Iterator[Reading]:
+    """What a smaller model alone loses: the dearest unreduced base at 42 % fewer MACs or more, minus the largest base.
 
-    It is only shown: the comparison that a pooled model at this cost has to win.
+    It is only shown, beside the pooled models of the same group.
     """
     largest = max(group, key=lambda study: study.base_macs)
-    narrower = [study for study in group if study.base and study.base_macs <= SHARE * largest.base_macs]
-    if not narrower or not largest.base:
+    cheaper = [study for study in group if study.base and study.base_macs <= SHARE * largest.base_macs]
+    if not cheaper or not largest.base:
         return
-    widest = max(narrower, key=lambda study: study.base_macs)
-    bases = [study.outcomes(study.base, "none", FINE_TUNED) for study in (widest, largest)]
+    dearest = max(cheaper, key=lambda study: study.base_macs)
+    bases = [study.outcomes(study.base, "none", FINE_TUNED) for study in (dearest, largest)]
     common = sorted(bases[0].keys() & bases[1].keys())
     if not common:
         return
-    fewer = 100 * (1 - widest.base_macs / largest.base_macs)
-    test = f"a narrower base: {widest.recipe}, unreduced, at {fewer:.0f} % fewer MACs minus the largest base"
+    fewer = 100 * (1 - dearest.base_macs / largest.base_macs)
+    test = f"a cheaper base: {dearest.recipe}, unreduced, at {fewer:.0f} % fewer MACs minus the largest base"
     points = paired(*({seed: own[seed] for seed in common} for own in bases))
     reading = Reading(
         claim=3,
         topic=test,
         test=test,
-        study=f"{largest.name} + {widest.name}",
-        members=(largest.name, widest.name),
+        study=f"{largest.name} + {dearest.name}",
+        members=(largest.name, dearest.name),
         schedule="none",
         unit="points",
         rule=NOT_INFERIOR,
-        ours=from_outcomes(points, widest.base, largest.base),
+        ours=from_outcomes(points, dearest.base, largest.base),
         shown_only=UNREDUCED,
     )
     yield decide([reading])[0]

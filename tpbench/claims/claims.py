@@ -32,6 +32,7 @@ BY_ACCURACY = (
     at_base.off_the_shelf,
 )
 NO_OUTCOMES = "no per-image outcomes"
+SAME_BASES = "has the same bases as "
 
 
 def readings(studies: Sequence[Study]) -> list[Reading]:
@@ -41,7 +42,7 @@ def readings(studies: Sequence[Study]) -> list[Reading]:
     found += [reading for study in evidence for claim in BY_ACCURACY for reading in by_accuracy(claim(study), study)]
     groups = sharing_a_hull(evidence)
     found += [at_base.loss_on_the_hull(group) for group in groups or [[]]]
-    found += [reading for group in groups for reading in at_base.loss_of_a_narrower_base(group)]
+    found += [reading for group in groups for reading in at_base.loss_of_a_cheaper_base(group)]
     once = counted_once(_without_redundant_gaps(found), evidence)
     closed = [*closed_form.fully_connected(), *closed_form.clustering_is_cheap()]
     return sorted([*decide(closed), *once], key=lambda reading: reading.claim)
@@ -104,7 +105,7 @@ def counted_once(readings: Sequence[Reading], studies: Sequence[Study]) -> list[
         study = by_name.get(reading.study)
         same = [other.study for other in own if _share(study, by_name.get(other.study))]
         if same:
-            found[place] = replace(reading, shown_only=f"has the same bases as {same[0]}, which counts")
+            found[place] = replace(reading, shown_only=f"{SAME_BASES}{same[0]}, which counts")
         else:
             own.append(reading)
     return found

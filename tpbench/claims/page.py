@@ -33,8 +33,8 @@ the paper's own loss on one base; and, where the paper gives no number, 0.5 poin
 objective (starts), 1 % (convergence) and 10 points (accuracy preserved off the shelf). Of studies that share their
 bases, only the most precise counts. The verdict on a claim is the worst verdict of its quantities; each quantity is
 decided by its most precise study. A claim that holds *differs between studies* where any counted reading of another
-study does not; one that does not hold, where everything holds in another study that has the tests which failed. Each
-start of Token Pooling other than its default is a family of its own and only shown."""
+study does not; one that does not hold, where everything holds in another study that has the tests which failed. In
+claims 3 and 4, each start of Token Pooling other than its default is a family of its own and only shown."""
 PAPERS = "the paper's effect"
 HULLS_CLAIM = 3  # equal accuracy at fewer computations
 HULLS_CAPTION = (

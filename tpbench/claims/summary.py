@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import isnan
 from typing import NamedTuple
 
-from tpbench.claims.claims import CLAIMS, imprecision
+from tpbench.claims.claims import CLAIMS, SAME_BASES, imprecision
 from tpbench.claims.verdict import Reading
 from tpbench.report.families import EXCLUDED, FAILS, HOLDS, UNDECIDED
 from tpbench.report.layout import fixed
@@ -79,8 +79,8 @@ def contradicted(verdict: str, chosen: Sequence[Reading], readings: Sequence[Rea
     """Whether another study decides the contrary of a verdict on a claim.
 
     chosen: the readings that the verdict rests on. A claim that holds is contradicted wherever a reading counts that
-    does not. One that does not hold is contradicted by a study in which everything holds, if it has all the tests that
-    failed.
+    does not. One that does not hold is contradicted by a study that has all the tests which failed, if everything holds
+    there: also what does not count because another study has the same bases.
     """
     counted = [reading for reading in readings if reading.counts]
     if verdict == HOLDS:
@@ -90,8 +90,10 @@ def contradicted(verdict: str, chosen: Sequence[Reading], readings: Sequence[Rea
     deciders = {(reading.topic, reading.study) for reading in chosen}
     failed = {r.test for r in counted if r.verdict in NEGATIVE and (r.topic, r.study) in deciders}
     for study in dict.fromkeys(study for reading in counted for study in reading.studies):
-        own = [reading for reading in counted if study in reading.studies]
-        if failed <= {reading.test for reading in own} and all(reading.verdict == HOLDS for reading in own):
+        own = [reading for reading in readings if study in reading.studies]
+        tested = {reading.test for reading in own if reading.counts}
+        judged = [reading for reading in own if reading.counts or reading.shown_only.startswith(SAME_BASES)]
+        if failed <= tested and all(reading.verdict == HOLDS for reading in judged):
             return True
     return False
 
@@ -169,11 +171,15 @@ def _others(readings: Sequence[Reading]) -> Iterator[str]:
     """The verdicts of every study on the topics that other studies decide, each with its least favourable reading."""
     decided = {(reading.topic, reading.study) for reading in deciding(readings)}
     counted = [reading for reading in readings if reading.counts and reading.study]
-    counted = [reading for reading in counted if (reading.topic, reading.study) not in decided]
     for study in dict.fromkeys(reading.study for reading in counted):
-        own = [reading for reading in counted if reading.study == study]
+        everything = [reading for reading in counted if reading.study == study]
+        own = [reading for reading in everything if (reading.topic, study) not in decided]
+        if not own:
+            continue
+        rest = "" if len(own) == len(everything) else ", on the other quantities"
         worst = min(deciding(own), key=favourability)
-        yield f"{study}: {overall(own)} ({worst.topic} {value_text(worst)} {worst.unit})"
+        name = worst.topic if is_only_one_of_topic(worst, own) else worst.test
+        yield f"{study}{rest}: {overall(own)} ({name} {value_text(worst)} {worst.unit})"
 
 
 def _seeds(chosen: Sequence[Reading], study: str) -> str:

@@ -38,8 +38,8 @@ class Reading:
 
     topic: the name of the quantity in the summary; test: what exactly was compared. ours: our value in `unit`, with
     its standard error over seeds (and images), or without one if the value is computed and not sampled (exact).
-    effect: the paper's number in the same unit, NaN if it gives none; paper: the same in words; claimed: what the
-    effect means where it is no difference that the paper measured, such as "equal accuracy". logarithm: whether
+    effect: the paper's number in the same unit, NaN if it gives none; paper: the same in words; claimed: what to
+    call the effect where it is no difference that the paper measured, such as "a difference of 0". logarithm: whether
     value, rule and effect are logarithms, which are shown as ratios. missing: what would have to be measured.
     shown_only: why this reading does not count, for instance because another reading averages it with others. start:
     where the clustering starts, if not by default; such a reading is only shown. members: the studies that a reading

@@ -41,9 +41,10 @@ def load_recipe(arguments: Namespace, tuned: bool = True) -> Recipe:
     from tpbench import recipe as recipes
 
     recipe = recipes.load(arguments.recipe, tuned=tuned, lines=arguments.lines)
-    plain = recipes.tuning_path(recipe.tuned_as or arguments.recipe)
-    if tuned and recipes.OVERRIDDEN in recipe.name and plain.exists() and not recipe.tuned:
-        say(f"{recipe.name} is not tuned: {plain.name} was tuned without --set and is not used", DONE)
+    plain = [recipes.tuning_path(name) for name in (arguments.recipe, recipe.tuned_as) if name]
+    unused = [path.name for path in plain if path.exists()]
+    if tuned and recipes.OVERRIDDEN in recipe.name and unused and not recipe.tuned:
+        say(f"{recipe.name} is not tuned: {' and '.join(unused)} was tuned without --set and is not used", DONE)
     return recipe if arguments.data is None else recipes.with_data_at(recipe, arguments.data)
 
 

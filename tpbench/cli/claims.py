@@ -9,7 +9,7 @@ from tpbench.cli.exit_codes import DONE
 from tpbench.cli.unreadable import report_unreadable
 
 HELP = "test the paper's eight claims against the records of results folders"
-EXAMPLE = "tpbench claims results/cifar10 results/cifar10-w128"
+EXAMPLE = "tpbench claims results/cifar10-small results/digits --out FOLDER"
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:

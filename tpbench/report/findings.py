@@ -43,9 +43,10 @@ def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
     frame = comparison.frame
     names = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].unique()
     methods = {name.partition("(")[0] for name in names}
-    settings = len(set(names) - methods)
+    settings = len(names) - len(methods)
     seeds = len({record.seed for record in comparison.records})
-    fewest = min(Counter((record.method, record.schedule) for record in comparison.records).values())
+    good = [(record.method, record.schedule) for record in comparison.records if record.error is None]
+    fewest = min(Counter(good).values(), default=seeds)
     schedules = int(frame.loc[~frame["unreduced"], "schedule"].nunique())
     numbers = [counted(len(methods), "method"), counted(schedules, "schedule"), counted(seeds, "seed")]
     numbers[0] += f" (and {counted(settings, 'other setting')})" if settings else ""

@@ -53,7 +53,7 @@ def section(comparison: Comparison) -> list[str]:
     found = overview(comparison)
     if found is None:
         return []
-    order = "Methods are in the order of their mean over the budgets at which all of them were measured."
+    order = "Methods are in the order of their mean over the budgets that most of them have; others follow."
     return ["### All budgets", "", f"{found.about} {order}", "", *found.table()]
 
 
@@ -68,7 +68,7 @@ def _heads(comparison: Comparison, schedules: list[str]) -> list[str]:
 def _rows(comparison: Comparison, schedules: list[str]) -> Iterator[tuple[str, list[str]]]:
     """The base, then the methods that have an accuracy at any budget.
 
-    They are ordered by their mean over the budgets that all of them have; without any such, by the number of budgets.
+    They are ordered by their mean over the budgets that most of them have; those that lack one of these come last.
     """
     by_method: dict[str, dict[str, Row]] = {}
     for row in comparison.rows:
@@ -76,14 +76,16 @@ def _rows(comparison: Comparison, schedules: list[str]) -> Iterator[tuple[str, l
             by_method.setdefault(row["method"], {})[row["schedule"]] = row
     bases = {row["method"]: row for row in comparison.rows if row["unreduced"]}
     for name, row in bases.items():
-        yield name, [escape(name), "", *([fixed(_top1(comparison, row), 1)] * len(schedules))]
+        stages = [comparison.tables[schedule].stage for schedule in schedules]
+        yield name, [escape(name), "", *(fixed(row[f"{stage}_top1_percent"], 1) for stage in stages)]
 
     shown = {name: rows for name, rows in by_method.items() if name not in bases and rows.keys() & set(schedules)}
-    common = [schedule for schedule in schedules if all(schedule in rows for rows in shown.values())]
+    usual = [text for text in schedules if 2 * sum(text in rows for rows in shown.values()) > len(shown)] or schedules
 
     def place(name: str) -> tuple[int, float]:
-        budgets = common or [schedule for schedule in schedules if schedule in shown[name]]
-        return -len(budgets), -fmean(_top1(comparison, shown[name][schedule]) for schedule in budgets)
+        known = [text for text in usual if text in shown[name]]
+        budgets = known or [text for text in schedules if text in shown[name]]
+        return -len(known), -fmean(_top1(comparison, shown[name][text]) for text in budgets)
 
     for name in sorted(shown, key=place):
         cells = [_cell(comparison, shown[name].get(schedule)) for schedule in schedules]

@@ -8,9 +8,8 @@ family; methods of one family differ in their dashes. Other methods are grey poi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK = "#222222"
 GREY = "#777777"
 FAINT = "#C9CDD2"
+SAME_MACS = 1.0  # percent of the unreduced model's, by which rows at one share of the multiply-adds may differ
 EMPHASISED = 8  # methods with a label
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -63,6 +63,7 @@ class Axis(NamedTuple):
 
     values: pd.Series
     label: str
+    slack: float = 0.0  # percent by which costs may differ and still count as equal
 
 
 class Label(NamedTuple):
@@ -119,24 +120,18 @@ def draw(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The Pareto front of (cost, accuracy) points, from low to high cost."""
+def front(points: Sequence[tuple[float, float]], slack: float = 0.0) -> list[tuple[float, float]]:
+    """The Pareto front of (cost, accuracy) points, from low to high cost.
+
+    A point that is cheaper than a more accurate one by no more than `slack` is left out too.
+    """
     kept: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or accuracy > kept[-1][1]:
+            while slack and kept and cost - kept[-1][0] <= slack:
+                kept.pop()
             kept.append((cost, accuracy))
     return kept
-
-
-def best_by_percent(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The most accurate of the (cost in percent, accuracy) points that cost equally much, to a whole percent.
-
-    Rows at one share of the multiply-adds differ by up to 1 %, which must not put the cheapest of them on the front.
-    """
-    best: dict[int, tuple[float, float]] = {}
-    for cost, accuracy in points:
-        best[round(cost)] = max(best.get(round(cost), (cost, accuracy)), (cost, accuracy), key=itemgetter(1))
-    return list(best.values())
 
 
 def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
@@ -145,7 +140,7 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
     if share.notna().any():
         base = frame.loc[frame["unreduced"], "gmacs"].dropna()
         per_image = f" ({1000 * base.iloc[0]:.3g} M per image)" if len(base) else ""
-        yield Axis(share, f"multiply-adds, % of the unreduced model's{per_image}")
+        yield Axis(share, f"multiply-adds, % of the unreduced model's{per_image}", slack=SAME_MACS)
     timed = {int(match[1]): name for name in frame if (match := re.fullmatch(r"timed_b(\d+)_speedup", name))}
     if timed:
         values = 100 / frame[timed[max(timed)]]
@@ -172,7 +167,7 @@ def emphasised(comparison: Comparison, costs: Sequence[Axis]) -> list[str]:
     fronts = []
     for cost in costs:
         own = reduced.assign(**{COST: cost.values}).dropna(subset=[COST])
-        points = set(front(best_by_percent(zip(own[COST], own[top1]))))
+        points = set(front(list(zip(own[COST], own[top1])), cost.slack))
         fronts.append([row["method"] for row in own.to_dict("records") if (row[COST], row[top1]) in points])
     order = [comparison.contrast.reference]
     for methods in fronts:
@@ -199,7 +194,7 @@ def _panel(panel: Axes, comparison: Comparison, cost: Axis, named: Sequence[str]
         return
     low, high = _frame(panel, known=known, top1=top1, named=named)
     reduced = known[~known["unreduced"]]
-    points = front(best_by_percent(zip(known[COST], known[top1])))
+    points = front(list(zip(known[COST], known[top1])), cost.slack)
     look = {"color": FAINT, "linewidth": 5, "alpha": 0.8, "solid_capstyle": "round", "solid_joinstyle": "round"}
     panel.plot(*zip(*points), drawstyle="steps-post", zorder=1, **look)
     quiet = reduced[~reduced["method"].isin(named)]
