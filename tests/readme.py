@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from math import isnan
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,7 @@ STUDIES = (
 )
 
 
+@cache
 def section() -> str:
     """For each study the findings, a short table and a figure; then seconds on a larger model."""
     parts = [part for study in STUDIES for part in shown(study)]
