@@ -77,7 +77,7 @@ def shown(study: Study) -> Iterator[str]:
         f"The best of each family, the reference and the best of its other settings, if any, at `{study.schedule}`"
         f" ([all rows and budgets]({results}/README.md)):"
     )
-    yield textwrap.fill(chosen_rows, WIDTH, break_long_words=False, break_on_hyphens=False)
+    yield readme_claims.filled(chosen_rows)
     yield compared(rows)
     yield f"![{study.figure} of {study.name}]({results}/figures/{comparison.machine}-{study.figure}.png)"
 

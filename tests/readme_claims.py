@@ -25,29 +25,32 @@ class Claims:
 
     def __init__(self):
         self.rows = pd.read_csv(RESULTS / "claims.csv", keep_default_na=False, na_values={"value": "", "low": ""})
-        self.studies = set(self.rows["study"])
         page = (RESULTS / "claims.md").read_text(encoding="utf-8")
         self.verdicts = {int(claim): verdict for claim, verdict in re.findall(r"^(\d)\. .*: \*\*(.+?)\*\*", page, re.M)}
 
     def row(self, claim: int, test: str, study: str = "") -> pd.Series:
         """The only reading of a claim with this test, in a study or in any: the one that counts, or is told alone."""
-        own = self.rows[(self.rows["claim"] == claim) & (self.rows["study"].isin([study] if study else self.studies))]
-        own = own[own["test"].str.startswith(test) & (own["counts"] | own["remark"].str.match(ALONE))]
+        own = self.rows[(self.rows["claim"] == claim) & self.rows["test"].str.startswith(test)]
+        own = own[own["counts"] | own["remark"].str.match(ALONE)]
+        own = own[own["study"] == study] if study else own
         if len(own) != 1:
             raise ValueError(f"{len(own)} readings of {test!r} in {study or 'any study'}")
         return own.iloc[0]
 
     def points(self, claim: int, test: str, study: str = NATURAL) -> str:
-        """A reading in points: "+0.8 ±0.3"."""
-        row = self.row(claim, test, study)
-        return f"{row['value']:+.1f} ±{(float(row['high']) - float(row['low'])) / 2:.1f}"
+        """The only reading with this test, in points."""
+        return in_points(self.row(claim, test, study))
 
     def against_rivals(self, pooling: str, study: str = NATURAL) -> str:
         """Token Pooling minus each of its four rivals, in points, and over how many budgets."""
         rows = [self.row(4, f"equal MACs: {pooling} minus {rival}", study) for rival in RIVALS]
         (budgets,) = {len(row["schedule"].split("; ")) for row in rows}
-        points = ", ".join(self.points(4, row["test"], study) for row in rows)
-        return f"{points} (means over {NUMBERS[budgets]} budgets)"
+        return f"{', '.join(in_points(row) for row in rows)} (means over {NUMBERS[budgets]} budgets)"
+
+
+def in_points(row: pd.Series) -> str:
+    """A reading in points: "+0.8 ±0.3"."""
+    return f"{row['value']:+.1f} ±{(float(row['high']) - float(row['low'])) / 2:.1f}"
 
 
 def section() -> str:
@@ -58,11 +61,12 @@ def section() -> str:
         " In points of top-1, on CIFAR-10 and on digits, fine-tuned unless said otherwise:"
     )
     items = [f"- **{name}: {claims.verdicts[claim]}.** {text}" for claim, name, text in sentences(claims)]
-    return "\n".join(textwrap.fill(about, WIDTH).splitlines() + [""] + [filled(item) for item in items])
+    return "\n\n".join([filled(about), "\n".join(filled(item, indent="  ") for item in items)])
 
 
-def filled(item: str) -> str:
-    return textwrap.fill(item, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def filled(text: str, indent: str = "") -> str:
+    """A paragraph in lines that fit an editor; links and words with hyphens stay whole."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def sentences(claims: Claims) -> Iterator[tuple[int, str, str]]:
@@ -84,8 +88,8 @@ def sentences(claims: Claims) -> Iterator[tuple[int, str, str]]:
         f" ({claims.points(3, 'one base: wkmedoids(init=grid) at')} from a grid), by"
         f" {claims.points(3, 'one base: wkmedoids at', DIGITS)} on digits. The best pooled model on bases of three"
         f" widths ({hull['schedule']}) differs from the largest base by"
-        f" {claims.points(3, hull['test'], hull['study'])}. A narrower base without any reduction, at {saved} fewer"
-        f" multiply-adds, differs from it by {claims.points(3, cheaper['test'], cheaper['study'])}.",
+        f" {in_points(hull)}. A narrower base without any reduction, at {saved} fewer"
+        f" multiply-adds, differs from it by {in_points(cheaper)}.",
     )
     weighted = ("wkmedoids minus kmedoids", "wkmeans minus kmeans")
     natural, digits = (

@@ -15,14 +15,13 @@ from tpbench.claims.contrasts import between, unequal
 from tpbench.claims.study import OTHER_START, POOLING, Study
 from tpbench.claims.verdict import Reading, Rule, decide
 from tpbench.report import published
+from tpbench.report.methods import without_settings
 
 RIVALS = {"topk": "PoWER-BERT", "importance": "importance", "random": "random", "strided_conv": "convolution"}
 WEIGHTED = {"wkmedoids": "kmedoids", "wkmeans": "kmeans"}
 ROBUST = 0.5  # points; our choice, since the paper gives no number for "robust" and "converges"
 EQUAL_MACS = "equal MACs"
 COSTS = {EQUAL_MACS: "macs=", "equal latency": "latency=", "equal tokens": ""}
-SETTINGS = "accuracy, settings minus the default"
-SETTING = re.compile(rf"^{POOLING}\((init|iterations)=(\w+)\)$")
 SECOND = "the paper compares at equal multiply-adds"
 DETAIL = "one of several schedules, whose mean counts"
 
@@ -124,7 +123,7 @@ def over_schedules(family: Family, contrasts: Sequence[Contrast], schedules: Seq
 def _reading(family: Family, contrast: Contrast, schedules: Sequence[str]) -> Reading:
     study = family.study
     shares = [study.macs_share(contrast.a, schedule) for schedule in schedules]
-    effects = [paper_difference(contrast.a.partition("(")[0], contrast.b, share) for share in shares]
+    effects = [paper_difference(without_settings(contrast.a), contrast.b, share) for share in shares]
     effect = fmean(effects) if family.rule.side else nan
     difference = between(study, contrast.a, b=contrast.b, schedules=schedules)
     test = family.heading + contrast.name
@@ -167,6 +166,9 @@ def accuracy_at(line: Sequence[tuple[float, float]], macs: float) -> float:
 
 
 # ------------------------------------------------------------------------------------------ settings
+
+SETTINGS = "accuracy, settings minus the default"
+SETTING = re.compile(rf"^{POOLING}\((init|iterations)=(\w+)\)$")
 
 
 def settings_do_not_matter(study: Study) -> Iterator[Reading]:

@@ -16,11 +16,11 @@ import pandas as pd
 from tpbench.claims.study import FINE_TUNED, Study
 from tpbench.errors import UsageError
 from tpbench.outcomes import paired
+from tpbench.report.cost_columns import SAME_MACS
 from tpbench.report.estimates import MIN_DF, Difference, combined
 from tpbench.report.statistics import fit
 from tpbench.report.two_way import from_outcomes, with_images
 
-SAME_MACS = 0.01  # rows at equal MACs may differ by this share of the base's
 SAME_LATENCY = 0.05  # the same for latency, which `measure.latency_budget` meets no more precisely
 
 

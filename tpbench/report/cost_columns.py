@@ -8,6 +8,7 @@ from math import nan
 from tpbench.report import layout, published
 from tpbench.report.column import Column, Source
 
+SAME_MACS = 0.01  # rows at equal MACs may differ by this share of the base's
 GIGA = 1e9
 MIB = 2**20
 

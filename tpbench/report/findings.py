@@ -13,7 +13,7 @@ from tpbench.report.families import BETTER, EQUIVALENT, NOT_INFERIOR, UNDECIDED,
 from tpbench.report.first import fullest
 from tpbench.report.frame import Comparison, batch_sizes, timed_sizes
 from tpbench.report.layout import Row, fixed, spread_out
-from tpbench.report.methods import NULL
+from tpbench.report.methods import NULL, without_settings
 from tpbench.report.phrases import are, counted, points
 from tpbench.report.standings import OFF_THE_SHELF, Standings
 
@@ -25,7 +25,8 @@ def findings(comparison: Comparison) -> list[str]:
     """The sentences, the most important first."""
     measured = [table for table in comparison.tables.values() if table.model is not None]
     compared = [table for table in measured if table.judgements] or measured
-    compared = [table for table in compared if table.schedule in fullest(comparison)] or compared
+    shown_first = fullest(comparison)
+    compared = [table for table in compared if table.schedule in shown_first] or compared
     shown = [table for table in compared if table.schedule.startswith(EQUAL_COST)] or compared
     told = spread_out(shown, MOST_SCHEDULES)
     found = [_scope(comparison, told)]
@@ -42,16 +43,15 @@ def _scope(comparison: Comparison, tables: Sequence[Standings]) -> str:
     """What was compared, and the smallest detectable difference."""
     frame = comparison.frame
     names = frame.loc[~frame["unreduced"] & (frame["family"] != NULL), "method"].unique()
-    methods = {name.partition("(")[0] for name in names}
+    methods = {without_settings(name) for name in names}
     settings = len(names) - len(methods)
     seeds = len({record.seed for record in comparison.records})
     good = [(record.method, record.schedule) for record in comparison.records if record.error is None]
     fewest = min(Counter(good).values(), default=seeds)
     schedules = int(frame.loc[~frame["unreduced"], "schedule"].nunique())
-    numbers = [counted(len(methods), "method"), counted(schedules, "schedule"), counted(seeds, "seed")]
-    numbers[0] += f" (and {counted(settings, 'other setting')})" if settings else ""
-    numbers[2] = f"{fewest} to {numbers[2]}" if fewest < seeds else numbers[2]
-    said = f"{numbers[0]} at {numbers[1]} over {numbers[2]} on {comparison.machine}"
+    rows = counted(len(methods), "method") + (f" (and {counted(settings, 'other setting')})" if settings else "")
+    repeated = (f"{fewest} to " if fewest < seeds else "") + counted(seeds, "seed")
+    said = f"{rows} at {counted(schedules, 'schedule')} over {repeated} on {comparison.machine}"
     smallest = [table for table in tables if not isnan(table.smallest)]
     if not smallest:
         why = "with one seed" if seeds == 1 else "with so few values"

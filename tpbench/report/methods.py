@@ -15,15 +15,20 @@ FAMILIES_SHOWN = (*FAMILIES, NULL, OTHER)
 SETTING = "finetune_seed"
 
 
+def without_settings(method: str) -> str:
+    """The name of a row's method alone: "wkmedoids" of "wkmedoids(init=grid)"."""
+    return method.partition("(")[0]
+
+
 def family(method: str) -> str:
     """The family of a row's method, from its card; "other" if the card is missing or names no family."""
-    card = _cards().get(method.partition("(")[0])
+    card = _cards().get(without_settings(method))
     return card.family if card is not None and card.family else OTHER
 
 
 def is_token_pooling(method: str) -> bool:
     """Whether a row's method is a form of Token Pooling: its module lies in `tpbench.pooling`."""
-    card = _cards().get(method.partition("(")[0])
+    card = _cards().get(without_settings(method))
     return card is not None and card.module.startswith("tpbench.pooling")
 
 

@@ -32,7 +32,8 @@ class Overview(NamedTuple):
 
 def overview(comparison: Comparison) -> Overview | None:
     """The overview of the budgets that are shown first; None with fewer than two."""
-    schedules = [schedule for schedule in comparison.tables if schedule in fullest(comparison)]
+    shown_first = fullest(comparison)
+    schedules = [schedule for schedule in comparison.tables if schedule in shown_first]
     rows = dict(_rows(comparison, schedules))
     if len(schedules) < 2 or not rows:
         return None

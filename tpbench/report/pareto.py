@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from tpbench.report.cost_columns import SAME_MACS
 from tpbench.report.first import fullest
 from tpbench.report.frame import Comparison, batch_sizes
 from tpbench.report.layout import half_width_of
@@ -32,7 +33,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK = "#222222"
 GREY = "#777777"
 FAINT = "#C9CDD2"
-SAME_MACS = 1.0  # percent of the unreduced model's, by which rows at one share of the multiply-adds may differ
 EMPHASISED = 8  # methods with a label
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -140,7 +140,7 @@ def _costs(frame: pd.DataFrame) -> Iterator[Axis]:
     if share.notna().any():
         base = frame.loc[frame["unreduced"], "gmacs"].dropna()
         per_image = f" ({1000 * base.iloc[0]:.3g} M per image)" if len(base) else ""
-        yield Axis(share, f"multiply-adds, % of the unreduced model's{per_image}", slack=SAME_MACS)
+        yield Axis(share, f"multiply-adds, % of the unreduced model's{per_image}", slack=100 * SAME_MACS)
     timed = {int(match[1]): name for name in frame if (match := re.fullmatch(r"timed_b(\d+)_speedup", name))}
     if timed:
         values = 100 / frame[timed[max(timed)]]
