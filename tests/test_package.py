@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import methods_page
+import pandas as pd
 import pytest
 import readme
+import readme_claims
 
 from tpbench import recipe, registry
 from tpbench.cli import main
@@ -74,6 +76,44 @@ def test_the_readme_shows_the_committed_results():
         assert readme.updated(changed) == text, "control: a changed number is undone"
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_numbers_of_the_readmes_advice_are_those_of_the_tables():
+    """Every number with a decimal in README's prose on which method to use."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    advice = re.search(r"## Which method\?\n(.*?)\n## ", text, re.DOTALL)[1]
+    small = table("cifar10-small/tables/nvidia-h200-51c2")
+    narrow = table("cifar10-small-w96/tables/nvidia-h200-51c2").query("unreduced").iloc[0]
+    base = small.query("unreduced").iloc[0]
+    rows = {(row.method, row.schedule): row for row in small.itertuples()}
+    half, third = "macs=0.5@0,1,2", "macs=0.3@0,1,2"
+    leaders = ("atc", "ltmp", "dtem", "mctf", "tome", "pitome", "tofu")
+    best = [rows[name, half].fine_tuned_top1_percent for name in leaders]
+    followers = [rows[name, third].fine_tuned_top1_percent for name in ("dpcknn", "mctf", "tome")]
+    known = [narrow.fine_tuned_top1_percent, min(best), max(best), min(followers), max(followers)]
+    known += [base.fine_tuned_top1_percent, rows["atc", third].fine_tuned_top1_percent]
+    known += [base.off_the_shelf_top1_percent, rows["patch_dropout", half].off_the_shelf_top1_percent]
+    mild = small.query("schedule == 'macs=0.9@0,1,2' and new_parameters == 0")
+    lost = mild.off_the_shelf_top1_percent - mild.fine_tuned_top1_percent
+    known += [base.off_the_shelf_top1_percent - base.fine_tuned_top1_percent, lost.min(), lost.max()]
+    claims = readme_claims.Claims()
+    for start in ("grid", "random"):
+        test = f"equal MACs: wkmedoids(init={start}) minus random"
+        known.append(claims.row(4, test, readme_claims.NATURAL)["value"])
+    digits = table("digits/tables/amd-epyc-2c-3e9e").query(f"schedule == '{third}' and method == 'random'").iloc[0]
+    known.append(abs(digits.reference_difference_points))
+    speed = table("deit_s_speed/tables/nvidia-h100-80gb-hbm3-f48f-speed").query("batch == 256 and role == 'reduced'")
+    fastest = speed.groupby("method").speedup.max()
+    speeds = [fastest[name] for name in ("patch_dropout", "topk", "wkmedoids", "tome")]
+    speeds.append(speed.query("method == 'tome'").promised.iloc[0])
+    expected = {f"{value:.1f}" for value in known} | {f"{value:.2f}" for value in speeds}
+    budgets = {"0.3", "0.5", "0.7", "0.9"}
+    assert set(re.findall(r"\d+\.\d+", advice)) - budgets == expected - budgets
+
+
+def table(name: str) -> pd.DataFrame:
+    """A committed table."""
+    return pd.read_csv(ROOT / "results" / f"{name}.csv")
 
 
 def test_committed_records_are_of_the_packaged_recipes():
